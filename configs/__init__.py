@@ -1,0 +1,1 @@
+"""What to run: one short file per stage, get_config(variant) -> ConfigDict."""

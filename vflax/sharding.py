@@ -2,11 +2,122 @@
 
 from __future__ import annotations
 
-import jax
-from jax.sharding import PartitionSpec
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vflax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
 # Every batch dimension is spread over both of these.
 BATCH_AXES = ("data", "fsdp")
+
+# (pattern for the whole path, axis per dimension). The first match decides. Kernels are [in, out] behind the
+# stacked layer axis; a column-parallel kernel shards its outputs over `tensor`, a row-parallel one its inputs
+# (Shoeybi et al., Megatron-LM, 2019), and `fsdp` takes the other dimension.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"decoder/embed_tokens/embedding", ("tensor", "fsdp")),
+    (r"decoder/lm_head/kernel", ("fsdp", "tensor")),
+    (r"decoder/layers/(attention/(q|k|v)|mlp/(gate|up))/kernel", (None, "fsdp", "tensor")),
+    (r"decoder/layers/(attention/o|mlp/down)/kernel", (None, "tensor", "fsdp")),
+    (r"vision/layers/(attention/(q|k|v)|mlp/fc1)/kernel", (None, "fsdp", "tensor")),
+    (r"vision/layers/(attention/out|mlp/fc2)/kernel", (None, "tensor", "fsdp")),
+    (r"vision/patch_embedding/kernel", (None, None, None, "fsdp")),
+    (r"vision/position_embedding", (None, "fsdp")),
+    (r"bridge/layers_\d+/kernel", ("fsdp", "tensor")),
+    (r".*/(scale|bias)|vision/class_embedding", ()),
+)
+# A model with more of its bytes than this on every device is refused: a rule must be missing.
+MAX_UNSHARDED = 0.02
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Build the (data, fsdp, tensor) mesh; one of the sizes may be -1 and takes what is left.
+
+    `data` runs across slices where there are several (DCN), the rest inside a slice (ICI).
+
+    Raises:
+        UserError: when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    named = dict(zip(AXES, sizes, strict=True))
+    fixed = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise UserError(f"config.mesh={named}: each size is a positive number, and at most one is -1 (what is left)")
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"config.mesh={named} needs {fixed} devices (times the -1), but there are {len(devices)}. "
+            "Set config.mesh.data, .fsdp and .tensor so that their product is the number of devices."
+        )
+    slices = {getattr(d, "slice_index", 0) for d in devices}
+    if len(slices) > 1:
+        if sizes[0] % len(slices):
+            raise UserError(f"config.mesh.data={sizes[0]} must be a multiple of the {len(slices)} slices")
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (sizes[0] // len(slices), *sizes[1:]), (len(slices), 1, 1), devices, allow_split_physical_axes=True
+        )
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def param_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """The partition of one parameter: its rule, less the axes that do not divide their dimension.
+
+    Raises:
+        UserError: when no rule covers the path.
+    """
+    for pattern, axes in RULES:
+        if re.fullmatch(pattern, path):
+            kept = [
+                axis if axis is not None and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
+                for axis, size in zip(axes, shape, strict=False)
+            ]
+            return PartitionSpec(*kept)
+    raise UserError(f"vflax/sharding.py has no rule for the parameter {path!r}")
+
+
+def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """{path: NamedSharding} for {path: anything with .shape and .dtype}, after the coverage check.
+
+    Raises:
+        UserError: when more than 2 % of the model's bytes would lie whole on every device of the fsdp and
+            tensor axes; the largest such parameters are named.
+    """
+    specs = {path: param_spec(path, leaf.shape, mesh) for path, leaf in params.items()}
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        size = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in params.items()}
+        whole = {path: size[path] for path, spec in specs.items() if all(axis is None for axis in spec)}
+        share = sum(whole.values()) / max(1, sum(size.values()))
+        if share > MAX_UNSHARDED:
+            worst = sorted(whole, key=whole.__getitem__, reverse=True)[:5]
+            raise UserError(
+                f"{share:.1%} of the model is not sharded over mesh {dict(mesh.shape)} (at most {MAX_UNSHARDED:.0%} may be): "
+                + ", ".join(f"{path} {tuple(params[path].shape)}" for path in worst)
+                + ". Choose config.mesh.fsdp and config.mesh.tensor so that they divide these shapes."
+            )
+    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch leaf [A, B, ...]: accumulation steps in sequence, rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:

@@ -1,0 +1,131 @@
+"""The keys that every stage has, with the values that all of them share.
+
+Where a number has no citation it is our choice. [LLaVA-1.5] is scripts/v1_5 of LLaVA 1.2.2 and Liu et al., 2023
+(arXiv 2310.03744); [VF] is Xu et al., 2024 (arXiv 2402.11690).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from vflax.errors import UserError
+
+VARIANTS = ("13b", "7b", "tiny")
+
+# Dimensions of the tiny model: 64 image tokens, 1.6 M parameters, learns on two CPU cores in minutes.
+TINY_VISION = {
+    "image_size": 64, "patch_size": 8, "width": 128, "mlp_dim": 512, "num_layers": 5, "num_heads": 4,
+    "hidden_act": "quick_gelu", "norm_eps": 1e-5,
+    # CLIP's own channel statistics.
+    "image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711),
+}  # fmt: skip
+TINY_DECODER = {
+    "width": 128, "mlp_dim": 352, "num_layers": 4, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32,
+    "norm_eps": 1e-5, "rope_theta": 10000.0, "max_positions": 1024, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def source(path: str, split: str = "train") -> ConfigDict:
+    """One entry of data.sources: a TFDS directory, or "mini:stageN" for the built-in data."""
+    return ConfigDict(
+        {
+            "path": path,
+            "split": split,
+            "weight": 1.0,  # how often an epoch holds each sample; 0.5 is a fresh half each epoch
+            "cap": 0,  # at most so many samples per task; 0: all
+            "include": (),  # task names or globs; empty: all
+            "exclude": (),
+        }
+    )
+
+
+def check_variant(variant: str, known: tuple[str, ...] = VARIANTS) -> None:
+    """Refuse a variant that the config does not have."""
+    if variant not in known:
+        raise UserError(f"the config has no variant {variant!r}; it has: {', '.join(known)}")
+
+
+def base(stage: int, variant: str) -> ConfigDict:
+    """Every key with its common value; a stage file overrides what is its own."""
+    return ConfigDict(
+        {
+            "stage": stage,
+            "variant": variant,
+            "seed": 42,  # [LLaVA-1.5] Hugging Face's default
+            "epochs": 1,  # [LLaVA-1.5], [VF]
+            "steps": 0,  # optimizer steps; 0: epochs decide
+            "model": {
+                "bridge": "mlp2x_gelu",  # [LLaVA-1.5]
+                "feature_layer": -2,  # [LLaVA-1.5] the last tower layer is never used
+                "keep_cls": False,  # [LLaVA-1.5] "patch"
+                # Dimensions come with the weights; only a model that starts from random ones names them here.
+                "vision": {},
+                "decoder": {},
+            },
+            "init": {
+                "checkpoint": "",  # WORKDIR of an earlier stage, or a Hugging Face LLaVA directory
+                "make": "",  # the config that makes `checkpoint` where it is not there yet
+                "vision": "",  # or: a CLIP directory, ...
+                "decoder": "",  # ... a LLaMA, Vicuna or Mistral directory, ...
+                "bridge": "",  # ... and a projector file; empty: a random bridge
+            },
+            "tokenizer": "",  # a directory; empty: the one that comes with the weights
+            "template": "vicuna_v1",  # [LLaVA-1.5]
+            "image": {
+                "mode": "pad",  # [LLaVA-1.5] image_aspect_ratio pad
+                "position": "front",  # [LLaVA-1.5] the image goes before the text of its turn
+            },
+            "data": {
+                "sources": (source("data/vision-flan"),),
+                "eval_split": "test",  # held-out samples, where a source has such a split
+                "order": "shuffle",
+                "budget": 0,  # samples drawn from all sources together, by the seed; 0: all
+                "packing": True,
+                "max_length": 2048,  # [LLaVA-1.5] model_max_length
+                "slots": 3,  # images per row: 3 x 576 tokens leave 320 for text
+                "max_problem_share": 0.01,  # more samples than this dropped: the run refuses to start
+                "threads": 8,
+            },
+            "batch": {"samples": 128, "accumulation": 1},  # [LLaVA-1.5] 16 x 8
+            "optimizer": {
+                "lr": 2e-5,  # [LLaVA-1.5], [VF]
+                "bridge_lr": 0.0,  # 0: as lr
+                "schedule": "cosine",  # [LLaVA-1.5]
+                "warmup": 0.03,  # [LLaVA-1.5] warmup_ratio
+                "decay": 0.0,  # [LLaVA-1.5]
+                "clip": 1.0,  # Prismatic's reproduction; in LLaVA's DeepSpeed configs clipping most likely never applied
+                "b1": 0.9, "b2": 0.999, "eps": 1e-8,  # [LLaVA-1.5] adamw_torch
+                "moment_dtype": "float32",
+            },
+            "freeze": (
+                (r"vision/.*", "frozen"),  # [LLaVA-1.5], [VF]
+                (r"bridge/.*", "trainable"),
+                (r"decoder/.*", "trainable"),
+            ),
+            "loss": {"reduction": "global"},
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: all devices that are left
+            "remat": "full",  # [LLaVA-1.5] gradient checkpointing
+            "attention": "auto",
+            "dtype": "bfloat16",  # [LLaVA-1.5] bf16 compute; masters and moments are float32
+            "checkpoint": {"every": 500, "keep": 2, "best_metric": "eval/loss"},
+            "evaluate": {"every": 0, "tasks": ("loss",), "samples_per_task": 25, "max_new_tokens": 64},
+            "logging": {"every": 1, "tensorboard": True},
+            "export": True,  # write WORKDIR/export at the end
+        }
+    )  # fmt: skip
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+    """What all tiny stages change: built-in data, 64 px, float32, no rematerialisation. All numbers are ours."""
+    config.tokenizer = "mini:tokenizer"
+    config.data.sources = (source(f"mini:stage{config.stage}"),)
+    config.data.max_length = 320
+    config.data.slots = 4
+    config.data.threads = 2
+    config.optimizer.b2 = 0.99
+    config.mesh.data, config.mesh.fsdp = -1, 1
+    config.remat = "none"
+    config.dtype = "float32"
+    config.checkpoint.every = 200
+    config.evaluate.every = 200
+    return config

@@ -1,0 +1,39 @@
+"""Stage 2, 1,000 GPT-4-style examples: bridge and decoder learn to answer as people like -> VISION-FLAN CHAT.
+
+    python -m vflax.launch --config=configs/stage2.py --workdir=runs/stage2
+    python -m vflax.launch --config=configs/stage2.py:tiny --workdir=runs/stage2-tiny
+
+[VF] states lr 1e-5, batch 8, 128 steps on 1,000 examples drawn at random from LLaVA's GPT-4 data. Read as 8 in all
+that is 1,024 samples, about one epoch: the variants 13b and 7b. Read as 8 per device on 8 devices it is 8,192
+samples, about eight epochs: 13b-per-device and 7b-per-device.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = ("13b", "7b", "13b-per-device", "7b-per-device", "tiny")
+
+
+def get_config(variant: str = "13b") -> ConfigDict:
+    common.check_variant(variant, VARIANTS)
+    config = common.base(2, variant)
+    config.optimizer.lr = 1e-5  # [VF]
+    config.steps = 128  # [VF]
+    config.data.budget = 1000  # [VF]
+    if variant == "tiny":
+        common.tiny(config)
+        config.init.checkpoint = "runs/tiny"
+        config.steps = 200
+        config.batch.samples = 32
+        config.optimizer.lr = 3e-4
+        config.evaluate.tasks = ("loss", "accuracy")
+        config.evaluate.max_new_tokens = 160
+        return config
+    size, _, reading = variant.partition("-")
+    config.batch.samples = 64 if reading else 8  # [VF] batch 8
+    config.data.sources = (common.source("data/llava-instruct-150k"),)
+    config.init.checkpoint = "runs/stage1" if size == "13b" else f"runs/stage1-{size}"
+    return config

@@ -1,0 +1,226 @@
+"""Scene -> a short caption (stage 0) that names every attribute the tasks ask about.
+
+The wording is terse on purpose: a tiny model learns from each token, so none is spent on filler. Where a scene holds
+several objects, the order in which they are named changes from sample to sample; so the decoder learns to look a
+colour up by its place, and a place by its shape, and not only one after the other.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+from data_pipeline.mini.scenes import NUMBERS, SIDES, Scene
+
+Values = dict[str, Any]
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """One true sentence or two about the scene; `rng` picks among the wordings."""
+    return with_articles(_CAPTIONS[scene.kind](scene.values, rng))
+
+
+def with_articles(text: str) -> str:
+    """ "a" becomes "an" before a vowel ("a orange heart" is what the templates give)."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+
+
+def plural(shape: str, count: int) -> str:
+    """The shape's name as it follows a number word: ("cross", 2) -> "crosses"."""
+    if count == 1:
+        return shape
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def at_place(place: str) -> str:
+    """ "at the top left", "in the center"."""
+    return ("in the " if place == "center" else "at the ") + place
+
+
+def on_side(side: str) -> str:
+    """ "on the left", "at the top"."""
+    return ("on the " if side in ("left", "right") else "at the ") + side
+
+
+def parity(digit: int) -> str:
+    return "odd" if digit % 2 else "even"
+
+
+def _single(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        (
+            "a {size} {fill} {color} {shape} {at} on {background}.",
+            "{at} a {size} {color} {shape}, {fill}, on {background}.",
+            "{background} background, {color} {shape}, {fill}, {size}, {at}.",
+        )
+    ).format(**v, at=at_place(v["place"]))
+
+
+def _group(v: Values, rng: random.Random) -> str:
+    things = plural(v["shape"], v["count"])
+    return rng.choice(
+        (
+            "{number} {color} {things} on {background}.",
+            "{background} background with {number} {things}, {color}.",
+        )
+    ).format(**v, number=NUMBERS[v["count"]], things=things)
+
+
+def _mix(v: Values, rng: random.Random) -> str:
+    order = rng.sample(range(2), 2)
+    parts = [f"{NUMBERS[v['counts'][i]]} {v['colors'][i]}" for i in order]
+    return f"{parts[0]} and {parts[1]} {plural(v['shape'], max(v['counts']))} on {v['background']}."
+
+
+def _pair(v: Values, rng: random.Random) -> str:
+    sides = SIDES[v["layout"]]
+    sizes = ["large" if v["larger"] == i else "small" for i in range(2)]
+    wordings: tuple[Callable[[int], str], ...] = (
+        lambda i: f"{on_side(sides[i])} a {sizes[i]} {v['colors'][i]} {v['shapes'][i]}",
+        lambda i: f"a {v['colors'][i]} {v['shapes'][i]}, {sizes[i]}, {on_side(sides[i])}",
+        lambda i: f"the {sizes[i]} {v['shapes'][i]} {on_side(sides[i])} is {v['colors'][i]}",
+        lambda i: f"the {sizes[i]} object is a {v['colors'][i]} {v['shapes'][i]} {on_side(sides[i])}",
+    )
+    wording = rng.choice(wordings)
+    first, second = rng.sample(range(2), 2)
+    alike = "same shape" if v["same_shape"] else "different shapes"
+    return f"{wording(first)}, {wording(second)}, {alike}, on {v['background']}."
+
+
+def _digit(v: Values, rng: random.Random) -> str:
+    digit = v["digits"][0]
+    return rng.choice(
+        (
+            "handwritten digit {digit}, {parity}, {color} on {background}.",
+            "a {color} digit {digit} on {background}, {parity}.",
+        )
+    ).format(**v, digit=digit, parity=parity(digit))
+
+
+def _digits(v: Values, rng: random.Random) -> str:
+    left, right = v["digits"]
+    return rng.choice(
+        (
+            "two handwritten digits, left {left}, right {right}, {color} on {background}.",
+            "two handwritten digits, right {right}, left {left}, {color} on {background}.",
+        )
+    ).format(**v, left=left, right=right)
+
+
+def _word(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        ("the word {word} in {color} {at} on {background}.", "{color} word {word} {at} on {background}.")
+    ).format(**v, at=at_place(v["place"]))
+
+
+def _letter(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        ("a {size} letter {letter} in {color} on {background}.", "{color} letter {letter}, {size}, on {background}.")
+    ).format(**v)
+
+
+def _bars(v: Values, rng: random.Random) -> str:
+    ends = [f"tallest {v['tallest']}", f"shortest {v['shortest']}"]
+    rng.shuffle(ends)
+    return f"bar chart, {NUMBERS[v['count']]} bars, {', '.join(v['colors'])}; {', '.join(ends)}; on {v['background']}."
+
+
+def _pie(v: Values, rng: random.Random) -> str:
+    large, middle, small = v["colors"]
+    return rng.choice(
+        (
+            f"pie chart, largest {large}, then {middle}, smallest {small}, on {v['background']}.",
+            f"pie chart, smallest {small}, then {middle}, largest {large}, on {v['background']}.",
+        )
+    )
+
+
+def _arrow(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        (
+            "a {size} {color} arrow pointing {direction} on {background}.",
+            "arrow pointing {direction}, {color}, {size}, on {background}.",
+        )
+    ).format(**v)
+
+
+def _texture(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        ("{pitch} {color} {texture} on {background}.", "{texture}, {pitch}, {color} on {background}.")
+    ).format(**v)
+
+
+def _flag(v: Values, rng: random.Random) -> str:
+    first, middle, last = v["colors"]
+    start, end = SIDES[v["layout"]]
+    return rng.choice(
+        (
+            f"flag, {start} {first}, middle {middle}, {end} {last}.",
+            f"flag, {end} {last}, middle {middle}, {start} {first}.",
+        )
+    )
+
+
+def _odd(v: Values, rng: random.Random) -> str:
+    usual, odd = v["colors"]
+    return rng.choice(
+        (
+            f"four {plural(v['shape'], 4)}, three {usual}, the odd one {odd} {at_place(v['place'])}, on {v['background']}.",
+            f"the odd one {at_place(v['place'])} is {odd}, other {plural(v['shape'], 3)} {usual}, on {v['background']}.",
+        )
+    )
+
+
+def _face(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        ("a {size} {color} face, {mood}, on {background}.", "a {mood} face, {color}, {size}, on {background}.")
+    ).format(**v)
+
+
+def _die(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        (
+            "a {color} die with {number} {dots} {spots} on {background}.",
+            "{number} {dots} {spots} on a {color} die on {background}.",
+        )
+    ).format(**v, number=NUMBERS[v["count"]], spots=plural("dot", v["count"]))
+
+
+def _icon(v: Values, rng: random.Random) -> str:
+    return rng.choice(
+        ("a {size} {color} {icon} on {background}.", "a {icon}, {color}, {size}, on {background}.")
+    ).format(**v)
+
+
+def _glass(v: Values, rng: random.Random) -> str:
+    level = v["level"] if v["level"] == "full" else v["level"] + " full"
+    return rng.choice(
+        (
+            "a {size} glass, {filled}, of {color} juice on {background}.",
+            "{color} juice, glass {filled}, {size}, on {background}.",
+        )
+    ).format(**v, filled=level)
+
+
+_CAPTIONS: dict[str, Callable[[Values, random.Random], str]] = {
+    "single": _single,
+    "group": _group,
+    "mix": _mix,
+    "pair": _pair,
+    "digit": _digit,
+    "digits": _digits,
+    "word": _word,
+    "letter": _letter,
+    "bars": _bars,
+    "pie": _pie,
+    "arrow": _arrow,
+    "texture": _texture,
+    "flag": _flag,
+    "odd": _odd,
+    "face": _face,
+    "die": _die,
+    "icon": _icon,
+    "glass": _glass,
+}

@@ -1,0 +1,348 @@
+"""Scene -> a long answer in full sentences (stage 2): at least 45 words, every one of them true.
+
+An answer is an opening, the facts, a reason ("I can tell because ..."), and a closing remark; each comes in a few
+wordings, and facts and reasons change places with the prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from data_pipeline.mini.captions import at_place, on_side, parity, plural, with_articles
+from data_pipeline.mini.scenes import NUMBERS, SIDES, Scene
+
+Values = dict[str, Any]
+MIN_WORDS = 45
+
+# task name -> prompts. None of them looks like a short question: they ask for detail, length or reasons.
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "LONG+detail": (
+        "Describe the image in detail.",
+        "Give a long and detailed description of this image.",
+        "Write a paragraph about everything that the image shows.",
+    ),
+    "LONG+explain": (
+        "Explain what you see and how you can tell.",
+        "Explain in full sentences what the image shows and why you think so.",
+        "Describe the image at length and give your reasons.",
+    ),
+    "LONG+conversation": (
+        "I cannot see this image. Please describe it to me in detail.",
+        "Can you tell me, in full sentences, everything about this image?",
+        "Please explain this image to a friend who cannot see it.",
+    ),
+}
+_GREETINGS = ("Of course.", "Sure, I can do that.", "Gladly.")
+_OPENINGS = ("The image shows {what}.", "In this image I can see {what}.", "This is a small image of {what}.")
+_BACKGROUNDS = (
+    "The background is plain {background}.",
+    "Everything is drawn on a plain {background} background.",
+    "Behind it there is only a plain {background} background.",
+)
+_CLOSINGS = (
+    "There is nothing else in the image.",
+    "I do not see any other object in the image.",
+    "Apart from that, the image is empty.",
+    "That is all there is to see in this image.",
+)
+
+
+def long_answer(scene: Scene, task: str, rng: random.Random) -> str:
+    """A long answer to a prompt of `task`."""
+    what, facts, reasons = _STORIES[scene.kind](scene.values, rng)
+    if "background" in scene.values:
+        facts.append(rng.choice(_BACKGROUNDS).format(**scene.values))
+    body = [*facts, *reasons]
+    if task == "LONG+explain":
+        body = [*reasons, *facts]
+    sentences = [rng.choice(_OPENINGS).format(what=what), *body, rng.choice(_CLOSINGS)]
+    if task == "LONG+conversation":
+        sentences.insert(0, rng.choice(_GREETINGS))
+    return with_articles(" ".join(sentences))
+
+
+# What is shown (a noun phrase), the facts, the reasons.
+Story = tuple[str, list[str], list[str]]
+
+_SHAPE_REASONS = {
+    "circle": "it is round and has no corners",
+    "square": "it has four equal sides and four corners",
+    "triangle": "it has three sides and three corners",
+    "star": "it has five points around the middle",
+    "heart": "it has two round parts at the top and one point at the bottom",
+    "cross": "it has four arms of the same length",
+    "diamond": "it has four sides and stands on a point",
+    "moon": "it is thin and round like a new moon",
+}
+_FILL_FACTS = {
+    "solid": "It is solid, so the whole {shape} has one and the same color.",
+    "outlined": "It is outlined, so only its edge is drawn and the inside is empty.",
+    "striped": "It is striped, so lines of {color} go from one side to the other.",
+    "dotted": "It is dotted, so many small dots cover the whole {shape}.",
+}
+_SIZE_FACTS = {
+    "large": "The {thing} is large and takes up a good part of the image.",
+    "small": "The {thing} is small and leaves a good part of the image empty.",
+}
+
+
+def _single(v: Values, rng: random.Random) -> Story:
+    facts = [
+        f"The {v['shape']} is {at_place(v['place'])} of the image.",
+        _FILL_FACTS[v["fill"]].format(**v),
+        _SIZE_FACTS[v["size"]].format(thing=v["shape"]),
+    ]
+    return f"a {v['color']} {v['shape']}", facts, [f"I can tell that it is a {v['shape']} because {_SHAPE_REASONS[v['shape']]}."]
+
+
+def _group(v: Values, rng: random.Random) -> Story:
+    count, things = NUMBERS[v["count"]], plural(v["shape"], v["count"])
+    what = f"{count} {v['color']} {things}" if v["count"] > 1 else f"one {v['color']} {things}"
+    alone = "It stands alone, and there is no other shape next to it."
+    facts = [
+        alone if v["count"] == 1 else "All of them have the same color, the same shape and the same size.",
+        f"I counted the shapes one after the other, and the number is {count}.",
+    ]
+    reason = f"I can tell that the shape is a {v['shape']} because {_SHAPE_REASONS[v['shape']]}."
+    return what, facts, [reason, f"The color is {v['color']} and it is easy to see."]
+
+
+def _mix(v: Values, rng: random.Random) -> Story:
+    first, second = rng.sample(range(2), 2)
+    parts = [f"{NUMBERS[v['counts'][i]]} {v['colors'][i]}" for i in (first, second)]
+    difference = v["counts"][first] - v["counts"][second]
+    more = f"There are more {v['colors'][first if difference > 0 else second]} shapes than others."
+    facts = [
+        f"All of the shapes are {plural(v['shape'], 2)}, and they have the same size.",
+        "There are as many of one color as of the other." if difference == 0 else more,
+    ]
+    reason = f"I counted {v['colors'][first]} and {v['colors'][second]} one after the other to find these two numbers."
+    return f"a group of {parts[0]} and {parts[1]} {plural(v['shape'], max(v['counts']))}", facts, [
+        reason,
+        f"I can tell that a shape is a {v['shape']} because {_SHAPE_REASONS[v['shape']]}.",
+    ]  # fmt: skip
+
+
+def _pair(v: Values, rng: random.Random) -> Story:
+    sides = [on_side(side) for side in SIDES[v["layout"]]]
+    things = [f"{v['colors'][i]} {v['shapes'][i]}" for i in range(2)]
+    large, small = v["larger"], 1 - v["larger"]
+    facts = [
+        f"The {things[0]} is {sides[0]} of the image, and the {things[1]} is {sides[1]} of it.",
+        f"The {things[large]} is the larger one of the two, and the {things[small]} is the smaller one.",
+    ]
+    alike = "They have the same shape, but they differ in color and in size."
+    differ = "They have different shapes and different colors."
+    i = rng.randrange(2)
+    reason = f"I can tell that there is a {v['shapes'][i]} because {_SHAPE_REASONS[v['shapes'][i]]}."
+    return f"a {things[0]} and a {things[1]}", facts, [alike if v["same_shape"] else differ, reason]
+
+
+_DIGIT_REASONS = (
+    "it is one closed round line",
+    "it is hardly more than one line from top to bottom",
+    "it has a round line at the top and a flat line at the bottom",
+    "it has two round parts that are open on the left",
+    "two of its lines meet and one line crosses them",
+    "it has a flat line at the top and a round part at the bottom",
+    "it has a closed round part at the bottom",
+    "it has a flat line at the top and one long line below",
+    "it has two closed round parts, one at the top and one at the bottom",
+    "it has a closed round part at the top",
+)
+
+
+def _digit(v: Values, rng: random.Random) -> Story:
+    digit = v["digits"][0]
+    facts = [
+        f"It was written by hand in {v['color']} with a thick pen.",
+        f"The number {digit} is {parity(digit)}, so it can{'not' if digit % 2 else ''} be divided by 2.",
+        "The digit is large and stands in the center of the image.",
+    ]
+    return f"the handwritten digit {digit}", facts, [f"I can tell that it is a {digit} because {_DIGIT_REASONS[digit]}."]
+
+
+def _digits(v: Values, rng: random.Random) -> Story:
+    left, right = v["digits"]
+    facts = [
+        f"The digit on the left is {left}, and the digit on the right is {right}.",
+        f"Both of them were written by hand in {v['color']} with a thick pen.",
+    ]
+    digit = rng.choice(v["digits"])
+    total = f"Together they make {left + right}." if left != right else "They are one and the same digit, written twice."
+    return f"two handwritten digits, {left} and {right}", facts, [
+        total,
+        f"I can tell that there is a {digit} because {_DIGIT_REASONS[digit]}.",
+    ]  # fmt: skip
+
+
+def _word(v: Values, rng: random.Random) -> Story:
+    facts = [
+        f"The word is {at_place(v['place'])} of the image, and all of its letters are {v['color']}.",
+        "It is written in large letters, which are easy to read.",
+    ]
+    letters = ", ".join(v["word"][:-1]) + f" and {v['word'][-1]}"
+    return f"the word {v['word']}", facts, [f"I read the letters {letters} from left to right, so the word is {v['word']}."]
+
+
+def _letter(v: Values, rng: random.Random) -> Story:
+    facts = [
+        f"The letter is {v['color']} and stands in the center of the image.",
+        _SIZE_FACTS[v["size"]].format(thing="letter"),
+        "It is not written by hand, and its lines are thick and easy to see.",
+    ]
+    return f"the letter {v['letter']}", facts, [f"I can tell that it is {v['letter']} because no other letter has this form."]
+
+
+def _bars(v: Values, rng: random.Random) -> Story:
+    names = ", ".join(v["colors"][:-1]) + f" and {v['colors'][-1]}"
+    facts = [
+        f"From left to right the bars are {names}.",
+        f"The {v['tallest']} bar is the tallest one, and the {v['shortest']} bar is the shortest one.",
+    ]
+    reason = f"I can tell because the top of the {v['tallest']} bar is above all other bars."
+    return f"a bar chart with {NUMBERS[v['count']]} bars", facts, [reason, "All bars stand on one line at the bottom."]
+
+
+def _pie(v: Values, rng: random.Random) -> Story:
+    large, middle, small = v["colors"]
+    facts = [
+        f"The parts of the pie chart are {large}, {middle} and {small}.",
+        f"The largest part is {large}, and the smallest part is {small}.",
+    ]
+    reason = f"I can tell because the {large} part takes up about half of the circle, and the {small} part much less."
+    return "a pie chart with three parts", facts, [reason]
+
+
+def _arrow(v: Values, rng: random.Random) -> Story:
+    facts = [
+        f"The arrow is pointing {v['direction']}, and its color is {v['color']}.",
+        _SIZE_FACTS[v["size"]].format(thing="arrow"),
+    ]
+    reason = f"I can tell the direction because the wide head of the arrow is at the end that points {v['direction']}."
+    return f"a {v['color']} arrow", facts, [reason]
+
+
+_TEXTURE_REASONS = {
+    "horizontal stripes": "all the lines go from left to right",
+    "vertical stripes": "all the lines go from top to bottom",
+    "diagonal stripes": "all the lines go from one corner to the other",
+    "dots": "there are many small circles in rows",
+    "checks": "the two colors change from square to square",
+    "grid": "thin lines cross each other and leave squares between them",
+}
+
+
+def _texture(v: Values, rng: random.Random) -> Story:
+    facts = [
+        f"The whole image is covered with {v['color']} {v['texture']}.",
+        "The pattern is wide, so its parts are large." if v["pitch"] == "wide" else "The pattern is fine, so its parts are small.",
+        "It looks the same everywhere, like a piece of cloth.",
+    ]
+    return f"a pattern of {v['texture']}", facts, [f"I can tell the pattern because {_TEXTURE_REASONS[v['texture']]}."]
+
+
+def _flag(v: Values, rng: random.Random) -> Story:
+    first, middle, last = v["colors"]
+    start, end = SIDES[v["layout"]]
+    facts = [
+        f"The {start} part of the flag is {first}, the middle part is {middle}, and the {end} part is {last}.",
+        "The three parts have about the same size and cover the whole image.",
+    ]
+    lines = "from top to bottom" if v["layout"] == "row" else "from left to right"
+    return "a flag with three parts", facts, [f"I can tell the parts because the lines between them go {lines}."]
+
+
+def _odd(v: Values, rng: random.Random) -> Story:
+    usual, odd = v["colors"]
+    things = plural(v["shape"], 4)
+    facts = [
+        f"Three of the {things} are {usual}, and only one of them is {odd}.",
+        f"The odd one is {at_place(v['place'])} of the image.",
+    ]
+    reason = f"I can tell that it is the odd one because its color is {odd}, and no other {v['shape']} has that color."
+    return f"four {things}", facts, [reason]
+
+
+_MOOD_REASONS = {
+    "happy": "the ends of the mouth go up",
+    "sad": "the ends of the mouth go down",
+    "surprised": "the mouth is open and round",
+    "bored": "the mouth is one flat line",
+}
+
+
+def _face(v: Values, rng: random.Random) -> Story:
+    facts = [
+        f"The face is round and {v['color']}, with two dark eyes.",
+        _SIZE_FACTS[v["size"]].format(thing="face"),
+        f"It looks {v['mood']}.",
+    ]
+    return f"a {v['mood']} {v['color']} face", facts, [f"I can tell that it is {v['mood']} because {_MOOD_REASONS[v['mood']]}."]
+
+
+def _die(v: Values, rng: random.Random) -> Story:
+    count, dots = NUMBERS[v["count"]], plural("dot", v["count"])
+    facts = [
+        f"The die is a large {v['color']} square in the center of the image.",
+        f"The color of the {dots} is {v['dots']}.",
+    ]
+    reason = f"I counted the dots one after the other, and so I can tell that the die shows the number {count}."
+    return f"a {v['color']} die with {count} {dots}", facts, [reason]
+
+
+_ICON_REASONS = {
+    "house": "it has a pointed roof above the walls and a door",
+    "tree": "it is wide below, has a point at the top and stands on a trunk",
+    "fish": "it has a round body, an eye and a tail",
+    "boat": "it has a sail above and a flat body below",
+    "cup": "it has a round handle on the right",
+    "flower": "it has round leaves around the middle and a long stem",
+    "umbrella": "it has a wide round top and a handle below",
+    "car": "it has two wheels and a window",
+    "mushroom": "it has a round top with dots and a thick stem",
+    "key": "it has a ring at one end and teeth at the other",
+}
+
+
+def _icon(v: Values, rng: random.Random) -> Story:
+    facts = [
+        f"The {v['icon']} is {v['color']} and stands in the center of the image.",
+        _SIZE_FACTS[v["size"]].format(thing=v["icon"]),
+        "It is drawn in one color, like a sign on a door.",
+    ]
+    return f"the picture of one {v['icon']}", facts, [f"I can tell because {_ICON_REASONS[v['icon']]}."]
+
+
+def _glass(v: Values, rng: random.Random) -> Story:
+    level = v["level"] if v["level"] == "full" else v["level"] + " full"
+    facts = [
+        f"The juice in the glass is {v['color']}, and the glass is {level}.",
+        _SIZE_FACTS[v["size"]].format(thing="glass"),
+    ]
+    top = "the juice goes up to the top" if level == "full" else f"the juice ends where the glass is {level}"
+    return "a glass with juice", facts, [f"I can tell how much is in it because {top}.", "The glass stands in the center."]
+
+
+_STORIES: dict[str, Callable[[Values, random.Random], Story]] = {
+    "single": _single,
+    "group": _group,
+    "mix": _mix,
+    "pair": _pair,
+    "digit": _digit,
+    "digits": _digits,
+    "word": _word,
+    "letter": _letter,
+    "bars": _bars,
+    "pie": _pie,
+    "arrow": _arrow,
+    "texture": _texture,
+    "flag": _flag,
+    "odd": _odd,
+    "face": _face,
+    "die": _die,
+    "icon": _icon,
+    "glass": _glass,
+}

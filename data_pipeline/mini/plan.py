@@ -1,0 +1,163 @@
+"""Which samples the mini dataset holds: a list, made before any picture is drawn.
+
+Everything follows from the numbers below and from `SEED`; no sample depends on another one, except through the turn
+of the answers that keeps them equally frequent.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.mini.captions import caption
+from data_pipeline.mini.long_answers import PROMPTS, long_answer
+from data_pipeline.mini.scenes import KINDS, Sampler, Scene
+from data_pipeline.mini.tasks import TASKS, Task
+
+SEED = 1
+STAGES = ("stage0", "stage1", "stage2")
+SPLITS = ("train", "test")
+
+# Samples at full scale: stage 0 in all, stage 1 per task, stage 2 in all.
+COUNTS = {
+    ("stage0", "train"): 9000,
+    ("stage0", "test"): 300,
+    ("stage1", "train"): 320,
+    ("stage1", "test"): 25,
+    ("stage2", "train"): 1000,
+    ("stage2", "test"): 50,
+}
+# Share of the captions per kind of scene; a kind with more to tell apart gets more.
+CAPTION_WEIGHTS = {
+    "single": 3.0,
+    "group": 1.5,
+    "mix": 1.5,
+    "pair": 4.0,
+    "digit": 2.5,
+    "digits": 2.5,
+    "word": 2.0,
+    "letter": 1.5,
+    "bars": 1.5,
+    "pie": 1.0,
+    "arrow": 1.0,
+    "texture": 0.7,
+    "flag": 1.0,
+    "odd": 1.2,
+    "face": 0.7,
+    "die": 1.0,
+    "icon": 1.0,
+    "glass": 0.7,
+}
+CAPTION_REQUESTS = (
+    "Write a short caption for this image.",
+    "Describe the image in one sentence.",
+    "Give a brief caption of the picture.",
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample before its picture is drawn."""
+
+    stage: str
+    split: str
+    task: str
+    number: int
+    scene: Scene
+    human: str
+    answer: str
+
+    @property
+    def id(self) -> str:
+        return f"mini_{self.task}+{self.number}"
+
+    @property
+    def image(self) -> str:
+        """File name in the stage's image folder; also what seeds the picture's jitter."""
+        return f"{self.task}_{self.number:05d}.png"
+
+    def annotation(self) -> dict[str, Any]:
+        """The sample as the Vision-Flan release writes it."""
+        return {
+            "id": self.id,
+            "image": self.image,
+            "task_name": self.task,
+            "conversations": [
+                {"from": "human", "value": self.human},
+                {"from": "gpt", "value": self.answer},
+            ],
+        }
+
+
+def make_plan(digit_labels: Sequence[int], scale: float = 1.0) -> list[Item]:
+    """Every sample of every stage and split, in the order of the annotation files.
+
+    Args:
+        digit_labels: labels of scikit-learn's handwritten digits, int [1797].
+        scale: scales every count (at least one sample per task and kind stays).
+    """
+    items: list[Item] = []
+    for split in SPLITS:
+        items += _stage0(digit_labels, split, scale)
+        for task in TASKS:
+            items += _stage1(task, digit_labels, split, scale)
+        items += _stage2(digit_labels, split, scale)
+    return items
+
+
+def _count(stage: str, split: str, scale: float) -> int:
+    return max(1, round(COUNTS[stage, split] * scale))
+
+
+def _first_number(stage: str, split: str, scale: float) -> int:
+    """Held-out samples are numbered on after the training samples, so ids are unique over the splits."""
+    return _count(stage, "train", scale) if split == "test" else 0
+
+
+def _place_marker(rng: random.Random, text: str) -> str:
+    """The image marker at the end or at the start, as in the release (118 and 87 of its 205 public samples)."""
+    return f"{text}\n<image>" if rng.random() < 118 / 205 else f"<image>\n{text}"
+
+
+def _stage0(digit_labels: Sequence[int], split: str, scale: float) -> Iterator[Item]:
+    rng = random.Random(f"{SEED} stage0 {split}")
+    sampler = Sampler(rng, digit_labels)
+    total = sum(CAPTION_WEIGHTS.values())
+    for kind in KINDS:
+        per_kind = {s: max(1, round(COUNTS["stage0", s] * scale * CAPTION_WEIGHTS[kind] / total)) for s in SPLITS}
+        first = per_kind["train"] if split == "test" else 0
+        for number in range(first, first + per_kind[split]):
+            scene = sampler.draw(kind, held_out=split == "test")
+            human = _place_marker(rng, rng.choice(CAPTION_REQUESTS))
+            yield Item("stage0", split, f"CAPTIONS+{kind}", number, scene, human, caption(scene, rng))
+
+
+def _stage1(task: Task, digit_labels: Sequence[int], split: str, scale: float) -> Iterator[Item]:
+    rng = random.Random(f"{SEED} stage1 {split} {task.name}")
+    sampler = Sampler(rng, digit_labels)
+    first = _first_number("stage1", split, scale)
+    turns: list[str] = []
+    for number in range(first, first + _count("stage1", split, scale)):
+        if not turns:
+            turns = rng.sample(task.answers, len(task.answers))
+        answer = turns.pop()
+        fixed, slots = task.wish(rng, answer)
+        scene = sampler.draw(task.kind, held_out=split == "test", **fixed)
+        if task.truth(scene.values, slots) != answer:
+            raise AssertionError(f"{task.name}: {scene.key} does not have the answer {answer!r}")
+        human = _place_marker(rng, task.ask(rng, scene, slots))
+        yield Item("stage1", split, task.name, number, scene, human, answer)
+
+
+def _stage2(digit_labels: Sequence[int], split: str, scale: float) -> Iterator[Item]:
+    rng = random.Random(f"{SEED} stage2 {split}")
+    sampler = Sampler(rng, digit_labels)
+    first = _first_number("stage2", split, scale)
+    kinds = tuple(KINDS)
+    for number in range(first, first + _count("stage2", split, scale)):
+        task = tuple(PROMPTS)[number % len(PROMPTS)]
+        scene = sampler.draw(kinds[number // len(PROMPTS) % len(kinds)], held_out=split == "test")
+        human = _place_marker(rng, rng.choice(PROMPTS[task]))
+        yield Item("stage2", split, task, number, scene, human, long_answer(scene, task, rng))

@@ -1,0 +1,314 @@
+"""What can be in a picture: one function per kind of scene, which draws its parameters.
+
+A scene is its kind and a small dictionary of named values: words and whole numbers, never pixels. These values are
+all that captions, questions and answers speak of; where exactly a thing lies is up to the renderer's jitter. The
+values are also what is held out: `Scene.held_out` is a hash of them, so a scene that a held-out question shows (a
+striped red heart at the top left on tan) is in no training set of any stage. Handwritten digits are held out by
+the original image in scikit-learn's set.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.mini.draw import BACKGROUNDS, COLORS, FILLS, SHAPES
+
+COLOR_NAMES = tuple(COLORS)
+BACKGROUND_NAMES = tuple(BACKGROUNDS)
+PLACES = ("top left", "top right", "bottom left", "bottom right", "center")
+SIZES = ("large", "small")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+WORDS = (
+    "BED", "BOX", "BUS", "CAR", "CAT", "COW", "CUP", "DOG", "EGG", "FAN",
+    "FOX", "HAT", "JAM", "KEY", "MAP", "OWL", "PIG", "SUN", "TOY", "ZIP",
+)  # fmt: skip
+LETTERS = tuple("ABCDEFGHJKLMNPRSTUXZ")
+DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
+TEXTURES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "dots", "checks", "grid")
+MOODS = ("happy", "sad", "surprised", "bored")
+ICONS = ("house", "tree", "fish", "boat", "cup", "flower", "umbrella", "car", "mushroom", "key")
+LEVELS = ("quarter", "half", "three quarters", "full")
+SIDES = {"row": ("left", "right"), "column": ("top", "bottom")}
+STRIPES = {"row": ("left", "middle", "right"), "column": ("top", "middle", "bottom")}
+
+_HELD_OUT_PER_MILLE = 150
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture's content. `values` holds JSON types only."""
+
+    kind: str
+    values: dict[str, Any]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The parameters as one line of text: equal scenes have equal keys."""
+        return self.kind + json.dumps(self.values, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this scene belongs to the held-out side, in every stage."""
+        if "originals" in self.values:
+            sides = {original_held_out(index) for index in self.values["originals"]}
+            if len(sides) != 1:
+                raise ValueError(f"digits of both sides in one scene: {self.key}")
+            return sides.pop()
+        return _hash(self.key) < _HELD_OUT_PER_MILLE
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 1000
+
+
+def original_held_out(index: int) -> bool:
+    """Whether handwritten digit `index` of scikit-learn's 1,797 is a held-out one."""
+    return _hash(f"original {index}") < _HELD_OUT_PER_MILLE
+
+
+class Sampler:
+    """Draws scenes. `digit_labels` are the labels of scikit-learn's digits, in their order."""
+
+    def __init__(self, rng: random.Random, digit_labels: Sequence[int]) -> None:
+        self.rng = rng
+        self._originals: dict[tuple[bool, int], list[int]] = {}
+        for index, label in enumerate(digit_labels):
+            self._originals.setdefault((original_held_out(index), int(label)), []).append(index)
+
+    def draw(self, kind: str, held_out: bool, **fixed: Any) -> Scene:
+        """A scene of `kind` on the wanted side of the split, with the `fixed` values kept.
+
+        Raises:
+            ValueError: no scene on that side carries the fixed values.
+        """
+        for _ in range(2000):
+            values = KINDS[kind](self, held_out, fixed)
+            unknown = set(fixed) - set(values)
+            if unknown:
+                raise ValueError(f"scenes of kind {kind} have no {sorted(unknown)}")
+            scene = Scene(kind, values)
+            if scene.held_out == held_out:
+                return scene
+        raise ValueError(f"no {'held-out' if held_out else 'training'} scene of kind {kind} with {fixed}")
+
+    def pick(self, fixed: dict[str, Any], name: str, options: Sequence[Any]) -> Any:
+        return fixed[name] if name in fixed else self.rng.choice(options)
+
+    def distinct(self, fixed: dict[str, Any], name: str, options: Sequence[Any], count: int) -> list[Any]:
+        """`count` different options; places that `fixed[name]` gives (not None) are kept."""
+        given = list(fixed.get(name, [None] * count))
+        rest = [option for option in options if option not in given]
+        self.rng.shuffle(rest)
+        return [value if value is not None else rest.pop() for value in given]
+
+    def original(self, held_out: bool, label: int) -> int:
+        return self.rng.choice(self._originals[held_out, label])
+
+
+def _single(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "shape": s.pick(fixed, "shape", SHAPES),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "fill": s.pick(fixed, "fill", FILLS),
+        "size": s.pick(fixed, "size", SIZES),
+        "place": s.pick(fixed, "place", PLACES),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _group(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "shape": s.pick(fixed, "shape", SHAPES),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "count": s.pick(fixed, "count", range(1, 6)),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _mix(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    # The two colours stand in the order of COLORS: the same scene must not have two keys.
+    colors = s.distinct(fixed, "colors", COLOR_NAMES, 2)
+    counts = [given or s.rng.randint(1, 4) for given in fixed.get("counts", [0, 0])]
+    order = sorted(range(2), key=lambda i: COLOR_NAMES.index(colors[i]))
+    return {
+        "shape": s.pick(fixed, "shape", SHAPES),
+        "colors": [colors[i] for i in order],
+        "counts": [counts[i] for i in order],
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _pair(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Two objects, first the left or upper one; `larger` says which is larger (0 or 1)."""
+    same = s.pick(fixed, "same_shape", (True, False, False, False))
+    if same:
+        shape = next((x for x in fixed.get("shapes", []) if x), None) or s.rng.choice(SHAPES)
+        shapes = [shape, shape]
+    else:
+        shapes = s.distinct(fixed, "shapes", SHAPES, 2)
+    return {
+        "layout": s.pick(fixed, "layout", ("row", "column")),
+        "shapes": shapes,
+        "colors": s.distinct(fixed, "colors", COLOR_NAMES, 2),
+        "larger": s.pick(fixed, "larger", (0, 1)),
+        "same_shape": same,
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _handwritten(count: int) -> Callable[[Sampler, bool, dict[str, Any]], dict[str, Any]]:
+    def values(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+        digits = [
+            s.rng.randrange(10) if given is None else given for given in fixed.get("digits", [None] * count)
+        ]
+        return {
+            "digits": digits,
+            "originals": [s.original(held_out, digit) for digit in digits],
+            "color": s.pick(fixed, "color", COLOR_NAMES),
+            "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+        }
+
+    return values
+
+
+def _word(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "word": s.pick(fixed, "word", WORDS),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "place": s.pick(fixed, "place", ("top", "center", "bottom")),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _letter(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "letter": s.pick(fixed, "letter", LETTERS),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "size": s.pick(fixed, "size", SIZES),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _bars(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Bars from left to right; `ranks` orders their heights, 0 the shortest."""
+    count = s.pick(fixed, "count", (3, 4))
+    ranks = list(range(count))
+    s.rng.shuffle(ranks)
+    named = {0: fixed.get("shortest"), count - 1: fixed.get("tallest")}
+    colors = s.distinct({"colors": [named.get(rank) for rank in ranks]}, "colors", COLOR_NAMES, count)
+    return {
+        "count": count,
+        "colors": colors,
+        "ranks": ranks,
+        "tallest": colors[ranks.index(count - 1)],
+        "shortest": colors[ranks.index(0)],
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _pie(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Three slices, `colors` from the largest to the smallest; `clockwise` is the order they are drawn in."""
+    return {
+        "colors": s.distinct(fixed, "colors", COLOR_NAMES, 3),
+        "clockwise": s.pick(fixed, "clockwise", (True, False)),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _arrow(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "direction": s.pick(fixed, "direction", DIRECTIONS),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "size": s.pick(fixed, "size", SIZES),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _texture(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "texture": s.pick(fixed, "texture", TEXTURES),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "pitch": s.pick(fixed, "pitch", ("fine", "wide")),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _flag(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "layout": s.pick(fixed, "layout", ("row", "column")),
+        "colors": s.distinct(fixed, "colors", COLOR_NAMES, 3),
+    }
+
+
+def _odd(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Four equal shapes in a square, one of them (at `place`) in the second colour."""
+    return {
+        "shape": s.pick(fixed, "shape", SHAPES),
+        "colors": s.distinct(fixed, "colors", COLOR_NAMES, 2),
+        "place": s.pick(fixed, "place", PLACES[:4]),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _face(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mood": s.pick(fixed, "mood", MOODS),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "size": s.pick(fixed, "size", SIZES),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _die(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "count": s.pick(fixed, "count", range(1, 7)),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "dots": s.pick(fixed, "dots", ("white", "black")),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _icon(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "icon": s.pick(fixed, "icon", ICONS),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "size": s.pick(fixed, "size", SIZES),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _glass(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "level": s.pick(fixed, "level", LEVELS),
+        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "size": s.pick(fixed, "size", SIZES),
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any] | None]] = {
+    "single": _single,
+    "group": _group,
+    "mix": _mix,
+    "pair": _pair,
+    "digit": _handwritten(1),
+    "digits": _handwritten(2),
+    "word": _word,
+    "letter": _letter,
+    "bars": _bars,
+    "pie": _pie,
+    "arrow": _arrow,
+    "texture": _texture,
+    "flag": _flag,
+    "odd": _odd,
+    "face": _face,
+    "die": _die,
+    "icon": _icon,
+    "glass": _glass,
+}

@@ -1,0 +1,430 @@
+"""The tasks of stage 1: what is asked of which scene, in our own words, and the answer.
+
+A task lists its possible answers; samples go through them in turn, so every answer is equally frequent and a guess
+without the picture is right once in `len(answers)` times. For a wanted answer, `wish` names the values that a scene
+must have, and `truth` reads the answer back from the finished scene: both must agree (checked for every sample).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.mini.captions import on_side, parity, plural
+from data_pipeline.mini.scenes import (
+    BACKGROUND_NAMES,
+    COLOR_NAMES,
+    DIRECTIONS,
+    ICONS,
+    LETTERS,
+    LEVELS,
+    MOODS,
+    NUMBERS,
+    PLACES,
+    SIDES,
+    STRIPES,
+    TEXTURES,
+    WORDS,
+    Scene,
+)
+from data_pipeline.mini.draw import FILLS, SHAPES
+
+Values = dict[str, Any]
+_ONE_WORD = " Answer with one word."
+_SHORT = " Answer briefly."
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: DATASET+task, as Vision-Flan names its tasks.
+        kind: the kind of scene (a key of scenes.KINDS).
+        answers: every answer the task can have.
+        wish: (rng, answer) -> (scene values to keep, slots of the question).
+        truth: (scene values, slots) -> the right answer.
+        questions: the phrasings; `{options}` stands for the answers, lettered, in changing order.
+    """
+
+    name: str
+    kind: str
+    answers: tuple[str, ...]
+    wish: Callable[[random.Random, str], tuple[Values, Values]]
+    truth: Callable[[Values, Values], str]
+    questions: tuple[str, ...]
+
+    def ask(self, rng: random.Random, scene: Scene, slots: Values) -> str:
+        """One phrasing of the question, without the image marker."""
+        options = rng.sample(self.answers, len(self.answers))
+        listed = " ".join(f"({'abcdefgh'[i]}) {option}" for i, option in enumerate(options[:8]))
+        return rng.choice(self.questions).format(**slots, options="Options: " + listed)
+
+
+def _value(name: str) -> tuple[Callable[..., tuple[Values, Values]], Callable[[Values, Values], str]]:
+    """wish and truth of a task that asks for one value of the scene, word for word."""
+    return lambda rng, answer: ({name: answer}, {}), lambda v, slots: v[name]
+
+
+def _plain(name: str, kind: str, value: str, answers: tuple[str, ...], *questions: str) -> Task:
+    wish, truth = _value(value)
+    return Task(name, kind, answers, wish, truth, questions)
+
+
+def _slot(rng: random.Random, answer: str, size: int) -> tuple[list[str | None], int]:
+    """`answer` at a random one of `size` places, None at the others."""
+    at = rng.randrange(size)
+    return [answer if i == at else None for i in range(size)], at
+
+
+def _side_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Values]]:
+    def wish(rng: random.Random, answer: str) -> tuple[Values, Values]:
+        values, at = _slot(rng, answer, 2)
+        layout = rng.choice(("row", "column"))
+        return {name: values, "layout": layout, "same_shape": False}, {"side": on_side(SIDES[layout][at]), "at": at}
+
+    return wish
+
+
+def _color_of_shape(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    colors, at = _slot(rng, answer, 2)
+    shape = rng.choice(SHAPES)
+    return {"colors": colors, "shapes": [shape if c else None for c in colors], "same_shape": False}, {"shape": shape}
+
+
+def _shape_of_color(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    shapes, at = _slot(rng, answer, 2)
+    color = rng.choice(COLOR_NAMES)
+    return {"shapes": shapes, "colors": [color if s else None for s in shapes], "same_shape": False}, {"color": color}
+
+
+def _larger(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    colors, at = _slot(rng, answer, 2)
+    size = rng.choice(("larger", "smaller"))
+    return {"colors": colors, "larger": at if size == "larger" else 1 - at}, {"size": size}
+
+
+def _larger_truth(v: Values, slots: Values) -> str:
+    return v["colors"][v["larger"] if slots["size"] == "larger" else 1 - v["larger"]]
+
+
+def _where(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    layout = "row" if answer in SIDES["row"] else "column"
+    shape = rng.choice(SHAPES)
+    at = SIDES[layout].index(answer)
+    shapes = [shape if i == at else None for i in range(2)]
+    return {"layout": layout, "shapes": shapes, "same_shape": False}, {"shape": shape}
+
+
+def _presence(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    asked, *others = rng.sample(SHAPES, 3)
+    if answer == "no":
+        return {"shapes": others[:2], "same_shape": False}, {"shape": asked}
+    shapes, _ = _slot(rng, asked, 2)
+    return {"shapes": shapes, "same_shape": False}, {"shape": asked}
+
+
+def _count_color(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    color, other = rng.sample(COLOR_NAMES, 2)
+    count = NUMBERS.index(answer)
+    return {"colors": [color, other], "counts": [count, 0]}, {"color": color}
+
+
+def _count_color_truth(v: Values, slots: Values) -> str:
+    return NUMBERS[v["counts"][v["colors"].index(slots["color"])]]
+
+
+def _digit_at_side(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    at = rng.randrange(2)
+    return {"digits": [int(answer) if i == at else None for i in range(2)]}, {"side": SIDES["row"][at], "at": at}
+
+
+def _parity(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    return {"digits": [rng.choice([d for d in range(10) if parity(d) == answer])]}, {}
+
+
+def _stripe(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    colors, at = _slot(rng, answer, 3)
+    layout = rng.choice(("row", "column"))
+    return {"colors": colors, "layout": layout}, {"side": STRIPES[layout][at], "at": at}
+
+
+def _slice(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    at = rng.choice((0, 2))
+    return {"colors": [answer if i == at else None for i in range(3)]}, {"size": ("largest", "", "smallest")[at], "at": at}
+
+
+_DIGITS = tuple("0123456789")
+_COLORED_SHAPES = tuple(f"{color} {shape}" for color in COLOR_NAMES for shape in SHAPES)
+
+TASKS: tuple[Task, ...] = (
+    _plain(
+        "SHAPES+shape_naming", "single", "shape", SHAPES,
+        "What shape is this?" + _ONE_WORD,
+        "Name the shape in the picture." + _ONE_WORD,
+        "Which shape do you see?" + _ONE_WORD,
+        "What is the shape of the object?",
+    ),
+    _plain(
+        "SHAPES+color_naming", "single", "color", COLOR_NAMES,
+        "What color is the object?" + _ONE_WORD,
+        "Name the color of the object." + _ONE_WORD,
+        "Which color does the shape have?" + _ONE_WORD,
+        "In what color is the shape drawn?",
+    ),
+    _plain(
+        "SHAPES+background_color", "single", "background", BACKGROUND_NAMES,
+        "What color is the background?" + _ONE_WORD,
+        "Name the background color." + _ONE_WORD,
+        "What is the color behind the object?" + _ONE_WORD,
+        "Which color is the background of this picture? {options}",
+    ),
+    _plain(
+        "SHAPES+position", "single", "place", PLACES,
+        "Where is the object?" + _SHORT,
+        "In which part of the picture is the shape?" + _SHORT,
+        "Name the place of the object." + _SHORT,
+        "Where in the picture is the shape? {options}",
+    ),
+    _plain(
+        "SHAPES+fill", "single", "fill", FILLS,
+        "How is the shape filled? {options}",
+        "What fill does the shape have?" + _ONE_WORD,
+        "Is the shape solid, outlined, striped or dotted?",
+        "Name the fill of the object." + _ONE_WORD,
+    ),
+    Task(
+        "SHAPES+color_and_shape", "single", _COLORED_SHAPES,
+        lambda rng, answer: (dict(zip(("color", "shape"), answer.split(), strict=True)), {}),
+        lambda v, slots: f"{v['color']} {v['shape']}",
+        (
+            "What object is this? Answer with its color and shape.",
+            "Name the object by color and shape.",
+            "Say in two words what you see: color and shape.",
+        ),
+    ),
+    Task(
+        "COUNTING+how_many", "group", NUMBERS[1:6],
+        lambda rng, answer: ({"count": NUMBERS.index(answer)}, {}),
+        lambda v, slots: NUMBERS[v["count"]],
+        (
+            "How many objects are there?" + _ONE_WORD,
+            "Count the shapes." + _ONE_WORD,
+            "What is the number of objects in the picture?" + _ONE_WORD,
+            "How many shapes do you see?",
+        ),
+    ),
+    Task(
+        "COUNTING+by_color", "mix", NUMBERS[1:5], _count_color, _count_color_truth,
+        (
+            "How many {color} objects are there?" + _ONE_WORD,
+            "Count the {color} shapes." + _ONE_WORD,
+            "How many shapes are {color}?" + _ONE_WORD,
+        ),
+    ),
+    Task(
+        "PAIRS+color_at_side", "pair", COLOR_NAMES,
+        _side_wish("colors"), lambda v, slots: v["colors"][slots["at"]],
+        (
+            "What color is the object {side}?" + _ONE_WORD,
+            "Name the color of the shape {side}." + _ONE_WORD,
+            "Which color do you see {side}?",
+        ),
+    ),
+    Task(
+        "PAIRS+shape_at_side", "pair", SHAPES,
+        _side_wish("shapes"), lambda v, slots: v["shapes"][slots["at"]],
+        (
+            "What shape is {side}?" + _ONE_WORD,
+            "Name the shape {side}." + _ONE_WORD,
+            "Which shape do you see {side}?",
+        ),
+    ),
+    Task(
+        "PAIRS+color_of_shape", "pair", COLOR_NAMES,
+        _color_of_shape, lambda v, slots: v["colors"][v["shapes"].index(slots["shape"])],
+        (
+            "What color is the {shape}?" + _ONE_WORD,
+            "Name the color of the {shape}." + _ONE_WORD,
+            "Which color does the {shape} have?",
+        ),
+    ),
+    Task(
+        "PAIRS+shape_of_color", "pair", SHAPES,
+        _shape_of_color, lambda v, slots: v["shapes"][v["colors"].index(slots["color"])],
+        (
+            "What shape is {color}?" + _ONE_WORD,
+            "Name the shape that is {color}." + _ONE_WORD,
+            "What is the shape of the {color} object?",
+        ),
+    ),
+    Task(
+        "PAIRS+size_comparison", "pair", COLOR_NAMES, _larger, _larger_truth,
+        (
+            "What color is the {size} object?" + _ONE_WORD,
+            "Which color does the {size} shape have?" + _ONE_WORD,
+            "Name the color of the {size} one of the two objects.",
+        ),
+    ),
+    Task(
+        "PAIRS+where", "pair", (*SIDES["row"], *SIDES["column"]),
+        _where, lambda v, slots: SIDES[v["layout"]][v["shapes"].index(slots["shape"])],
+        (
+            "Where is the {shape}? {options}",
+            "On which side is the {shape}?" + _ONE_WORD,
+            "Where do you see the {shape}?" + _ONE_WORD,
+        ),
+    ),
+    Task(
+        "PAIRS+same_shape", "pair", ("yes", "no"),
+        lambda rng, answer: ({"same_shape": answer == "yes"}, {}),
+        lambda v, slots: "yes" if v["shapes"][0] == v["shapes"][1] else "no",
+        (
+            "Do both objects have the same shape? Answer yes or no.",
+            "Is the shape of the two objects the same? Answer yes or no.",
+            "Are the two shapes the same? Options: (a) yes (b) no",
+        ),
+    ),
+    Task(
+        "PAIRS+presence", "pair", ("yes", "no"),
+        _presence, lambda v, slots: "yes" if slots["shape"] in v["shapes"] else "no",
+        (
+            "Is there a {shape} in the picture? Answer yes or no.",
+            "Do you see a {shape}? Answer yes or no.",
+            "Does the picture show a {shape}? Options: (a) yes (b) no",
+        ),
+    ),
+    Task(
+        "HANDWRITING+digit", "digit", _DIGITS,
+        lambda rng, answer: ({"digits": [int(answer)]}, {}), lambda v, slots: str(v["digits"][0]),
+        (
+            "Which digit is this?" + _SHORT,
+            "Read the handwritten digit." + _SHORT,
+            "What number was written by hand?" + _SHORT,
+            "Name the digit from 0 to 9 that you see.",
+        ),
+    ),
+    Task(
+        "HANDWRITING+odd_or_even", "digit", ("odd", "even"),
+        _parity, lambda v, slots: parity(v["digits"][0]),
+        (
+            "Is the digit odd or even?" + _ONE_WORD,
+            "Is this number odd or even?" + _ONE_WORD,
+            "Say if the handwritten number is odd or even. Options: (a) odd (b) even",
+        ),
+    ),
+    Task(
+        "HANDWRITING+digit_at_side", "digits", _DIGITS,
+        _digit_at_side, lambda v, slots: str(v["digits"][slots["at"]]),
+        (
+            "Which digit is on the {side}?" + _SHORT,
+            "Read the digit on the {side}." + _SHORT,
+            "What is the {side} one of the two digits?",
+        ),
+    ),
+    _plain(
+        "READING+word", "word", "word", WORDS,
+        "Read the word." + _ONE_WORD,
+        "What word is written here?" + _ONE_WORD,
+        "Which word do you see?",
+        "What does the text say?" + _ONE_WORD,
+    ),
+    _plain(
+        "READING+text_color", "word", "color", COLOR_NAMES,
+        "What color is the text?" + _ONE_WORD,
+        "In what color is the word written?" + _ONE_WORD,
+        "Name the color of the word.",
+    ),
+    _plain(
+        "READING+letter", "letter", "letter", LETTERS,
+        "Which letter is this?" + _SHORT,
+        "Read the letter." + _SHORT,
+        "What letter do you see?" + _SHORT,
+        "Name the letter in the picture.",
+    ),
+    _plain(
+        "CHARTS+tallest_bar", "bars", "tallest", COLOR_NAMES,
+        "What color is the tallest bar?" + _ONE_WORD,
+        "Which bar is the tallest? Answer with its color.",
+        "Name the color of the tallest bar in the chart.",
+    ),
+    _plain(
+        "CHARTS+shortest_bar", "bars", "shortest", COLOR_NAMES,
+        "What color is the shortest bar?" + _ONE_WORD,
+        "Which bar is the shortest? Answer with its color.",
+        "Name the color of the shortest bar in the chart.",
+    ),
+    Task(
+        "CHARTS+pie_slice", "pie", COLOR_NAMES, _slice, lambda v, slots: v["colors"][slots["at"]],
+        (
+            "What color is the {size} part of the pie chart?" + _ONE_WORD,
+            "Which color has the {size} part?" + _ONE_WORD,
+            "Name the color of the {size} part of the chart.",
+        ),
+    ),
+    _plain(
+        "SIGNS+arrow_direction", "arrow", "direction", DIRECTIONS,
+        "Where does the arrow point?" + _SHORT,
+        "In which direction does the arrow point?" + _SHORT,
+        "Name the direction of the arrow." + _SHORT,
+    ),
+    Task(
+        "SIGNS+flag_color", "flag", COLOR_NAMES, _stripe, lambda v, slots: v["colors"][slots["at"]],
+        (
+            "What color is the {side} part of the flag?" + _ONE_WORD,
+            "Which color has the {side} part of the flag?" + _ONE_WORD,
+            "Name the color of the {side} part.",
+        ),
+    ),
+    _plain(
+        "PATTERNS+texture", "texture", "texture", TEXTURES,
+        "What pattern is this? {options}",
+        "Name the pattern in the picture." + _SHORT,
+        "Which pattern do you see?" + _SHORT,
+    ),
+    Task(
+        "PATTERNS+odd_color", "odd", COLOR_NAMES,
+        lambda rng, answer: ({"colors": [None, answer]}, {}), lambda v, slots: v["colors"][1],
+        (
+            "What color is the odd one?" + _ONE_WORD,
+            "One shape has another color. Which color?" + _ONE_WORD,
+            "Name the color of the one that is different.",
+        ),
+    ),
+    _plain(
+        "PATTERNS+odd_position", "odd", "place", PLACES[:4],
+        "Where is the odd one?" + _SHORT,
+        "One shape has another color. Where is it? {options}",
+        "Name the place of the one that is different." + _SHORT,
+    ),
+    _plain(
+        "OBJECTS+naming", "icon", "icon", ICONS,
+        "What is this?" + _ONE_WORD,
+        "Name the object in the picture." + _ONE_WORD,
+        "Which object do you see?" + _ONE_WORD,
+        "What does the picture show?",
+    ),
+    _plain(
+        "OBJECTS+face_mood", "face", "mood", MOODS,
+        "How does the face look? {options}",
+        "What is the mood of the face?" + _ONE_WORD,
+        "Is the face happy, sad, surprised or bored?",
+    ),
+    Task(
+        "OBJECTS+die", "die", NUMBERS[1:7],
+        lambda rng, answer: ({"count": NUMBERS.index(answer)}, {}), lambda v, slots: NUMBERS[v["count"]],
+        (
+            "What number does the die show?" + _ONE_WORD,
+            "Read the die." + _ONE_WORD,
+            "How many dots are on the die?",
+        ),
+    ),
+    _plain(
+        "OBJECTS+glass_level", "glass", "level", LEVELS,
+        "How full is the glass? {options}",
+        "How much juice is in the glass?" + _SHORT,
+        "Say how full the glass is." + _SHORT,
+    ),
+)  # fmt: skip

@@ -1,0 +1,360 @@
+"""Write samples as a TFDS directory of ArrayRecord shards, without TensorFlow.
+
+A directory holds, beside what TFDS itself reads (dataset_info.json, features.json and the shards):
+
+    contents.json        for each split: samples, sha256 over the samples in their order, tasks with counts
+    index/SPLIT.jsonl    for each sample of the split one line {id, task, conversations, images: how many},
+                         so that lengths are measured and mixtures drawn without reading the images
+
+The directory as a whole is replaced by a rename: a reader sees the old one or the new one, never a mix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core import example_serializer
+
+from vflax.errors import UserError
+
+DATASET_NAME = "vflax"
+CONTENTS_FILE = "contents.json"
+INDEX_DIR = "index"
+DEFAULT_SHARD_BYTES = 256 << 20
+# Groups of one record: larger ones make random reads ten times slower. Images are compressed already.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+def features() -> tfds.features.FeaturesDict:
+    """The features of every vflax dataset.
+
+    images is a sequence of encoded files (JPEG, PNG, ...), verbatim: Sequence(Text) is the one form in which
+    TFDS carries several images of different sizes without TensorFlow. sizes is int32 [images, 2], (width,
+    height) in pixels. conversations is LLaVA's list of {from, value} as JSON.
+    """
+    text = tfds.features.Text
+    return tfds.features.FeaturesDict(
+        {
+            "id": text(),
+            "task": text(),
+            "conversations": text(),
+            "images": tfds.features.Sequence(text()),
+            "sizes": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
+            "source": text(),
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A finished shard that still bears a temporary name."""
+
+    path: Path
+    index_path: Path
+    samples: int
+    num_bytes: int
+    digests: bytes  # sha256 of each sample, 32 bytes each
+    tasks: Mapping[str, int]
+
+
+class ShardWriter:
+    """Writes one shard and its part of the index; `close` gives the Shard.
+
+    Args:
+        path: where the shard goes; the index part is written beside it as PATH.jsonl.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._index_path = path.with_name(path.name + ".jsonl")
+        self._features = features()
+        self._serializer = example_serializer.ExampleSerializer(self._features.get_serialized_info())
+        self._records = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        self._index = open(self._index_path, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._digests: list[bytes] = []
+        self._tasks: Counter[str] = Counter()
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def write(self, example: Mapping[str, Any]) -> None:
+        """Append one sample: {id, task, conversations, images, sizes, source}.
+
+        conversations is a list of {from, value}; images a list of encoded files (bytes); sizes a list of
+        (width, height).
+        """
+        unknown = set(example) ^ set(self._features)
+        if unknown:
+            raise ValueError(
+                f"an example has the keys {sorted(self._features)}; differing: {sorted(unknown)}"
+            )
+        if len(example["sizes"]) != len(example["images"]):
+            raise ValueError(f"sample {example['id']}: one (width, height) per image is expected in sizes")
+        conversations = json.dumps(example["conversations"], ensure_ascii=False, separators=(",", ":"))
+        record = self._serialize({**example, "conversations": conversations})
+        self._records.write(record)
+        self.num_bytes += len(record)
+        self._digests.append(_digest(example, conversations))
+        self._tasks[example["task"]] += 1
+        line = {
+            "id": example["id"],
+            "task": example["task"],
+            "conversations": example["conversations"],
+            "images": len(example["images"]),
+        }
+        self._index.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _serialize(self, example: Mapping[str, Any]) -> bytes:
+        sizes = np.asarray(example["sizes"], np.int32).reshape(-1, 2)
+        encoded = self._features.encode_example(
+            {**example, "sizes": sizes, "images": list(example["images"])}
+        )
+        # Deterministic: the fields of a protobuf map have no order of their own, and the same samples
+        # shall give the same bytes.
+        return self._serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
+
+    def close(self) -> Shard:
+        """Finish the files."""
+        self._records.close()
+        self._index.close()
+        return Shard(
+            self._path,
+            self._index_path,
+            len(self._digests),
+            self.num_bytes,
+            b"".join(self._digests),
+            dict(self._tasks),
+        )
+
+
+def _digest(example: Mapping[str, Any], conversations: str) -> bytes:
+    """sha256 over the fields, each with its length, so that no two samples share a byte string."""
+    digest = hashlib.sha256()
+    texts = [example[key].encode() for key in ("id", "task", "source")] + [conversations.encode()]
+    for field in [*texts, *example["images"]]:
+        digest.update(len(field).to_bytes(8, "little"))
+        digest.update(field)
+    return digest.digest()
+
+
+def write_dataset(
+    out: str | os.PathLike[str],
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    *,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    description: str = "",
+) -> None:
+    """Write splits of samples to the directory `out`; splits that it holds already are kept or replaced.
+
+    Args:
+        out: the directory; created when absent.
+        splits: {split name: samples}, a sample being {id: str, task: str, conversations: list of
+            {from, value}, images: list of encoded files (bytes), sizes: list of (width, height),
+            source: str, where it comes from}.
+        shard_bytes: a shard is closed once it holds this many bytes.
+        description: one line about the data, for dataset_info.json.
+
+    Raises:
+        UserError: `out` exists and is not a vflax dataset, or a split is empty or badly named.
+    """
+    with staging(Path(out)) as stage:
+        for split, examples in splits.items():
+            stage.add_split(split, _write_shards(stage.scratch / split, examples, shard_bytes))
+        stage.commit(description)
+
+
+def _write_shards(scratch: Path, examples: Iterable[Mapping[str, Any]], shard_bytes: int) -> list[Shard]:
+    scratch.mkdir(parents=True)
+    shards: list[Shard] = []
+    writer: ShardWriter | None = None
+    try:
+        for example in examples:
+            if writer is None:
+                writer = ShardWriter(scratch / f"{len(shards):05d}")
+            writer.write(example)
+            if writer.num_bytes >= shard_bytes:
+                shards.append(writer.close())
+                writer = None
+    finally:
+        if writer is not None:
+            shards.append(writer.close())
+    return shards
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Putting a directory together and swapping it in
+
+
+class Stage:
+    """A directory in the making: begins with what `out` holds, gains splits, becomes `out`."""
+
+    def __init__(self, out: Path, root: Path) -> None:
+        self._out = out
+        self.new = root / "new"
+        self.scratch = root / "scratch"
+        self.scratch.mkdir(parents=True)
+        self._contents = _copy_existing(out, self.new)
+
+    def add_split(self, split: str, shards: Sequence[Shard]) -> None:
+        """Take finished shards, in their order, as the split; a split of that name is replaced."""
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
+            raise UserError(
+                f"split {split!r}: expected lower-case letters, digits and _, beginning with a letter"
+            )
+        shards = [shard for shard in shards if shard.samples]
+        if not shards:
+            raise UserError(f"{self._out}: split {split!r} would hold no sample")
+        for old in self.new.glob(f"{DATASET_NAME}-{split}.array_record-*"):
+            old.unlink()
+        template = _template(self.new, split)
+        index_path = self.new / INDEX_DIR / f"{split}.jsonl"
+        index_path.parent.mkdir(exist_ok=True)
+        index_path.unlink(missing_ok=True)  # not truncated: the old name is a hard link into `out`
+        index_digest = hashlib.sha256()
+        with open(index_path, "wb") as index:
+            for i, shard in enumerate(shards):
+                path = template.sharded_filepath(shard_index=i, num_shards=len(shards))
+                os.replace(shard.path, os.fspath(path))
+                part = shard.index_path.read_bytes()
+                index.write(part)
+                index_digest.update(part)
+        tasks: Counter[str] = Counter()
+        for shard in shards:
+            tasks.update(shard.tasks)
+        self._contents[split] = {
+            "samples": sum(shard.samples for shard in shards),
+            # Over the samples, not the files: how they were cut into shards makes no difference.
+            "sha256": hashlib.sha256(b"".join(shard.digests for shard in shards)).hexdigest(),
+            "index_sha256": index_digest.hexdigest(),
+            "shard_lengths": [shard.samples for shard in shards],
+            "num_bytes": sum(shard.num_bytes for shard in shards),
+            "tasks": dict(sorted(tasks.items())),
+        }
+
+    def commit(self, description: str = "") -> None:
+        """Write the metadata and let the new directory take the place of the old."""
+        infos = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=entry["shard_lengths"],
+                num_bytes=entry["num_bytes"],
+                filename_template=_template(self.new, split),
+            )
+            for split, entry in sorted(self._contents.items())
+        ]
+        _write_json(self.new / CONTENTS_FILE, {"splits": dict(sorted(self._contents.items()))})
+        for name in ("dataset_info.json", "features.json"):
+            (self.new / name).unlink(missing_ok=True)
+        tfds.folder_dataset.write_metadata(
+            data_dir=os.fspath(self.new),
+            features=features(),
+            split_infos=infos,
+            check_data=False,
+            description=description or "Samples of conversations with images, written by vflax.",
+        )
+        _swap(self.new, self._out)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put a JSON file beside the data, e.g. a report."""
+        _write_json(self.new / name, value)
+
+    def read_json(self, name: str) -> Any | None:
+        """A JSON file that the directory already holds, or None."""
+        path = self.new / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Stage]:
+    """A Stage beside `out` that is removed, whatever happens; `out` changes only by Stage.commit."""
+    out = Path(os.path.abspath(out))
+    check_target(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _recover(out)
+    root = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
+    try:
+        yield Stage(out, root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def check_target(out: Path) -> None:
+    """Refuse to write over something that is not a vflax dataset.
+
+    Raises:
+        UserError: `out` is a file, or a directory with other things in it.
+    """
+    if out.is_file():
+        raise UserError(f"{out} is a file; expected a directory, or nothing, to write the dataset to")
+    if out.is_dir() and any(out.iterdir()) and not (out / CONTENTS_FILE).is_file():
+        raise UserError(
+            f"{out} holds files, but no {CONTENTS_FILE}: it was not written by vflax. "
+            "Name a new directory, or one that an earlier conversion wrote (its other splits are kept)."
+        )
+
+
+def _copy_existing(out: Path, new: Path) -> dict[str, Any]:
+    """Hard links to all that `out` holds (a copy costs 36 GB for Vision-Flan); gives its splits."""
+    if not (out / CONTENTS_FILE).is_file():
+        new.mkdir()
+        return {}
+    shutil.copytree(out, new, copy_function=_link)
+    return json.loads((new / CONTENTS_FILE).read_text("utf-8"))["splits"]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _old_name(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Two renames; `_recover` mends a process killed between them."""
+    old = _old_name(out)
+    if out.is_dir():
+        os.rename(out, old)
+    os.rename(new, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(out: Path) -> None:
+    old = _old_name(out)
+    if old.is_dir():
+        if out.is_dir():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, out)
+
+
+def _template(directory: Path, split: str) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
+        data_dir=os.fspath(directory),
+        dataset_name=DATASET_NAME,
+        split=split,
+        filetype_suffix="array_record",
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.unlink(missing_ok=True)  # the old name may be a hard link into the directory that is being replaced
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

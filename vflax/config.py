@@ -1,0 +1,110 @@
+"""Configs: find the file, and what may change when a run is continued."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vflax.errors import UserError
+
+# What a continued run may change. Every other key is part of the run's identity.
+ELASTIC = (
+    "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads",
+    # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
+    "init.*", "tokenizer", "data.sources.*.path",
+)  # fmt: skip
+EXTEND_ONLY = ("steps", "epochs")
+
+
+def find_config(flag: str) -> str:
+    """The value for --config: the file on disk, else the one of that name that is installed with vflax.
+
+    Args:
+        flag: "configs/stage1.py" or "configs/stage1.py:variant".
+
+    Raises:
+        UserError: there is no such file; the installed ones are listed.
+    """
+    path, colon, variant = flag.partition(":")
+    if Path(path).is_file():
+        return flag
+    spec = importlib.util.find_spec("configs")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        candidate = Path(folder).parent / path
+        if path.startswith("configs/") and candidate.is_file():
+            return f"{candidate}{colon}{variant}"
+    known = sorted(f"configs/{f.name}" for d in folders for f in Path(d).glob("stage*.py"))
+    raise UserError(f"--config={flag}: there is no file {path}. Installed with vflax: {', '.join(known)}")
+
+
+def load_config(flag: str) -> ConfigDict:
+    """Build the config that a --config value names, without command-line overrides."""
+    path, _, variant = find_config(flag).partition(":")
+    spec = importlib.util.spec_from_file_location("vflax_config_file", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON types: ConfigDict -> dict, tuple -> list."""
+    if isinstance(value, ConfigDict):
+        return {key: plain(value[key]) for key in value}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: leaf} of a plain config; list entries are numbered."""
+    if isinstance(value, dict) and value:
+        pairs = list(value.items())
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        pairs = [(str(i), item) for i, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, item in pairs:
+        result |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return result
+
+
+def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Compare the config that a WORKDIR was started with and the one it is continued with.
+
+    Returns:
+        One line per allowed change, to be shown.
+
+    Raises:
+        UserError: naming every key that may not change.
+    """
+    old, now = flatten(saved), flatten(new)
+    notes, refused = [], []
+    for key in sorted(old.keys() | now.keys()):
+        before, after = old.get(key), now.get(key)
+        if before == after:
+            continue
+        line = f"config.{key}: {before!r} -> {after!r}"
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in ELASTIC):
+            notes.append(line)
+        elif key in EXTEND_ONLY:
+            longer = isinstance(before, int | float) and isinstance(after, int | float) and after > before > 0
+            (notes if longer else refused).append(line)
+        else:
+            refused.append(line)
+    if refused:
+        raise UserError(
+            "this WORKDIR was started with another config, and a continued run must keep it:\n  "
+            + "\n  ".join(refused)
+            + "\nRestore these values, or choose another --workdir. (steps and epochs may grow, never shrink.)"
+        )
+    return notes

@@ -1,0 +1,157 @@
+"""Evaluation in the loop: loss and greedy answers on held-out samples."""
+
+from __future__ import annotations
+
+import collections
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from vflax.errors import UserError
+from vflax.generate.greedy import greedy
+
+TASKS = ("loss", "accuracy")
+# A task whose reference answers are longer than this in the median is judged by length, not by exact match.
+SHORT_ANSWER_WORDS = 5
+
+
+@dataclass(frozen=True)
+class Question:
+    """One held-out sample, ready to be asked.
+
+    ids: int32 [n], the prompt with every image as N placeholders; images: uint8 [s, H, W, 3].
+    """
+
+    sample_id: str
+    task: str
+    text: str
+    reference: str
+    ids: np.ndarray
+    images: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question and what the model said, with its own image and, for `blind`, with another sample's."""
+
+    question: Question
+    prediction: str
+    blind: str
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Refuse a name in config.evaluate.tasks that is none."""
+    unknown = sorted(set(tasks) - set(TASKS))
+    if unknown:
+        raise UserError(f"config.evaluate.tasks: {', '.join(unknown)} unknown; there are: {', '.join(TASKS)}")
+
+
+def heldout_loss(
+    eval_step: Callable[..., Mapping[str, jax.Array]], params: Any, batches: Iterable[Mapping[str, jax.Array]]
+) -> float:
+    """Mean loss in nats per supervised token over all batches (one global mean); nan without any."""
+    total, tokens = 0.0, 0.0
+    for batch in batches:
+        result = eval_step(params, batch)
+        total += float(result["loss_sum"])
+        tokens += float(result["tokens"])
+    return total / tokens if tokens else float("nan")
+
+
+def permute_images(questions: Sequence[Question]) -> list[Question]:
+    """Give each question the images of the next one of its task whose answer may differ: a model that looks fails.
+
+    A task with a single question keeps its images.
+    """
+    by_task: dict[str, list[int]] = collections.defaultdict(list)
+    for i, question in enumerate(questions):
+        by_task[question.task].append(i)
+    result = list(questions)
+    for members in by_task.values():
+        for here, there in zip(members, members[1:] + members[:1], strict=True):
+            own, other = questions[here], questions[there]
+            if own.images.shape == other.images.shape:
+                result[here] = Question(own.sample_id, own.task, own.text, own.reference, own.ids, other.images)
+    return result
+
+
+def answer(
+    params: Any,
+    graphdef: Any,
+    questions: Sequence[Question],
+    *,
+    tokenizer: Any,
+    eos_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[str]:
+    """Greedy answers as stripped text, in the questions' order."""
+    answers = greedy(
+        params,
+        graphdef,
+        [(q.ids, q.images) for q in questions],
+        eos_ids=eos_ids,
+        pad_id=tokenizer.pad_id,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    return [tokenizer.decode([int(i) for i in a.ids]).strip() for a in answers]
+
+
+def normalise(text: str) -> str:
+    """What exact match compares: lower case, single spaces, no full stop at the end."""
+    return " ".join(text.lower().split()).rstrip(".")
+
+
+def matches(prediction: str, reference: str) -> bool:
+    """Exact match after `normalise`."""
+    return normalise(prediction) == normalise(reference)
+
+
+def score(answered: Sequence[Answered]) -> dict[str, Any]:
+    """Accuracy, majority and blind accuracy per task, and the words of answers.
+
+    Returns:
+        {"tasks": {task: {"n", "accuracy", "majority", "blind", "words", "short"}}, "accuracy", "majority", "blind"
+        (means over the tasks with short reference answers, nan if there are none), "above_blind" (how many of these
+        stand at least 0.25 above blind), "short_tasks", "words_short", "words_long" (median words of an answer)}.
+        `majority` is the share of the commonest reference answer.
+    """
+    by_task: dict[str, list[Answered]] = collections.defaultdict(list)
+    for item in answered:
+        by_task[item.question.task].append(item)
+    tasks: dict[str, dict[str, Any]] = {}
+    words: dict[bool, list[int]] = {True: [], False: []}
+    for task in sorted(by_task):
+        items = by_task[task]
+        references = collections.Counter(normalise(i.question.reference) for i in items)
+        short = statistics.median(len(i.question.reference.split()) for i in items) <= SHORT_ANSWER_WORDS
+        lengths = [len(i.prediction.split()) for i in items]
+        words[short] += lengths
+        tasks[task] = {
+            "n": len(items),
+            "accuracy": sum(matches(i.prediction, i.question.reference) for i in items) / len(items),
+            "majority": references.most_common(1)[0][1] / len(items),
+            "blind": sum(matches(i.blind, i.question.reference) for i in items) / len(items),
+            "words": statistics.median(lengths),
+            "short": short,
+        }
+    scored = [t for t in tasks.values() if t["short"]]
+
+    def mean(key: str) -> float:
+        return statistics.fmean(t[key] for t in scored) if scored else float("nan")
+
+    return {
+        "tasks": tasks,
+        "accuracy": mean("accuracy"),
+        "majority": mean("majority"),
+        "blind": mean("blind"),
+        "above_blind": sum(t["accuracy"] - t["blind"] >= 0.25 - 1e-9 for t in scored),
+        "short_tasks": len(scored),
+        "words_short": statistics.median(words[True]) if words[True] else float("nan"),
+        "words_long": statistics.median(words[False]) if words[False] else float("nan"),
+    }

@@ -1,0 +1,166 @@
+"""Image decoding and preprocessing: the only one in the project.
+
+Equal, value for value, to what LLaVA and Hugging Face do with Pillow (CLIPImageProcessor, LlavaImageProcessor): an
+image becomes RGB, is padded to a square or centre-cropped, and is resized with Pillow's antialiased bicubic filter.
+The result stays uint8; the model rescales and normalises it on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from vflax.errors import UserError
+
+Mode = Literal["pad", "crop"]
+
+# Pillow refuses images over this size as decompression bombs (twice its MAX_IMAGE_PIXELS).
+MAX_PIXELS = 178_956_970
+# Rows of a padded picture that are resized together; bounds memory where one side is very long.
+_STRIP_PIXELS = 1 << 24
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `reason` is one line for a report."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """How a picture becomes the model's input.
+
+    mode: "pad" (to a square in the mean colour, LLaVA's image_aspect_ratio=pad) or "crop" (resize the shortest side,
+        cut out the centre: CLIP's own way).
+    size: side of the result in pixels.
+    mean, std: per channel, of values in [0, 1]; they come with the vision tower's weights.
+    """
+
+    mode: Mode
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if self.mode not in get_args(Mode):
+            wrong.append(f'mode is {self.mode!r}, expected "pad" or "crop"')
+        if not isinstance(self.size, int) or self.size < 1:
+            wrong.append(f"size is {self.size!r}, expected the tower's image size in pixels, such as 336")
+        if len(self.mean) != 3 or not all(0 <= m <= 1 for m in self.mean):
+            wrong.append(f"mean is {self.mean!r}, expected three numbers from 0 to 1")
+        if len(self.std) != 3 or not all(s > 0 for s in self.std):
+            wrong.append(f"std is {self.std!r}, expected three numbers above 0")
+        if wrong:
+            raise UserError("image rules: " + "; ".join(wrong))
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour of the padding: the mean in 0..255, rounded down as LLaVA does."""
+        red, green, blue = (int(255 * m) for m in self.mean)
+        return red, green, blue
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageRules:
+        """Raises UserError on a missing, unknown or wrong key."""
+        names = set(cls.__dataclass_fields__)
+        if set(values) != names:
+            raise UserError(
+                f"image rules: missing keys {sorted(names - set(values))}, unknown keys {sorted(set(values) - names)}"
+            )
+        return cls(values["mode"], values["size"], tuple(values["mean"]), tuple(values["std"]))
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decodes an encoded picture (JPEG, PNG, ... whatever Pillow reads) to the last byte, as RGB.
+
+    The EXIF orientation is not applied and transparency is dropped, as in LLaVA (a plain `.convert("RGB")`). Of an
+    animation the first frame is taken.
+
+    Raises:
+        ImageError: empty, not a picture, truncated or damaged, or over MAX_PIXELS.
+    """
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would pass as whole ones"
+        )
+    try:
+        image = Image.open(BytesIO(data))
+        _refuse_bomb(*image.size)
+        image.load()
+        return image.convert("RGB")
+    except (ImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"not an image ({len(data)} bytes beginning with {data[:8]!r})") from None
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError ...
+        raise ImageError(f"damaged image: {error or type(error).__name__}") from error
+
+
+def verify(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture that decodes in full; raises ImageError as `decode` does."""
+    return decode(data).size
+
+
+def preprocess(image: Image.Image, rules: ImageRules) -> np.ndarray:
+    """The model's input for one picture: uint8 [size, size, 3]."""
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    resized = _pad(image, rules) if rules.mode == "pad" else _crop(image, rules.size)
+    return np.asarray(resized)
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"decompression bomb: {width} x {height} is over {MAX_PIXELS:,} pixels")
+
+
+def _pad(image: Image.Image, rules: ImageRules) -> Image.Image:
+    """Padding to a square in the middle, an odd pixel right or below (LLaVA's expand2square), then resize.
+
+    Pillow resizes along x first, row by row, then along y. Doing the two passes one by one gives the same bytes
+    without ever holding the padded square, which for a picture of 1 x 60000 would take 10 GB.
+    """
+    (width, height), size = image.size, rules.size
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    narrow = Image.new("RGB", (size, side), rules.background)
+    rows = max(1, _STRIP_PIXELS // side)
+    for y in range(0, height, rows):
+        strip = image.crop((0, y, width, min(y + rows, height)))
+        if left or width < side:
+            padded = Image.new("RGB", (side, strip.height), rules.background)
+            padded.paste(strip, (left, 0))
+            strip = padded
+        narrow.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, top + y))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """The shortest side resized to `size`, then the centre cut out (CLIPImageProcessor)."""
+    width, height = image.size
+    short, long = min(width, height), int(size * max(width, height) / min(width, height))
+    new_width, new_height = (size, long) if width <= height else (long, size)
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    if new_width * new_height > MAX_PIXELS:
+        # So narrow that the resized strip would not fit: only the centre is computed. Equal up to the rounding of the
+        # filter's position.
+        scale = long / max(width, height), size / short
+        x, y = scale if width > height else scale[::-1]
+        box = (left / x, top / y, (left + size) / x, (top + size) / y)
+        return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))

@@ -1,0 +1,102 @@
+"""Will it fit: an estimate of the bytes on a device, made before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vflax import freeze
+from vflax.errors import UserError
+from vflax.models.llava import LlavaConfig
+
+GIB = 2**30
+# Share of a device's memory that a run may plan with; the rest is the runtime's and the estimate's error.
+USABLE = 0.92
+
+
+def estimate(
+    config: LlavaConfig,
+    params: Mapping[str, Any],
+    shardings: Mapping[str, Any],
+    verdict: Mapping[str, str],
+    *,
+    rows: int,
+    max_length: int,
+    slots: int,
+    dtype: str,
+    moment_dtype: str,
+    remat: str,
+) -> dict[str, int]:
+    """Bytes on one device at the peak of a training step.
+
+    Args:
+        params: {path: anything with .shape and .dtype}, as held on the devices.
+        shardings: {path: NamedSharding}.
+        rows: rows of one micro-batch on one device.
+
+    Returns:
+        {"parameters", "optimizer", "gradients", "activations", "logits", "images", "total"} in bytes. Activations
+        are the layer inputs that rematerialisation keeps plus one layer's working set (or, without it, every
+        layer's), a formula and not a measurement.
+    """
+    item = jnp.dtype(dtype).itemsize
+
+    def local(path: str) -> int:
+        return math.prod(shardings[path].shard_shape(tuple(params[path].shape)))
+
+    trainable = [path for path in params if verdict[path] == freeze.TRAINABLE]
+    sizes = {
+        "parameters": sum(local(path) * params[path].dtype.itemsize for path in params),
+        "optimizer": sum(local(path) * (4 + jnp.dtype(moment_dtype).itemsize) for path in trainable),
+        "gradients": sum(local(path) * params[path].dtype.itemsize for path in trainable),
+    }
+    decoder, vision = config.decoder, config.vision
+    tokens = rows * max_length
+    # Inputs, normed inputs, q, k, v, attention output, gate, up and their product, each kept for the backward pass.
+    layer = tokens * item * (
+        4 * decoder.width + (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim + 3 * decoder.mlp_dim
+    )  # fmt: skip
+    kept = tokens * decoder.width * item * decoder.num_layers
+    sizes["activations"] = kept + layer if remat == "full" else kept + layer * decoder.num_layers
+    patches = rows * slots * (vision.num_patches + 1)
+    tower_layer = patches * item * (8 * vision.width + 2 * vision.mlp_dim)
+    tower_learns = any(path.startswith("vision/") for path in trainable)
+    sizes["activations"] += tower_layer * (vision.num_computed_layers if tower_learns and remat != "full" else 2)
+    sizes["logits"] = 2 * tokens * decoder.vocab_size * 4
+    sizes["images"] = rows * slots * vision.image_size**2 * 3 * (1 + 4)
+    sizes["total"] = sum(sizes.values())
+    return {name: int(size) for name, size in sizes.items()}
+
+
+def device_limit() -> int | None:
+    """Bytes that one local device can hold, or None where that is not known.
+
+    Devices of a CPU share the host's free memory.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def check_fits(sizes: Mapping[str, int], limit: int | None) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        UserError: with the estimate by kind, the limit, and what to change.
+    """
+    if limit is None or sizes["total"] <= limit * USABLE:
+        return
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items() if name != "total")
+    raise UserError(
+        f"this run needs about {sizes['total'] / GIB:.2f} GiB per device ({parts}), but a device here has "
+        f"{limit / GIB:.2f} GiB free, of which {USABLE:.0%} can be planned with. Use more devices (config.mesh.fsdp), "
+        "fewer rows at a time (config.batch.accumulation), config.remat=full, or try the variant that runs anywhere: "
+        "--config=configs/stage1.py:tiny"
+    )

@@ -1,0 +1,123 @@
+"""State, train step and evaluation step: what training, planning and benchmarks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from vflax.constants import IMAGE_TOKEN_ID
+from vflax.errors import UserError
+from vflax.loss import cross_entropy_sum, supervised_tokens
+from vflax.models import llava
+
+Params = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array]
+REDUCTIONS = ("global", "llava")
+
+
+class TrainState(NamedTuple):
+    """All that an optimizer step changes.
+
+    step: int32 scalar, optimizer steps done.
+    trainable: {path: array}, the parameters that learn, in their master dtype.
+    opt_state: Optax's state, over the trainable leaves only.
+    """
+
+    step: jax.Array
+    trainable: Params
+    opt_state: optax.OptState
+
+
+def loss_sum(graphdef: nnx.GraphDef, params: Params, batch: Batch) -> jax.Array:
+    """Summed cross-entropy of one micro-batch in nats. Batch leaves are [B, ...] as vflax/data/rows.py makes them."""
+    model = llava.merge(graphdef, params)
+    logits = model(batch["ids"], batch["images"], batch["segments"], batch["positions"])
+    return cross_entropy_sum(logits, batch["labels"])
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, reduction: str
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The function of one optimizer step, to be jitted with the state donated.
+
+    Args:
+        graphdef: the model without its parameters.
+        tx: transformation over the trainable leaves.
+        reduction: "global", the sum of losses over the sum of supervised tokens, across devices, hosts and
+            accumulation steps; or "llava", the mean of the micro-batches' means, for parity studies.
+
+    Returns:
+        step(state, frozen, batch) -> (state, metrics). Batch leaves are [A, B, ...], A accumulation steps.
+        Gradients are taken with respect to the trainable leaves alone and summed in float32.
+    """
+    if reduction not in REDUCTIONS:
+        raise UserError(f"config.loss.reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        accumulation = batch["labels"].shape[0]
+        total = supervised_tokens(batch["labels"])
+
+        def micro_loss(trainable: Params, micro: Batch) -> jax.Array:
+            tokens = total if reduction == "global" else supervised_tokens(micro["labels"]) * accumulation
+            return loss_sum(graphdef, {**frozen, **trainable}, micro) / jnp.maximum(tokens, 1.0)
+
+        def accumulate(carry: tuple[jax.Array, Params], micro: Batch) -> tuple[tuple[jax.Array, Params], None]:
+            loss, grads = jax.value_and_grad(micro_loss)(state.trainable, micro)
+            return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), None
+
+        if accumulation == 1:
+            loss, grads = jax.value_and_grad(micro_loss)(state.trainable, {k: v[0] for k, v in batch.items()})
+        else:
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
+            (loss, grads), _ = jax.lax.scan(accumulate, zero, dict(batch))
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "supervised_tokens": total,
+            "tokens": jnp.sum(batch["segments"] > 0),
+            "image_tokens": jnp.sum(batch["ids"] == IMAGE_TOKEN_ID),
+        }
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+    """step(params, batch) -> {"loss_sum", "tokens"} of a batch whose leaves are [B, ...]."""
+
+    def eval_step(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return {"loss_sum": loss_sum(graphdef, params, batch), "tokens": supervised_tokens(batch["labels"])}
+
+    return eval_step
+
+
+def init_state(tx: optax.GradientTransformation, trainable: Params) -> TrainState:
+    """The state before the first step; the moments take the shardings of their parameters under jit."""
+    return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
+
+
+def state_shardings(abstract: TrainState, params: Mapping[str, Any], replicated: Any) -> TrainState:
+    """Shardings of a state: a moment lies where its parameter lies, scalars everywhere.
+
+    Args:
+        abstract: jax.eval_shape of init_state.
+        params: {path: sharding} of the trainable leaves.
+        replicated: sharding of a scalar.
+    """
+
+    def of(key_path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [entry.key for entry in key_path if isinstance(entry, jax.tree_util.DictKey)]
+        for name in names:
+            if name in params and leaf.ndim:
+                return params[name]
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(of, abstract)

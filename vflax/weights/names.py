@@ -1,0 +1,241 @@
+"""The key tables: which parameter is which tensor of a checkpoint, and how the one becomes the other.
+
+CANONICAL tensor names are those of Hugging Face's LLaVA files on the hub (transformers 4.x):
+
+    vision_tower.vision_model.*      multi_modal_projector.linear_i.*      language_model.model.*      language_model.lm_head.weight
+
+Every other naming is brought to the canonical one by a list of (pattern, replacement) rules, so a new format is one
+more list. From canonical names to parameters there is one table, and both directions come from the same entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vflax.models.llava import LlavaConfig
+
+Index = tuple[slice, ...]
+
+_SAME_1, _SAME_2 = (0,), (0, 1)
+# HF keeps a linear's weight [out, in], we keep [in, out].
+_TRANSPOSE = (1, 0)
+# HF keeps a convolution OIHW, we keep HWIO.
+_CONV = (2, 3, 1, 0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter and its tensor, or with `layers` one stacked parameter and a tensor per layer.
+
+    path: parameter path, for example decoder/layers/attention/q/kernel.
+    pattern: canonical tensor name, "{layer}" standing for the layer's number.
+    axes: axis i of the parameter (behind the layer axis) is axis axes[i] of the tensor.
+    shape: the parameter's shape without the layer axis.
+    layers: length of the leading layer axis; None when the parameter is not stacked.
+    """
+
+    path: str
+    pattern: str
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    layers: int | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The canonical tensor names, in the order of the layer axis."""
+        if self.layers is None:
+            return (self.pattern,)
+        return tuple(self.pattern.format(layer=i) for i in range(self.layers))
+
+    @property
+    def param_shape(self) -> tuple[int, ...]:
+        """Shape of the parameter, the layer axis included."""
+        return self.shape if self.layers is None else (self.layers, *self.shape)
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Shape of (each of) the tensor(s)."""
+        return tuple(self.shape[self.axes.index(axis)] for axis in range(len(self.axes)))
+
+    def to_param(self, tensor: np.ndarray) -> np.ndarray:
+        """Tensor, or a part of it, to (one layer of) the parameter; a view."""
+        return tensor.transpose(self.axes)
+
+    def to_tensor(self, param: np.ndarray) -> np.ndarray:
+        """(One layer of) the parameter to the tensor; the inverse of to_param, a view."""
+        return param.transpose([self.axes.index(axis) for axis in range(len(self.axes))])
+
+    def tensor_index(self, index: Index) -> Index:
+        """Where a part of (one layer of) the parameter lies in the tensor."""
+        return tuple(index[self.axes.index(axis)] for axis in range(len(self.axes)))
+
+    def param_index(self, index: Index) -> Index:
+        """Where a part of the tensor lies in (one layer of) the parameter."""
+        return tuple(index[axis] for axis in self.axes)
+
+
+def table(config: LlavaConfig) -> dict[str, Entry]:
+    """The key table of a model: {parameter path: Entry}, for every parameter of the tree."""
+    entries = [*_vision(config), *_bridge(config), *_decoder(config)]
+    return {entry.path: entry for entry in entries}
+
+
+def carried(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+    """Tensors that belong to the checkpoint but are never computed: {canonical name: shape}.
+
+    They are the tower's layers behind the feature layer, and its last norm. They are kept as they came and written
+    back at export, because Hugging Face's classes want them.
+    """
+    vision = config.vision
+    result = {}
+    for entry in _vision_layers(config, vision.num_layers):
+        result |= {name: entry.tensor_shape for name in entry.names[vision.num_computed_layers :]}
+    for kind in ("weight", "bias"):
+        result[f"{_TOWER}.post_layernorm.{kind}"] = (vision.width,)
+    return result
+
+
+def expected(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+    """All tensors of a checkpoint, carried ones included: {canonical name: shape}."""
+    result = {name: entry.tensor_shape for entry in table(config).values() for name in entry.names}
+    return result | carried(config)
+
+
+_TOWER = "vision_tower.vision_model"
+_BRIDGE = "multi_modal_projector"
+_DECODER = "language_model.model"
+LM_HEAD = "language_model.lm_head.weight"
+EMBEDDING = f"{_DECODER}.embed_tokens.weight"
+
+
+def _vision(config: LlavaConfig) -> list[Entry]:
+    vision = config.vision
+    width, patch = vision.width, vision.patch_size
+    embeddings = f"{_TOWER}.embeddings"
+    top = [
+        Entry("vision/class_embedding", f"{embeddings}.class_embedding", _SAME_1, (width,)),
+        Entry(
+            "vision/patch_embedding/kernel", f"{embeddings}.patch_embedding.weight", _CONV, (patch, patch, 3, width)
+        ),
+        Entry(
+            "vision/position_embedding",
+            f"{embeddings}.position_embedding.weight",
+            _SAME_2,
+            (vision.num_patches + 1, width),
+        ),
+        # "layrnorm" is how OpenAI's checkpoint, and so everyone's, spells it.
+        Entry("vision/pre_norm/scale", f"{_TOWER}.pre_layrnorm.weight", _SAME_1, (width,)),
+        Entry("vision/pre_norm/bias", f"{_TOWER}.pre_layrnorm.bias", _SAME_1, (width,)),
+    ]
+    return top + (_vision_layers(config, vision.num_computed_layers) if vision.num_computed_layers else [])
+
+
+def _vision_layers(config: LlavaConfig, layers: int) -> list[Entry]:
+    width, mlp = config.vision.width, config.vision.mlp_dim
+    ours, theirs = "vision/layers", f"{_TOWER}.encoder.layers.{{layer}}"
+    entries = []
+    for norm, hf in (("norm1", "layer_norm1"), ("norm2", "layer_norm2")):
+        entries.append(Entry(f"{ours}/{norm}/scale", f"{theirs}.{hf}.weight", _SAME_1, (width,), layers))
+        entries.append(Entry(f"{ours}/{norm}/bias", f"{theirs}.{hf}.bias", _SAME_1, (width,), layers))
+    linears = [(f"attention/{x}", f"self_attn.{x}_proj", width, width) for x in ("q", "k", "v", "out")]
+    linears += [("mlp/fc1", "mlp.fc1", width, mlp), ("mlp/fc2", "mlp.fc2", mlp, width)]
+    for name, hf, fan_in, fan_out in linears:
+        entries.append(
+            Entry(f"{ours}/{name}/kernel", f"{theirs}.{hf}.weight", _TRANSPOSE, (fan_in, fan_out), layers)
+        )
+        entries.append(Entry(f"{ours}/{name}/bias", f"{theirs}.{hf}.bias", _SAME_1, (fan_out,), layers))
+    return entries
+
+
+def _bridge(config: LlavaConfig) -> list[Entry]:
+    bridge = config.bridge
+    entries = []
+    for i in range(bridge.num_linears):
+        shape = (bridge.in_width if i == 0 else bridge.out_width, bridge.out_width)
+        ours, theirs = f"bridge/layers_{i}", f"{_BRIDGE}.linear_{i + 1}"
+        entries.append(Entry(f"{ours}/kernel", f"{theirs}.weight", _TRANSPOSE, shape))
+        entries.append(Entry(f"{ours}/bias", f"{theirs}.bias", _SAME_1, shape[1:]))
+    return entries
+
+
+def _decoder(config: LlavaConfig) -> list[Entry]:
+    decoder = config.decoder
+    width, layers = decoder.width, decoder.num_layers
+    heads, kv_heads = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+    ours, theirs = "decoder/layers", f"{_DECODER}.layers.{{layer}}"
+    vocabulary = (decoder.vocab_size, width)
+    entries = [Entry("decoder/embed_tokens/embedding", EMBEDDING, _SAME_2, vocabulary)]
+    for norm, hf in (("input_norm", "input_layernorm"), ("post_attention_norm", "post_attention_layernorm")):
+        entries.append(Entry(f"{ours}/{norm}/scale", f"{theirs}.{hf}.weight", _SAME_1, (width,), layers))
+    linears = [
+        ("attention/q", "self_attn.q_proj", width, heads),
+        ("attention/k", "self_attn.k_proj", width, kv_heads),
+        ("attention/v", "self_attn.v_proj", width, kv_heads),
+        ("attention/o", "self_attn.o_proj", heads, width),
+        ("mlp/gate", "mlp.gate_proj", width, decoder.mlp_dim),
+        ("mlp/up", "mlp.up_proj", width, decoder.mlp_dim),
+        ("mlp/down", "mlp.down_proj", decoder.mlp_dim, width),
+    ]
+    for name, hf, fan_in, fan_out in linears:
+        entries.append(
+            Entry(f"{ours}/{name}/kernel", f"{theirs}.{hf}.weight", _TRANSPOSE, (fan_in, fan_out), layers)
+        )
+    entries.append(Entry("decoder/norm/scale", f"{_DECODER}.norm.weight", _SAME_1, (width,)))
+    if not decoder.tie_word_embeddings:
+        entries.append(Entry("decoder/lm_head/kernel", LM_HEAD, _TRANSPOSE, vocabulary[::-1]))
+    return entries
+
+
+# --- other namings ---------------------------------------------------------------------------------------------------
+
+# (pattern for the beginning or the whole of a name, replacement; None: not a weight of the model, left aside).
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str] | None]]
+
+# Buffers that old files carry; both are computed from the config.
+_BUFFERS: Rules = ((r".*\.position_ids$", None), (r"^position_ids$", None), (r".*\.rotary_emb\.inv_freq$", None))
+
+# Hugging Face LLaVA in its four namings: 4.x hub, 4.52 module, 5.x module, 5.x saved (no "vision_model").
+LLAVA_RULES: Rules = (
+    *_BUFFERS,
+    (r"^model\.language_model\.", f"{_DECODER}."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^(?:model\.)?multi_modal_projector\.", f"{_BRIDGE}."),
+    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", f"{_TOWER}."),
+)
+
+# OpenAI-CLIP as CLIPModel, CLIPVisionModel of 4.x, or CLIPVisionModel of 5.x (no prefix).
+CLIP_RULES: Rules = (
+    *_BUFFERS,
+    (r"^(?:text_model\.|text_projection\.|visual_projection\.|logit_scale$)", None),
+    (r"^(?:vision_model\.)?(?=embeddings\.|encoder\.|pre_layrnorm\.|post_layernorm\.)", f"{_TOWER}."),
+)
+
+# LLaMA, Vicuna, Mistral as ...ForCausalLM.
+DECODER_RULES: Rules = (
+    *_BUFFERS,
+    (r"^model\.", f"{_DECODER}."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
+
+# A bridge alone: in our naming, or the projector of the original LLaVA code, where linears and activations are
+# numbered together (0, 2, 4, ...) and a single linear has no number.
+BRIDGE_RULES: Rules = (
+    (r"^(?:model\.)?multi_modal_projector\.", f"{_BRIDGE}."),
+    (
+        r"^(?:.*\.)?mm_projector\.(\d+)\.",
+        lambda match: f"{_BRIDGE}.linear_{int(match[1]) // 2 + 1}.",
+    ),
+    (r"^(?:.*\.)?mm_projector\.(?=weight$|bias$)", f"{_BRIDGE}.linear_1."),
+)
+
+
+def canonical(name: str, rules: Rules) -> str | None:
+    """Bring a tensor's name to the canonical form; None: left aside. A name that no rule knows stays as it is."""
+    for pattern, replacement in rules:
+        if re.match(pattern, name):
+            return None if replacement is None else re.sub(pattern, replacement, name, count=1)
+    return name

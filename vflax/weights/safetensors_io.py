@@ -1,0 +1,313 @@
+"""safetensors files: read in slices, written as a stream.
+
+The format (https://github.com/huggingface/safetensors#format): 8 bytes of little-endian header length, a JSON header
+{name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps. Files are read, not mapped: mapped pages
+count as resident memory and would make a 14 GB file look, and on a small machine behave, like 14 GB of arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vflax.errors import UserError
+
+Index = tuple[slice, ...]
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+# A slice over a later axis is cut out of blocks of rows of about this size, so that no whole tensor is held beside it.
+_BLOCK_BYTES = 32 << 20
+# The format's own limit: a longer header is damage.
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a tensor."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in its file; `start` counts from the beginning of the file."""
+
+    code: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class SafetensorsFile:
+    """One file, its header read and checked; tensors are read on demand, each read opens the file anew (thread-safe)."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            UserError: when the file is missing, truncated, or not a safetensors file.
+        """
+        self.path = path
+        self._tensors = _read_header(path)
+
+    def names(self) -> tuple[str, ...]:
+        """Tensor names, in the header's order."""
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Dtype of a tensor.
+
+        Raises:
+            UserError: for a dtype that vflax does not read, such as an 8-bit float.
+        """
+        code = self._tensors[name].code
+        if code not in DTYPES:
+            raise UserError(f"{self.path}: {name} has dtype {code}; vflax reads {', '.join(DTYPES)}")
+        return DTYPES[code]
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """Read a tensor, or the part of it that `index` (slices of step 1, one per axis) names."""
+        stored, dtype = self._tensors[name], self.dtype(name)
+        bounds = [s.indices(n)[:2] for s, n in zip(index, stored.shape, strict=True)] if index else None
+        if not bounds or all(b == (0, n) for b, n in zip(bounds[1:], stored.shape[1:], strict=True)):
+            rows = bounds[0] if bounds else None
+            return self._read_rows(name, stored, dtype, rows)
+        inner = tuple(slice(*b) for b in bounds[1:])
+        out = np.empty([b - a for a, b in bounds], dtype)
+        step = max(1, _BLOCK_BYTES // max(1, math.prod(stored.shape[1:]) * dtype.itemsize))
+        first, last = bounds[0]
+        for a in range(first, last, step):
+            b = min(a + step, last)
+            out[a - first : b - first] = self._read_rows(name, stored, dtype, (a, b))[:, *inner]
+        return out
+
+    def _read_rows(
+        self, name: str, stored: _Stored, dtype: np.dtype, rows: tuple[int, int] | None
+    ) -> np.ndarray:
+        shape, start = stored.shape, stored.start
+        if rows is not None:
+            start += rows[0] * math.prod(shape[1:]) * dtype.itemsize
+            shape = (rows[1] - rows[0], *shape[1:])
+        out = np.empty(shape, dtype)
+        with self.path.open("rb") as f:
+            f.seek(start)
+            got = f.readinto(out.reshape(-1).view(np.uint8))
+        if got != out.nbytes:
+            raise UserError(
+                f"{self.path}: {name}: the file ends after {got} of {out.nbytes} bytes; fetch it again"
+            )
+        return out
+
+
+def _read_header(path: Path) -> dict[str, _Stored]:
+    if not path.is_file():
+        raise UserError(f"{path}: not there")
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        head = f.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 2 <= length <= min(_MAX_HEADER, max(0, size - 8)):
+            raise UserError(
+                f"{path}: not a safetensors file, or cut off inside its header ({size} bytes); fetch it again"
+            )
+        raw = f.read(length)
+    try:
+        header = json.loads(raw)
+        stored = {
+            name: _Stored(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                8 + length + entry["data_offsets"][0],
+                8 + length + entry["data_offsets"][1],
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from None
+    problems = []
+    for name, t in stored.items():
+        itemsize = DTYPES[t.code].itemsize if t.code in DTYPES else None
+        if itemsize is not None and t.end - t.start != math.prod(t.shape) * itemsize:
+            problems.append(
+                f"{name}: {t.end - t.start} bytes do not make a {t.code} tensor of shape {list(t.shape)}"
+            )
+        elif t.end > size:
+            problems.append(
+                f"{name} should end at byte {t.end}, the file has {size}: it is truncated, fetch it again"
+            )
+    if problems:
+        raise UserError(f"{path}:\n  " + "\n  ".join(problems[:10] + _and_more(problems, 10)))
+    return stored
+
+
+def _and_more(items: Sequence[Any], shown: int) -> list[str]:
+    return [f"... and {len(items) - shown} more"] if len(items) > shown else []
+
+
+def plan_shards(specs: Iterable[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
+    """Part tensors, in their order, into shards of at most `max_bytes` (a larger tensor has a shard of its own)."""
+    shards: list[list[TensorSpec]] = [[]]
+    held = 0
+    for spec in specs:
+        if shards[-1] and held + spec.nbytes > max_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(spec)
+        held += spec.nbytes
+    return shards
+
+
+def write_file(path: Path, specs: Sequence[TensorSpec], read: Callable[[str], np.ndarray]) -> str:
+    """Write one file tensor by tensor, holding one tensor at a time, and flush it to the disk.
+
+    Args:
+        path: the file to write.
+        specs: what it will hold; wide dtypes come first in the file so that every tensor is aligned.
+        read: name -> array of the spec's dtype and shape.
+
+    Returns:
+        The file's sha256, in hex.
+    """
+    ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+    # Readers of Hugging Face's libraries want the "format"; "pt" is what they call row-major host tensors.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in ordered:
+        header[spec.name] = {
+            "dtype": CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as f:
+        for part in (struct.pack("<Q", len(raw)), raw):
+            f.write(part)
+            digest.update(part)
+        for spec in ordered:
+            array = read(spec.name)
+            if array.dtype != spec.dtype or array.shape != spec.shape:
+                raise AssertionError(
+                    f"{spec.name}: planned {spec.dtype} {spec.shape}, got {array.dtype} {array.shape}"
+                )
+            data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            f.write(data)
+            digest.update(data)
+        f.flush()
+        os.fsync(f.fileno())
+    return digest.hexdigest()
+
+
+def write_shards(
+    folder: Path, stem: str, specs: Sequence[TensorSpec], max_bytes: int, read: Callable[[str], np.ndarray]
+) -> dict[str, str]:
+    """Write STEM.safetensors, or STEM-0000i-of-0000n.safetensors with STEM.safetensors.index.json, as HF names them.
+
+    Returns:
+        {file name: sha256} of all files written.
+    """
+    shards = plan_shards(specs, max_bytes)
+    total = len(shards)
+    files: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"{stem}.safetensors" if total == 1 else f"{stem}-{i:05d}-of-{total:05d}.safetensors"
+        files[name] = write_file(folder / name, shard, read)
+        weight_map |= {spec.name: name for spec in shard}
+    if total > 1:
+        index = {
+            "metadata": {"total_size": sum(spec.nbytes for spec in specs)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        text = json.dumps(index, indent=1) + "\n"
+        (folder / f"{stem}.safetensors.index.json").write_text(text)
+        files[f"{stem}.safetensors.index.json"] = hashlib.sha256(text.encode()).hexdigest()
+    return files
+
+
+def open_directory(folder: Path, stem: str = "model") -> dict[str, SafetensorsFile]:
+    """Open the safetensors weights of a directory, sharded or not.
+
+    Returns:
+        {tensor name: the file that holds it}, in the files' order.
+
+    Raises:
+        UserError: when there are none, or the index and the files disagree; all disagreements at once.
+    """
+    index_path, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+    if index_path.is_file():
+        try:
+            weight_map = dict(json.loads(index_path.read_text())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{index_path}: not a safetensors index ({error!r}); fetch it again"
+            ) from None
+        files = [SafetensorsFile(folder / name) for name in sorted(set(weight_map.values()))]
+    elif single.is_file():
+        weight_map, files = {}, [SafetensorsFile(single)]
+    else:
+        raise UserError(_no_weights(folder, stem))
+    found: dict[str, SafetensorsFile] = {}
+    problems = []
+    for file in files:
+        for name in file.names():
+            if name in found:
+                problems.append(f"{name} is both in {found[name].path.name} and in {file.path.name}")
+            found[name] = file
+    for name, file_name in weight_map.items():
+        if name not in found:
+            problems.append(f"{name} is not in {file_name}, where the index puts it")
+    if problems:
+        raise UserError(
+            f"{index_path} and its files disagree:\n  " + "\n  ".join(problems[:20] + _and_more(problems, 20))
+        )
+    return found
+
+
+def _no_weights(folder: Path, stem: str) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such directory"
+    message = f"{folder}: neither {stem}.safetensors nor {stem}.safetensors.index.json is there"
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        message += (
+            f", only {', '.join(pickles[:3])}. vflax reads safetensors; in Python with torch, "
+            f"transformers.AutoModel.from_pretrained({str(folder)!r}).save_pretrained(NEW_DIR) writes them"
+        )
+    return message

@@ -1,0 +1,104 @@
+"""WORKDIR: the files around a run that other tools read.
+
+    config.json  status.json  metrics.jsonl  summary.json  checkpoints/STEP/  frozen/HASH/  model/  export/  eval/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vflax.errors import UserError
+from vflax.images import ImageRules
+from vflax.models.llava import LlavaConfig
+from vflax.tokenizer import Tokenizer, load_tokenizer
+
+EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as f:
+        f.write(json.dumps(value, indent=1) + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of WORKDIR.
+
+    Raises:
+        UserError: naming the file, when it is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there. Is {path.parent} a vflax WORKDIR?") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_status(workdir: Path, state: str, step: int, reason: str = "") -> None:
+    """Write status.json: state is running, preempted, done or failed."""
+    write_json(workdir / "status.json", {"state": state, "step": step, "reason": reason})
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What lies in WORKDIR/model: all that a model needs beside its weights.
+
+    source_dtypes: {canonical tensor name: dtype that the tensor came in with}.
+    frozen: HASH of WORKDIR/frozen/HASH.
+    """
+
+    config: LlavaConfig
+    tokenizer: Tokenizer
+    template: str
+    position: str
+    rules: ImageRules
+    source_dtypes: dict[str, str]
+    frozen: str
+
+    def save(self, workdir: Path) -> None:
+        """Write WORKDIR/model, tokenizer files included. model.json comes last: with it the folder is complete."""
+        folder = workdir / "model"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.tokenizer.files:
+            if file.resolve() != (folder / file.name).resolve():
+                shutil.copyfile(file, folder / file.name)
+        write_json(folder / "config.json", self.config.to_dict())
+        write_json(folder / "template.json", {"template": self.template, "position": self.position})
+        write_json(folder / "image_rules.json", self.rules.to_dict())
+        write_json(folder / "source_dtypes.json", self.source_dtypes)
+        write_json(folder / "frozen.json", {"hash": self.frozen})
+
+    @classmethod
+    def load(cls, workdir: Path) -> ModelFiles:
+        """Read WORKDIR/model.
+
+        Raises:
+            UserError: naming the file that is missing or broken.
+        """
+        folder = workdir / "model"
+        template = read_json(folder / "template.json")
+        return cls(
+            config=LlavaConfig.from_dict(read_json(folder / "config.json")),
+            tokenizer=load_tokenizer(folder),
+            template=template["template"],
+            position=template["position"],
+            rules=ImageRules.from_dict(read_json(folder / "image_rules.json")),
+            source_dtypes=read_json(folder / "source_dtypes.json"),
+            frozen=read_json(folder / "frozen.json")["hash"],
+        )
+
+    @staticmethod
+    def is_complete(workdir: Path) -> bool:
+        """Whether WORKDIR/model was written to its end."""
+        return (workdir / "model" / "frozen.json").is_file()
