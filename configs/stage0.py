@@ -19,7 +19,9 @@ def get_config(variant: str = "13b") -> ConfigDict:
     common.check_variant(variant)
     config = common.base(0, variant)
     config.template = "plain"  # [LLaVA-1.5] --version plain: image, caption, newline
-    config.image.mode = "crop"  # [LLaVA-1.5] pretrain.sh sets no aspect ratio: resize the shorter side, centre crop
+    config.image.mode = (
+        "crop"  # [LLaVA-1.5] pretrain.sh sets no aspect ratio: resize the shorter side, centre crop
+    )
     config.batch.samples = 256  # [LLaVA-1.5] 32 x 8
     config.optimizer.lr = 1e-3  # [LLaVA-1.5]
     config.freeze = (

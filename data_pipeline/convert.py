@@ -3,9 +3,10 @@
     python -m data_pipeline.convert --format=vision_flan \\
         --annotations=annotation_191-task_1k.json --images=images_191task_1k --out=data/vision-flan
 
-Images are stored as they are, byte for byte, after each has been decoded in full once. A sample that cannot be used
-is left out and named, with the reason, in OUT/report.json. Running again gives the same files; a second split
-(--split=test) joins the first in the same directory. What is there is replaced only when everything is written.
+Images are stored as they are, byte for byte, after each has been decoded in full once. A sample that cannot
+be used is left out and named, with the reason, in OUT/report.json. Running again gives the same files; a
+second split (--split=test) joins the first in the same directory. What is there is replaced only when all
+is written.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def convert(
         reasons {reason: count}, tasks {task: count}, quarantine [{number, id, task, file, reason, detail}]}.
 
     Raises:
-        UserError: an argument is wrong, the file is not of that format, or not one sample survived. Nothing is
-            left behind then.
+        UserError: an argument is wrong, the file is not of that format, or not one sample survived. Nothing
+            is left behind then.
     """
     annotations, image_root, out = Path(annotations), Path(images), Path(out)
     if str(out).startswith("gs:/"):
@@ -110,7 +111,7 @@ class _Job:
 
 
 def _cut(samples: Sequence[RawSample], image_root: Path, shard_bytes: int) -> Iterator[list[RawSample]]:
-    """Consecutive samples of about shard_bytes. By file sizes, so that shards do not depend on the workers."""
+    """Consecutive samples of about shard_bytes, by file size: shards do not depend on the workers."""
     part: list[RawSample] = []
     size = 0
     for sample in samples:
@@ -205,7 +206,7 @@ def _run(jobs: list[_Job], total: int, workers: int, show: bool) -> list[tuple[S
         bar = progress.add_task("", total=total)
         if min(workers, len(jobs)) <= 1:
             return [_write_shard(job, lambda: progress.advance(bar)) for job in jobs]
-        # spawn: the parent may hold threads (of JAX, of a test runner), which a fork would copy in mid-flight.
+        # spawn: the parent may hold threads (JAX's, a test runner's), which a fork would copy in mid-flight.
         context = multiprocessing.get_context("spawn")
         counter = context.Value("q", 0)
         finished = threading.Event()

@@ -2,8 +2,8 @@
 
     vision_flan   {"id", "image", "task_name", "conversations": [{"from": "human"|"gpt", "value"}, ...]}
                   (the releases annotation_191-task_1k.json and vision_flan.json)
-    llava         the same without task_name (LLaVA's blip_laion_cc_sbu_558k.json, llava_instruct_150k.json, ...):
-                  the task is the file's stem, and an id that comes again, as they do there, gets "#2", "#3", ...
+    llava         the same without task_name (blip_laion_cc_sbu_558k.json, llava_instruct_150k.json, ...): the
+                  task is the file's stem, and an id that comes again, as they do there, gets "#2", "#3", ...
 
 "image" may be absent (text only), a path relative to the image folder, or a list of such paths.
 """

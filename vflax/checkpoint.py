@@ -6,6 +6,7 @@ fingerprint that the data must match. Frozen leaves are in WORKDIR/frozen/HASH, 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from vflax.errors import UserError
 from vflax.step import TrainState
 
-# A metric of which less is better; of all others more is.
-_LOWER_IS_BETTER = ("loss",)
+_RECORD = "record"
 
 
 def to_stored(flat: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Checkpointer:
             kept.append(
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics[best_metric],
-                    reverse=best_metric.rsplit("/")[-1] in _LOWER_IS_BETTER,
+                    reverse=_lower_is_better(best_metric),
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -57,6 +57,8 @@ class Checkpointer:
             (workdir / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
+                # Only with a best_fn does the manager write metrics down, and a continued run needs them.
+                best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
                 # A kill in the middle of a save leaves a temporary folder; it is never read and goes at the next start.
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
@@ -67,7 +69,9 @@ class Checkpointer:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None) -> None:
+    def save(
+        self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None
+    ) -> None:
         """Start to write a checkpoint; returns when the arrays are off the devices. A step that is there is left."""
         if step in self._manager.all_steps():
             return
@@ -86,7 +90,9 @@ class Checkpointer:
 
     def read_record(self, step: int) -> dict[str, Any]:
         """The JSON record of a checkpoint."""
-        return dict(self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"])
+        return dict(
+            self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        )
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Read a state back, each leaf into the sharding and dtype that `abstract` gives it.
@@ -129,23 +135,41 @@ def find_step(workdir: Path, which: str) -> int:
     """Resolve "latest", "best" or a number to the step of a complete checkpoint under WORKDIR.
 
     Raises:
-        UserError: no checkpoints, no such step, or "best" in a run that tracked no metric.
+        UserError: no checkpoints, no such step, or "best" in a run that measured nothing at its checkpoints.
     """
     folder = workdir / "checkpoints"
-    manager = ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False)) \
-        if folder.is_dir() else None
-    steps = sorted(manager.all_steps()) if manager else []
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / _RECORD).is_dir())
     if not steps:
-        raise UserError(f"{folder}: no complete checkpoint. Train first: python -m vflax.launch --workdir={workdir}")
+        raise UserError(
+            f"{folder}: no complete checkpoint. Train first: python -m vflax.launch --workdir={workdir}"
+        )
     if which == "latest":
         return steps[-1]
     if which == "best":
-        best_file = workdir / "best.json"
-        if not best_file.is_file():
-            raise UserError(f"{best_file}: not there; the run tracked no best step (config.checkpoint.best_metric)")
-        import json
-
-        which = str(json.loads(best_file.read_text())["step"])
+        return _best_step(workdir, steps)
     if not which.isdigit() or int(which) not in steps:
-        raise UserError(f"--step={which}: {folder} holds the steps {', '.join(map(str, steps))}; also: latest, best")
+        raise UserError(
+            f"--step={which}: {folder} holds the steps {', '.join(map(str, steps))}; also: latest, best"
+        )
     return int(which)
+
+
+def _best_step(workdir: Path, steps: list[int]) -> int:
+    config = json.loads((workdir / "config.json").read_text())
+    metric = config["checkpoint"]["best_metric"]
+    values = {}
+    for step in steps:
+        file = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
+        if file.is_file():
+            values[step] = json.loads(file.read_text())[metric]
+    if not values:
+        raise UserError(
+            f"--step=best: no checkpoint under {workdir / 'checkpoints'} has the metric {metric!r}; "
+            "config.evaluate.every and config.checkpoint.every decide where both fall on one step"
+        )
+    choose = min if _lower_is_better(metric) else max
+    return choose(values, key=lambda step: values[step])
+
+
+def _lower_is_better(metric: str) -> bool:
+    return metric.rsplit("/")[-1] == "loss"

@@ -88,7 +88,8 @@ def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
         UserError: naming every key that may not change.
     """
     old, now = flatten(saved), flatten(new)
-    notes, refused = [], []
+    notes: list[str] = []
+    refused: list[str] = []
     for key in sorted(old.keys() | now.keys()):
         before, after = old.get(key), now.get(key)
         if before == after:

@@ -1,13 +1,13 @@
 """Conversations to token ids and labels: the only renderer in the project.
 
-A conversation is made of typed parts, so what a person types can never become an image, the end of a turn or the
-beginning of an answer. The ids and the mask of supervised tokens are built in one pass: nothing is tokenised twice to
-find a length, and nothing is searched in a rendered string.
+A conversation is made of typed parts, so what a person types can never become an image, the end of a turn or
+the beginning of an answer. The ids and the mask of supervised tokens are built in one pass: nothing is
+tokenised twice to find a length, and nothing is searched in a rendered string.
 
-The templates and the tokenisation are those of LLaVA: text is cut into chunks at images and special tokens, each chunk
-is encoded as a whole, BOS stands at the start. Supervised are an answer and its end token: `</s>`, in chatml
-`<|im_end|>`, in plain a newline. The space that a template puts before an answer belongs to the answer, since the
-generation prompt ends before it.
+The templates and the tokenisation are those of LLaVA: text is cut into chunks at images and special tokens,
+each chunk is encoded as a whole, BOS stands at the start. Supervised are an answer and its end token:
+`</s>`, in chatml `<|im_end|>`, in plain a newline. The space that a template puts before an answer belongs
+to the answer, since the generation prompt ends before it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ import numpy as np
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.templates import TEMPLATES, Position, Template, chat_template, check_position, get_template
-from vflax.tokenizer import Tokenizer
+from vflax.tokenizer import Tokenizer, replace_surrogates
+
+__all__ = [
+    "TEMPLATES", "Conversation", "ConversationError", "Image", "Part", "Position", "Rendered", "Text",
+    "Turn", "chat_template", "expand", "get_template", "place_images", "read_llava", "render", "render_text",
+    "stop_ids",
+]  # fmt: skip
 
 IMAGE_MARKER = "<image>"
 
@@ -55,7 +61,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of user and assistant by turns, the user first; `system` replaces the template's own when not None."""
+    """User and assistant by turns, the user first; `system` replaces the template's own when not None."""
 
     turns: tuple[Turn, ...]
     system: str | None = None
@@ -69,7 +75,7 @@ class ConversationError(UserError):
         self.kind = kind
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading LLaVA JSON
 
 
@@ -78,21 +84,22 @@ def read_llava(
 ) -> tuple[Conversation, list[str]]:
     """Reads the `conversations` list of a LLaVA sample.
 
-    The first `num_images` occurrences of `<image>` in the human turns are image places; every other one is text.
-    `position` then says where an image goes in its turn, see `place_images`.
+    The first `num_images` occurrences of `<image>` in the human turns are image places; every other one is
+    text. `position` then says where an image goes in its turn, see `place_images`.
 
     What LLaVA's own trainer does in silence, or dies of, becomes a finding (the sample is used) or an error:
         "first_turn_dropped"    the first turn is not human; it is left out, as in LLaVA
-        "empty_answer"          an answer without text: the conversation ends before it (LLaVA masks the whole sample)
+        "empty_answer"          an answer without text: the conversation ends before it, and its question
+                                stays unanswered (LLaVA masks the whole sample)
         "empty_question"        a human turn with neither text nor image; kept
         "unanswered"            the last turn is human; kept, as in LLaVA, and nothing of it is supervised
-        "extra_image_marker"    more `<image>` than images, or one in an answer: text (LLaVA drops them or breaks)
-        "image_without_marker"  fewer `<image>` than images: the images left over follow the last one that has a
-                                place, or open the first human turn (LLaVA ignores them)
+        "extra_image_marker"    more `<image>` than images, or one in an answer: text (LLaVA drops or breaks)
+        "image_without_marker"  fewer `<image>` than images: the images left over follow the last one that has
+                                a place, or open the first human turn (LLaVA ignores them)
         "lone_surrogate"        half a UTF-16 pair, replaced by U+FFFD
 
     Args:
-        conversations: list of {"from": "human" | "gpt", "value": str}; "user" and "assistant" are understood as well.
+        conversations: list of {"from": "human" | "gpt", "value": str}; "user" and "assistant" work too.
         num_images: how many images the sample has.
         name: what to call the sample in an error.
 
@@ -100,38 +107,38 @@ def read_llava(
         the conversation, with exactly `num_images` images, and the findings, each at most once.
 
     Raises:
-        ConversationError: kind "malformed" (not such a list, a value that is not text), "no_turns", "broken_roles"
-            (two turns in a row by the same speaker: nobody can tell which text was meant to be answered).
+        ConversationError: kind "malformed" (not such a list, a value that is not text), "no_turns" (no human
+            turn), "broken_roles" (one speaker twice in a row: nobody can tell which text was meant to be
+            answered).
     """
     check_position(position)
     where = f"sample {name}: " if name else ""
     turns = _read_turns(conversations, where)
     findings: list[str] = []
-    if any(_has_lone_surrogate(value) for _, value in turns):
-        turns = [
-            (role, value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-            for role, value in turns
-        ]
+    mended = [(role, replace_surrogates(value)) for role, value in turns]
+    if mended != turns:
         findings.append("lone_surrogate")
-    if turns[0][0] != "user":
-        turns = turns[1:]
+    if mended[0][0] != "user":
+        mended = mended[1:]
         findings.append("first_turn_dropped")
-    turns = _cut_at_empty_answer(turns, findings)
-    _check_roles([role for role, _ in turns], where)
-    if turns[-1][0] == "user":
+    _check_roles([role for role, _ in mended], where)
+    kept = _before_empty_answer(mended)
+    if len(kept) < len(mended):
+        findings.append("empty_answer")
+    elif kept[-1][0] == "user":
         findings.append("unanswered")
-    placed = _place_markers(turns, num_images, findings)
-    if any(role == "user" and not any(part != Text("") for part in parts) for role, parts in placed):
+    placed = _place_markers(kept, num_images, findings)
+    if any(turn.role == "user" and not turn.num_images and not turn.text.strip() for turn in placed):
         findings.append("empty_question")
-    read = [Turn("assistant", parts) if role != "user" else _user(parts, position) for role, parts in placed]
-    return Conversation(tuple(read)), findings
+    front = [Turn(t.role, place_images(t.parts, position)) if t.role == "user" else t for t in placed]
+    return Conversation(tuple(front)), findings
 
 
 def place_images(parts: Sequence[Part], position: Position) -> tuple[Part, ...]:
     """The parts of a human turn, with its images where `position` wants them.
 
-    front: LLaVA's rule. All images first, each followed by a newline, then the turn's text, stripped; no newline after
-        the last image where there is no text. (LLaVA itself keeps one image a turn; here all are kept.)
+    front: LLaVA's rule. All images first, each followed by a newline, then the turn's text, stripped; no
+        newline after the last image where there is no text. (LLaVA keeps one image a turn; here all stay.)
     inline: where they are.
     auto: front, but inline in a turn of several images.
     A turn without images stays as it is.
@@ -146,15 +153,12 @@ def place_images(parts: Sequence[Part], position: Position) -> tuple[Part, ...]:
     return (*lines, Text("\n" + text)) if text else tuple(lines)
 
 
-def _user(parts: tuple[Part, ...], position: Position) -> Turn:
-    return Turn("user", place_images(parts, position))
-
-
 def _read_turns(conversations: Any, where: str) -> list[tuple[str, str]]:
     """[(role, value)] of a well-formed list."""
     if not isinstance(conversations, list):
+        kind = type(conversations).__name__
         raise ConversationError(
-            "malformed", f"{where}conversations is {type(conversations).__name__}, expected a list"
+            "malformed", f"{where}conversations is of type {kind}, expected a list of turns"
         )
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
     turns, wrong = [], []
@@ -180,46 +184,45 @@ def _check_roles(roles: list[str], where: str) -> None:
         if role != ("user", "assistant")[i % 2]:
             raise ConversationError(
                 "broken_roles",
-                f"{where}human and gpt do not take turns: {', '.join(roles)}. Join or remove the turns that are doubled",
+                f"{where}the turns are by {', '.join(roles)}; expected user and assistant by turns, the user "
+                "first. Join or remove doubled turns",
             )
 
 
-def _cut_at_empty_answer(turns: list[tuple[str, str]], findings: list[str]) -> list[tuple[str, str]]:
-    for i, (role, value) in enumerate(turns):
-        if role == "assistant" and not value.strip():
-            findings.append("empty_answer")
-            return turns[:i]
-    return turns
+def _before_empty_answer(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    empty = (i for i, (role, value) in enumerate(turns) if role == "assistant" and not value.strip())
+    return turns[: next(empty, len(turns))]
 
 
-def _has_lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _place_markers(
-    turns: list[tuple[str, str]], num_images: int, findings: list[str]
-) -> list[tuple[str, tuple[Part, ...]]]:
+def _place_markers(turns: list[tuple[str, str]], num_images: int, findings: list[str]) -> list[Turn]:
     """Splits the values at the markers that stand for images; images without a marker find a place."""
-    left, last, placed = num_images, 0, []
+    left, last = num_images, 0
+    placed: list[Turn] = []
+    extra = False
     for role, value in turns:
-        pieces = value.split(IMAGE_MARKER, left) if role == "user" else [value]
-        parts: list[Part] = [Text(pieces[0])]
-        for piece in pieces[1:]:
-            parts += [Image(), Text(piece)]
-        if len(pieces) > 1:
-            left, last = left - (len(pieces) - 1), len(placed)
-        if IMAGE_MARKER in pieces[-1] and "extra_image_marker" not in findings:
-            findings.append("extra_image_marker")
-        placed.append((role, tuple(part for part in parts if part != Text("")) or (Text(""),)))
+        if role != "user":
+            extra |= IMAGE_MARKER in value
+            placed.append(Turn("assistant", (Text(value),)))
+            continue
+        first, *others = value.split(IMAGE_MARKER, left)
+        parts: list[Part] = [Text(first)]
+        for text in others:
+            parts += [Image(), Text(text)]
+        if others:
+            left, last = left - len(others), len(placed)
+        extra |= IMAGE_MARKER in (others or [first])[-1]
+        placed.append(Turn("user", tuple(part for part in parts if part != Text(""))))
+    if extra:
+        findings.append("extra_image_marker")
     if left:
         findings.append("image_without_marker")
-        role, kept = placed[last]
+        kept = placed[last].parts
         after = max((i + 1 for i, part in enumerate(kept) if isinstance(part, Image)), default=0)
-        placed[last] = (role, (*kept[:after], *[Image()] * left, *kept[after:]))
+        placed[last] = Turn("user", (*kept[:after], *[Image()] * left, *kept[after:]))
     return placed
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Templates
 
 
@@ -237,9 +240,8 @@ class Segment(NamedTuple):
 BOS, EOS, IM_START, IM_END = Special("bos"), Special("eos"), Special("<|im_start|>"), Special("<|im_end|>")
 
 
-def _end(template: Template) -> Special | str:
-    """What closes an answer."""
-    return {"vicuna": EOS, "inst": EOS, "plain": "\n", "chatml": IM_END}[template.family]
+# What closes an answer, by family.
+_ENDS: dict[str, Special | str] = {"vicuna": EOS, "inst": EOS, "plain": "\n", "chatml": IM_END}
 
 
 def _content(turn: Turn) -> list[Segment]:
@@ -306,7 +308,7 @@ def segments(conversation: Conversation, template: str, generation_prompt: bool 
     return _FAMILIES[rules.family](rules, system, turns)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rendering
 
 
@@ -329,8 +331,8 @@ def render(
     """Ids and supervised tokens of a conversation.
 
     Where the last turn is the user's, the ids end where the answer is to begin ("... ASSISTANT:"). With
-    `generation_prompt` they always do: a last turn by the assistant is left out, so that a training sample becomes
-    the question it was.
+    `generation_prompt` they always do: a last turn by the assistant is left out, so that a training sample
+    becomes the question it was.
 
     Raises:
         UserError: no such template, or the tokenizer lacks a token it needs.
@@ -352,8 +354,10 @@ def render(
             chunk.append(segment)
             continue
         flush()
-        image = isinstance(segment.content, Image)
-        ids.append(IMAGE_TOKEN_ID if image else _special_id(segment.content, template, tokenizer))
+        if isinstance(segment.content, Image):
+            ids.append(IMAGE_TOKEN_ID)
+        else:
+            ids.append(_special_id(segment.content, template, tokenizer))
         supervised.append(segment.supervised)
     flush()
     return Rendered(np.array(ids, np.int32), np.array(supervised, bool))
@@ -362,27 +366,32 @@ def render(
 def render_text(
     conversation: Conversation, template: str, bos: str, eos: str, generation_prompt: bool = False
 ) -> str:
-    """The conversation as the string that an exported chat template gives: for reading and comparing, not for ids.
+    """The conversation as the string an exported chat template gives: for reading and comparing, not for ids.
 
-    Images show as `<image>`, specials by their spelling; the BOS at the start is the tokenizer's and not shown.
+    Images show as `<image>`, specials by their spelling; the BOS at the start is the tokenizer's, not shown.
     """
     spelled = {BOS: bos, EOS: eos}
-    found = [segment.content for segment in segments(conversation, template, generation_prompt)]
-    return "".join(
-        c if isinstance(c, str) else IMAGE_MARKER if isinstance(c, Image) else spelled.get(c, c.name)
-        for c in found
-    )
+
+    def show(content: str | Special | Image) -> str:
+        if isinstance(content, Image):
+            return IMAGE_MARKER
+        return content if isinstance(content, str) else spelled.get(content, content.name)
+
+    return "".join(show(segment.content) for segment in segments(conversation, template, generation_prompt))
 
 
 def expand(rendered: Rendered, num_image_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, labels), int32 [n + images * (num_image_tokens - 1)]: each image as so many IMAGE_TOKEN_ID, unsupervised."""
+    """(ids, labels) with each image as `num_image_tokens` IMAGE_TOKEN_ID, which are never supervised.
+
+    Both int32 [n + images * (num_image_tokens - 1)].
+    """
     counts = np.where(rendered.ids == IMAGE_TOKEN_ID, num_image_tokens, 1)
     return np.repeat(rendered.ids, counts), np.repeat(rendered.labels, counts)
 
 
 def stop_ids(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end an answer: the template's own end token, and EOS."""
-    end = _end(get_template(template))
+    end = _ENDS[get_template(template).family]
     if isinstance(end, Special):
         first = _special_id(end, template, tokenizer)
     else:
@@ -401,10 +410,8 @@ def _special_id(special: Special, template: str, tokenizer: Tokenizer) -> int:
     found = tokenizer.bos_id if special == BOS else tokenizer.special_id(special.name)
     if found is None:
         raise UserError(
-            f"template {template} needs the special token {special.name}, which the tokenizer does not have. Take a "
-            "template whose end token it has (vicuna_v1 needs only EOS), or weights whose tokenizer has this token. "
-            "It is never spelled as text: then anyone could type it."
+            f"template {template} needs the special token {special.name}, which the tokenizer does not have. "
+            "Take another template (vicuna_v1 needs only EOS), or weights whose tokenizer has this token. It "
+            "is never spelled as text: then anyone could type it, and no single id would end an answer."
         )
     return found
-
-

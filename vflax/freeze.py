@@ -33,8 +33,11 @@ def verdicts(paths: Iterable[str], rules: Sequence[Sequence[str]]) -> dict[str, 
         UserError: for every rule that matches nothing or is unreachable, every path that no rule covers,
             and every unknown verdict, all at once; and where nothing at all would learn.
     """
-    problems = [f"rule {tuple(rule)!r} is not (pattern, {TRAINABLE!r} | {FROZEN!r})" for rule in rules
-                if len(rule) != 2 or rule[1] not in (TRAINABLE, FROZEN)]
+    problems = [
+        f"rule {tuple(rule)!r} is not (pattern, {TRAINABLE!r} | {FROZEN!r})"
+        for rule in rules
+        if len(rule) != 2 or rule[1] not in (TRAINABLE, FROZEN)
+    ]
     if problems:
         raise UserError("config.freeze is wrong:\n  " + "\n  ".join(problems))
     used = [False] * len(rules)
@@ -47,8 +50,11 @@ def verdicts(paths: Iterable[str], rules: Sequence[Sequence[str]]) -> dict[str, 
                 break
         else:
             problems.append(f"no rule covers the parameter {path!r}")
-    problems += [f"the rule {rules[i][0]!r} decides nothing: no parameter matches it that an earlier rule has not taken"
-                 for i, hit in enumerate(used) if not hit]
+    problems += [
+        f"the rule {rules[i][0]!r} decides nothing: no parameter matches it that an earlier rule has not taken"
+        for i, hit in enumerate(used)
+        if not hit
+    ]
     if not problems and TRAINABLE not in result.values():
         problems.append("every parameter is frozen: nothing would learn")
     if problems:

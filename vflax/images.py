@@ -1,8 +1,8 @@
 """Image decoding and preprocessing: the only one in the project.
 
-Equal, value for value, to what LLaVA and Hugging Face do with Pillow (CLIPImageProcessor, LlavaImageProcessor): an
-image becomes RGB, is padded to a square or centre-cropped, and is resized with Pillow's antialiased bicubic filter.
-The result stays uint8; the model rescales and normalises it on the device.
+Equal, value for value, to what LLaVA and Hugging Face do with Pillow (CLIPImageProcessor,
+LlavaImageProcessor): an image becomes RGB, is padded to a square or centre-cropped, and is resized with
+Pillow's antialiased bicubic filter. The result stays uint8; the model normalises it on the device.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from vflax.errors import UserError
 
 Mode = Literal["pad", "crop"]
 
-# Pillow refuses images over this size as decompression bombs (twice its MAX_IMAGE_PIXELS).
+# Pillow refuses pictures over this size as decompression bombs (twice its MAX_IMAGE_PIXELS). No larger one is
+# ever held here either: a picture of 1 x 60000 padded to a square would take 10 GB, its resized strip 20 GB.
 MAX_PIXELS = 178_956_970
-# Rows of a padded picture that are resized together; bounds memory where one side is very long.
-_STRIP_PIXELS = 1 << 24
 
 
 class ImageError(UserError):
@@ -36,8 +35,8 @@ class ImageError(UserError):
 class ImageRules:
     """How a picture becomes the model's input.
 
-    mode: "pad" (to a square in the mean colour, LLaVA's image_aspect_ratio=pad) or "crop" (resize the shortest side,
-        cut out the centre: CLIP's own way).
+    mode: "pad" (to a square in the mean colour: LLaVA's image_aspect_ratio=pad) or "crop" (resize the
+        shortest side, cut out the centre: CLIP's own way).
     size: side of the result in pixels.
     mean, std: per channel, of values in [0, 1]; they come with the vision tower's weights.
     """
@@ -74,17 +73,16 @@ class ImageRules:
         """Raises UserError on a missing, unknown or wrong key."""
         names = set(cls.__dataclass_fields__)
         if set(values) != names:
-            raise UserError(
-                f"image rules: missing keys {sorted(names - set(values))}, unknown keys {sorted(set(values) - names)}"
-            )
+            missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
+            raise UserError(f"image rules: missing keys {missing}, unknown keys {unknown}")
         return cls(values["mode"], values["size"], tuple(values["mean"]), tuple(values["std"]))
 
 
 def decode(data: bytes) -> Image.Image:
     """Decodes an encoded picture (JPEG, PNG, ... whatever Pillow reads) to the last byte, as RGB.
 
-    The EXIF orientation is not applied and transparency is dropped, as in LLaVA (a plain `.convert("RGB")`). Of an
-    animation the first frame is taken.
+    The EXIF orientation is not applied and transparency is dropped, as in LLaVA (a plain `.convert("RGB")`).
+    Of an animation the first frame is taken.
 
     Raises:
         ImageError: empty, not a picture, truncated or damaged, or over MAX_PIXELS.
@@ -93,7 +91,7 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError("empty file (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would pass as whole ones"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would pass as whole"
         )
     try:
         image = Image.open(BytesIO(data))
@@ -104,9 +102,9 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Image.UnidentifiedImageError:
         raise ImageError(f"not an image ({len(data)} bytes beginning with {data[:8]!r})") from None
-    except (
-        Exception
-    ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError ...
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"decompression bomb: {error}") from error
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error ...
         raise ImageError(f"damaged image: {error or type(error).__name__}") from error
 
 
@@ -129,38 +127,37 @@ def _refuse_bomb(width: int, height: int) -> None:
 
 
 def _pad(image: Image.Image, rules: ImageRules) -> Image.Image:
-    """Padding to a square in the middle, an odd pixel right or below (LLaVA's expand2square), then resize.
-
-    Pillow resizes along x first, row by row, then along y. Doing the two passes one by one gives the same bytes
-    without ever holding the padded square, which for a picture of 1 x 60000 would take 10 GB.
-    """
+    """Padding to a square in the middle, an odd pixel right or below (LLaVA's expand2square), then resize."""
     (width, height), size = image.size, rules.size
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
-    narrow = Image.new("RGB", (size, side), rules.background)
-    rows = max(1, _STRIP_PIXELS // side)
-    for y in range(0, height, rows):
-        strip = image.crop((0, y, width, min(y + rows, height)))
-        if left or width < side:
-            padded = Image.new("RGB", (side, strip.height), rules.background)
-            padded.paste(strip, (left, 0))
-            strip = padded
-        narrow.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, top + y))
-    return narrow.resize((size, size), Image.Resampling.BICUBIC)
+    if side * side <= MAX_PIXELS:
+        square = Image.new("RGB", (side, side), rules.background)
+        square.paste(image, (left, top))
+        return _resize(square, size, size)
+    # Only the long side is resized before padding. Equal but for the rounding between the two passes.
+    if width > height:
+        narrow = Image.new("RGB", (size, side), rules.background)
+        narrow.paste(_resize(image, size, height), (0, top))
+    else:
+        narrow = Image.new("RGB", (side, size), rules.background)
+        narrow.paste(_resize(image, width, size), (left, 0))
+    return _resize(narrow, size, size)
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
     """The shortest side resized to `size`, then the centre cut out (CLIPImageProcessor)."""
     width, height = image.size
-    short, long = min(width, height), int(size * max(width, height) / min(width, height))
+    long = int(size * max(width, height) / min(width, height))
     new_width, new_height = (size, long) if width <= height else (long, size)
     left, top = (new_width - size) // 2, (new_height - size) // 2
-    if new_width * new_height > MAX_PIXELS:
-        # So narrow that the resized strip would not fit: only the centre is computed. Equal up to the rounding of the
-        # filter's position.
-        scale = long / max(width, height), size / short
-        x, y = scale if width > height else scale[::-1]
-        box = (left / x, top / y, (left + size) / x, (top + size) / y)
-        return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
-    return resized.crop((left, top, left + size, top + size))
+    if new_width * new_height <= MAX_PIXELS:
+        return _resize(image, new_width, new_height).crop((left, top, left + size, top + size))
+    # Only the centre is computed. Equal but for the rounding between the two passes.
+    x, y = width / new_width, height / new_height
+    box = (left * x, top * y, (left + size) * x, (top + size) * y)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BICUBIC)

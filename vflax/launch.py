@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vflax import config as configs
@@ -26,24 +26,30 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: made when mis
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other hosts of a TPU pod or a cluster that JAX detects by itself."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where JAX detects no cluster.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, where JAX detects no cluster."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are, with --coordinator."
+)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, with --coordinator.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Run one stage, after the stage that it starts from where the config says how to make that."""
+    # Orbax tells every rename at INFO; warnings and errors still come through.
+    logging.set_verbosity(logging.WARNING)
     from vflax import train  # after the flags: importing JAX takes seconds that --help need not wait for
     from vflax.workdir import EXIT_ERROR
 
     try:
         if len(argv) > 1:
             raise UserError(f"unknown argument {argv[1]!r}; flags begin with --, see --help")
-        missing = [f"--{flag.name}" for flag in (_CONFIG, _WORKDIR) if not flag.value]
-        if missing:
-            raise UserError(f"{' and '.join(missing)} must be given, see --help")
+        workdir = _WORKDIR.value
+        if not _CONFIG.value or not workdir:
+            raise UserError("--config and --workdir must be given, see --help")
         _join_cluster()
-        status = train.run_with_start(_CONFIG.value, Path(_WORKDIR.value).expanduser().absolute())
+        status = train.run_with_start(_CONFIG.value, Path(workdir).expanduser().absolute())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_ERROR

@@ -27,17 +27,36 @@ def supervised_tokens(labels: jax.Array) -> jax.Array:
     return jnp.sum(shifted_targets(labels) != IGNORE_LABEL).astype(jnp.float32)
 
 
-def cross_entropy_sum(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def supervised_positions(labels: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+    """Where the loss looks, so that the vocabulary product runs on these positions alone.
+
+    LLaVA supervises a minority of positions (answers, not prompts and images), and the product with the vocabulary
+    is the largest one of a small decoder.
+
+    Args:
+        labels: int32 [B, T], not shifted.
+        capacity: C, at least the supervised tokens of any row; the packing plan knows it.
+
+    Returns:
+        (positions int32 [B, C], targets int32 [B, C]): the supervised positions in order, then others whose target is
+        IGNORE_LABEL.
+    """
+    targets = shifted_targets(labels)
+    # A stable sort of "not supervised" puts the supervised positions first and keeps their order.
+    positions = jnp.argsort(targets == IGNORE_LABEL, axis=-1, stable=True)[:, :capacity]
+    return positions, jnp.take_along_axis(targets, positions, axis=-1)
+
+
+def cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Sum over supervised tokens of -log p(next token), in nats.
 
     Args:
-        logits: float32 [B, T, V].
-        labels: int32 [B, T], not shifted.
+        logits: float32 [..., V].
+        targets: int32 [...], the id that each position must predict, or IGNORE_LABEL.
 
     Returns:
         float32 scalar. Divide by `supervised_tokens` of the whole (global) batch for the mean.
     """
-    targets = shifted_targets(labels)
     weights = targets != IGNORE_LABEL
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(weights, targets, 0))
     return jnp.sum(losses * weights)

@@ -66,7 +66,9 @@ def estimate(
     patches = rows * slots * (vision.num_patches + 1)
     tower_layer = patches * item * (8 * vision.width + 2 * vision.mlp_dim)
     tower_learns = any(path.startswith("vision/") for path in trainable)
-    sizes["activations"] += tower_layer * (vision.num_computed_layers if tower_learns and remat != "full" else 2)
+    sizes["activations"] += tower_layer * (
+        vision.num_computed_layers if tower_learns and remat != "full" else 2
+    )
     sizes["logits"] = 2 * tokens * decoder.vocab_size * 4
     sizes["images"] = rows * slots * vision.image_size**2 * 3 * (1 + 4)
     sizes["total"] = sum(sizes.values())

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from tensorboardX import SummaryWriter
 
 
@@ -87,7 +94,9 @@ class ProgressLine:
         if not self._console.is_terminal and (now - self._last > self._seconds or step == self._total):
             self._last = now
             left = (now - self._started) / max(1, step - self._start) * (self._total - step)
-            self._console.print(f"step {step}/{self._total}  {text}  left {left / 60:.1f} min", highlight=False)
+            self._console.print(
+                f"step {step}/{self._total}  {text}  left {left / 60:.1f} min", highlight=False
+            )
 
     def close(self) -> None:
         """Leave the bar as it stands."""

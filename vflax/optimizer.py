@@ -56,7 +56,8 @@ def make_schedules(optimizer: ConfigDict, total_steps: int) -> dict[str, Schedul
     """{group: schedule}; `bridge_lr` of 0 means that the bridge learns at `lr`."""
     peaks = {"base": optimizer.lr, "bridge": optimizer.bridge_lr or optimizer.lr}
     return {
-        group: make_schedule(optimizer.schedule, peak, total_steps, optimizer.warmup) for group, peak in peaks.items()
+        group: make_schedule(optimizer.schedule, peak, total_steps, optimizer.warmup)
+        for group, peak in peaks.items()
     }
 
 

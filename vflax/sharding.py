@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vflax.errors import UserError
 
@@ -35,6 +35,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 # A model with more of its bytes than this on every device is refused: a rule must be missing.
 MAX_UNSHARDED = 0.02
+# A leaf below this many bytes is not worth a collective, so it does not count as left unsharded.
+_SMALL = 2**16
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
@@ -50,7 +52,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
     named = dict(zip(AXES, sizes, strict=True))
     fixed = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise UserError(f"config.mesh={named}: each size is a positive number, and at most one is -1 (what is left)")
+        raise UserError(
+            f"config.mesh={named}: each size is a positive number, and at most one is -1 (what is left)"
+        )
     if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed
     if math.prod(sizes) != len(devices):
@@ -63,7 +67,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
         if sizes[0] % len(slices):
             raise UserError(f"config.mesh.data={sizes[0]} must be a multiple of the {len(slices)} slices")
         grid = mesh_utils.create_hybrid_device_mesh(
-            (sizes[0] // len(slices), *sizes[1:]), (len(slices), 1, 1), devices, allow_split_physical_axes=True
+            (sizes[0] // len(slices), *sizes[1:]),
+            (len(slices), 1, 1),
+            devices,
+            allow_split_physical_axes=True,
         )
     elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
@@ -72,7 +79,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def param_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def param_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The partition of one parameter: its rule, less the axes that do not divide their dimension.
 
     Raises:
@@ -98,7 +105,11 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSha
     specs = {path: param_spec(path, leaf.shape, mesh) for path, leaf in params.items()}
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         size = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in params.items()}
-        whole = {path: size[path] for path, spec in specs.items() if all(axis is None for axis in spec)}
+        whole = {
+            path: size[path]
+            for path, spec in specs.items()
+            if all(axis is None for axis in spec) and size[path] >= _SMALL
+        }
         share = sum(whole.values()) / max(1, sum(size.values()))
         if share > MAX_UNSHARDED:
             worst = sorted(whole, key=whole.__getitem__, reverse=True)[:5]
@@ -115,7 +126,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import vflax
 from vflax import config as configs
+from vflax.checkpoint import find_step
 from vflax.errors import UserError
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
@@ -96,17 +97,35 @@ def open_start(config: ConfigDict) -> Start:
         source: TensorSource = JoinedSource(llava, vision, decoder, bridge, config.seed)
         return Start(source, llava, _tokenizer(config, decoder))
     assert checkpoint is not None
-    if ModelFiles.is_complete(checkpoint):
+    if (checkpoint / "model").is_dir():
         files = ModelFiles.load(checkpoint)
-        from vflax.checkpoint import find_step
-
-        return Start(WorkdirSource(checkpoint, find_step(checkpoint, "latest")), files.config, _tokenizer(config, checkpoint / "model"))
+        _check_model_keys(config, files.config)
+        last = WorkdirSource(checkpoint, find_step(checkpoint, "latest"))
+        return Start(last, files.config, _tokenizer(config, checkpoint / "model"))
     if not (checkpoint / "config.json").is_file():
         raise UserError(
-            f"config.init.checkpoint={config.init.checkpoint}: neither a vflax WORKDIR with a checkpoint nor a Hugging Face "
-            "LLaVA directory (no model/ and no config.json in it)"
+            f"config.init.checkpoint={config.init.checkpoint}: {checkpoint} is neither a vflax WORKDIR (no model/ in it) "
+            "nor a Hugging Face LLaVA directory (no config.json in it)"
         )
-    return Start(SafetensorsSource(checkpoint), hf_config.read_llava_config(checkpoint), _tokenizer(config, checkpoint))
+    llava = hf_config.read_llava_config(checkpoint)
+    _check_model_keys(config, llava)
+    return Start(SafetensorsSource(checkpoint), llava, _tokenizer(config, checkpoint))
+
+
+def _check_model_keys(config: ConfigDict, llava: LlavaConfig) -> None:
+    """The weights decide; a config that says something else is refused, not ignored."""
+    found = {
+        "bridge": llava.bridge.kind,
+        "feature_layer": llava.vision.feature_layer,
+        "keep_cls": llava.vision.keep_cls,
+    }
+    wrong = [
+        f"config.model.{key}={config.model[key]!r}, but the weights have {value!r}"
+        for key, value in found.items()
+        if config.model[key] != value
+    ]
+    if wrong:
+        raise UserError(f"config.init.checkpoint={config.init.checkpoint}: " + "; ".join(wrong))
 
 
 def _tokenizer(config: ConfigDict, beside_weights: Path) -> Tokenizer:

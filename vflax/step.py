@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from vflax.constants import IMAGE_TOKEN_ID
+from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.errors import UserError
-from vflax.loss import cross_entropy_sum, supervised_tokens
+from vflax.loss import cross_entropy_sum, supervised_positions, supervised_tokens
 from vflax.models import llava
 
 Params = dict[str, jax.Array]
@@ -33,15 +33,27 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def loss_sum(graphdef: nnx.GraphDef, params: Params, batch: Batch) -> jax.Array:
-    """Summed cross-entropy of one micro-batch in nats. Batch leaves are [B, ...] as vflax/data/rows.py makes them."""
+def loss_sum(graphdef: nnx.GraphDef, params: Params, batch: Batch, capacity: int) -> jax.Array:
+    """Summed cross-entropy of one micro-batch in nats; nan if a row supervises more tokens than `capacity`.
+
+    Args:
+        graphdef: the model without its parameters.
+        params: {path: array}.
+        batch: leaves [B, ...] as vflax/data/rows.py makes them.
+        capacity: C, the most supervised tokens of a row.
+    """
     model = llava.merge(graphdef, params)
-    logits = model(batch["ids"], batch["images"], batch["segments"], batch["positions"])
-    return cross_entropy_sum(logits, batch["labels"])
+    hidden = model.hidden(batch["ids"], batch["images"], batch["segments"], batch["positions"])
+    positions, targets = supervised_positions(batch["labels"], capacity)
+    # [B, T, D] gathered by [B, C, 1] -> [B, C, D]
+    chosen = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    loss = cross_entropy_sum(model.decoder.logits(chosen), targets)
+    lost = supervised_tokens(batch["labels"]) != jnp.sum(targets != IGNORE_LABEL)
+    return jnp.where(lost, jnp.nan, loss)
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, reduction: str
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, reduction: str, capacity: int
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The function of one optimizer step, to be jitted with the state donated.
 
@@ -50,6 +62,7 @@ def make_train_step(
         tx: transformation over the trainable leaves.
         reduction: "global", the sum of losses over the sum of supervised tokens, across devices, hosts and
             accumulation steps; or "llava", the mean of the micro-batches' means, for parity studies.
+        capacity: the most supervised tokens of a row.
 
     Returns:
         step(state, frozen, batch) -> (state, metrics). Batch leaves are [A, B, ...], A accumulation steps.
@@ -58,15 +71,19 @@ def make_train_step(
     if reduction not in REDUCTIONS:
         raise UserError(f"config.loss.reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
 
-    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(
+        state: TrainState, frozen: Params, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         accumulation = batch["labels"].shape[0]
         total = supervised_tokens(batch["labels"])
 
         def micro_loss(trainable: Params, micro: Batch) -> jax.Array:
             tokens = total if reduction == "global" else supervised_tokens(micro["labels"]) * accumulation
-            return loss_sum(graphdef, {**frozen, **trainable}, micro) / jnp.maximum(tokens, 1.0)
+            return loss_sum(graphdef, {**frozen, **trainable}, micro, capacity) / jnp.maximum(tokens, 1.0)
 
-        def accumulate(carry: tuple[jax.Array, Params], micro: Batch) -> tuple[tuple[jax.Array, Params], None]:
+        def accumulate(
+            carry: tuple[jax.Array, Params], micro: Batch
+        ) -> tuple[tuple[jax.Array, Params], None]:
             loss, grads = jax.value_and_grad(micro_loss)(state.trainable, micro)
             return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), None
 
@@ -90,11 +107,14 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+def make_eval_step(graphdef: nnx.GraphDef, capacity: int) -> Callable[[Params, Batch], dict[str, jax.Array]]:
     """step(params, batch) -> {"loss_sum", "tokens"} of a batch whose leaves are [B, ...]."""
 
     def eval_step(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        return {"loss_sum": loss_sum(graphdef, params, batch), "tokens": supervised_tokens(batch["labels"])}
+        return {
+            "loss_sum": loss_sum(graphdef, params, batch, capacity),
+            "tokens": supervised_tokens(batch["labels"]),
+        }
 
     return eval_step
 

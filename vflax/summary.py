@@ -37,7 +37,14 @@ def plot_loss(workdir: Path) -> Path:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
         axis.plot(steps[width - 1 :], smooth, color="#0b5394", linewidth=1.6, label=f"mean of {width} steps")
     if heldout:
-        axis.plot(*zip(*heldout, strict=True), "o-", color="#cc4125", markersize=4, linewidth=1, label="held-out loss")
+        axis.plot(
+            *zip(*heldout, strict=True),
+            "o-",
+            color="#cc4125",
+            markersize=4,
+            linewidth=1,
+            label="held-out loss",
+        )
     axis.set(xlabel="optimizer step", ylabel="nats per supervised token")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
@@ -163,7 +170,9 @@ def print_summary(console: Console, workdir: Path, facts: Mapping[str, Any]) -> 
             figures = [_percent(t[key], t["short"]) for key in ("accuracy", "majority", "blind")]
             table.add_row(name, str(t["n"]), *figures, f"{t['words']:g}")
         console.print(table)
-    table = Table(show_header=False, title=f"stage {facts['stage']} ({facts['variant']}) finished", title_justify="left")
+    table = Table(
+        show_header=False, title=f"stage {facts['stage']} ({facts['variant']}) finished", title_justify="left"
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in [*headline(facts), ("page", str(workdir / "summary.html"))]:

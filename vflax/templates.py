@@ -29,22 +29,19 @@ class Template:
     turns_begin_with_bos: bool = False
 
 
-_HELPFUL = "The assistant gives helpful, detailed, and polite answers to the"
+_VICUNA = (
+    "A chat between a curious {0} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
+)
 _LLAMA_2 = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the "
+    "user provides, and assist the user with a variety of tasks using natural language."
 )
 TEMPLATES: dict[str, Template] = {
     # What LLaVA-1.5 and Vision-Flan were trained and evaluated with.
-    "vicuna_v1": Template(
-        "vicuna",
-        f"A chat between a curious user and an artificial intelligence assistant. {_HELPFUL} user's questions.",
-    ),
+    "vicuna_v1": Template("vicuna", _VICUNA.format("user")),
     # What LLaVA's command line picks for models with "v1" in their name: "human" in place of "user".
-    "llava_v1": Template(
-        "vicuna",
-        f"A chat between a curious human and an artificial intelligence assistant. {_HELPFUL} human's questions.",
-    ),
+    "llava_v1": Template("vicuna", _VICUNA.format("human")),
     # Stage 0: image, caption, newline; what the human says is not read.
     "plain": Template("plain"),
     "llava_llama_2": Template("inst", _LLAMA_2, turns_begin_with_bos=True),
@@ -60,11 +57,12 @@ def get_template(name: str) -> Template:
 
 
 def chat_template(template: str, position: Position = "front") -> str:
-    """A Jinja chat template for an exported processor, whose string equals `render_text`.
+    """A Jinja chat template for an exported processor; its string equals `conversation.render_text`.
 
-    It takes messages whose content is a string or a list of {"type": "image"} and {"type": "text", "text": ...}, a
-    leading system message, and add_generation_prompt; `position` is the model's own (`place_images`). It does not
-    write the first BOS: a Hugging Face processor's tokenizer puts that in front, as our tokenizer does.
+    It takes messages whose content is a string or a list of {"type": "image"} and {"type": "text", "text":
+    ...}, a leading system message, and add_generation_prompt; `position` is the model's own
+    (`place_images`). It does not write the first BOS: the tokenizer of a Hugging Face processor puts that in
+    front. A server that encodes the string without special tokens must add BOS itself.
     """
     rules = get_template(template)
     check_position(position)

@@ -1,7 +1,7 @@
 """Tokenizers behind one small protocol: plain text to ids, and never a special token out of plain text.
 
-Special tokens (BOS, EOS, `<|im_end|>` ...) are placed by the renderer (vflax/conversation.py), by id. What a person
-types goes through `encode`, which has no way of producing them: `</s>` typed by a user is four characters.
+Special tokens (BOS, EOS, `<|im_end|>` ...) are placed by the renderer (vflax/conversation.py), by id. What a
+person types goes through `encode`, which has no way of producing them: a typed `</s>` is four characters.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from vflax.errors import UserError
 
-# Turn ends that templates place by id. Some vocabularies list them as ordinary (user-defined) pieces, which would
-# be found in typed text; here they never are.
+# Protobuf makes these classes at import, out of a type checker's sight.
+_ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+_SentencePieceText: Any = sentencepiece_pb2.SentencePieceText  # type: ignore[attr-defined]
+
+# Turn marks that templates place by id. Some vocabularies list them as ordinary (user-defined) pieces, which
+# would be found in typed text; here they never are.
 TURN_MARKERS = ("<|im_start|>", "<|im_end|>")
 
 # The files that belong to a tokenizer directory, beside the vocabulary itself.
@@ -45,7 +49,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """The ids of `"".join(parts)`, encoded as a whole, and for each id the index of the part it belongs to.
+        """The ids of `"".join(parts)`, encoded as a whole, and for each id the index of its part.
 
         A piece over a border belongs to the later part.
         """
@@ -54,7 +58,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Specials and ids outside the vocabulary (image places) give nothing.
 
-        The text of a prefix of ids is a prefix of the text of ids, but for U+FFFD where the prefix ends inside a
+        The text of a prefix of ids is a prefix of the text of ids, but for U+FFFD where it ends inside a
         character: one may decode while tokens still come in.
         """
         ...
@@ -64,7 +68,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, directory: Path) -> list[Path]:
-        """Copies the tokenizer's files into `directory`, so that `load_tokenizer(directory)` gives it back."""
+        """Copies the tokenizer's files, under the names that `load_tokenizer(directory)` looks for."""
         ...
 
 
@@ -87,7 +91,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 class SentencePieceTokenizer:
     """The ids of SentencePiece itself, hence of LLaVA's `use_fast=False` legacy LlamaTokenizer.
 
-    Each call encodes one chunk of text with its own dummy prefix, as the legacy tokenizer does between special tokens.
+    Each call encodes one chunk of text with its own dummy prefix, as that one does between special tokens.
     """
 
     def __init__(self, model: bytes, side: dict[str, Any], files: dict[str, Path]):
@@ -113,11 +117,11 @@ class SentencePieceTokenizer:
         return type(self), self._init
 
     def encode(self, text: str) -> list[int]:
-        return self._sp.encode(_valid(text))
+        return self._sp.encode(replace_surrogates(text))
 
     def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        data = [_valid(part) for part in parts]
-        message = sentencepiece_pb2.SentencePieceText.FromString(
+        data = [replace_surrogates(part) for part in parts]
+        message = _SentencePieceText.FromString(
             self._sp.encode("".join(data), out_type="serialized_proto")  # its offsets count UTF-8 bytes
         )
         borders = list(accumulate(len(part.encode()) for part in data[:-1]))
@@ -137,7 +141,7 @@ class SentencePieceTokenizer:
 
 
 class JsonTokenizer:
-    """A tokenizer.json run by the `tokenizers` library, for weights that bring no tokenizer.model (LLaMA-3, Qwen)."""
+    """A tokenizer.json, run by the `tokenizers` library: for weights without a tokenizer.model (LLaMA-3)."""
 
     def __init__(self, text: str, side: dict[str, Any], files: dict[str, Path]):
         name = str(files["tokenizer.json"])
@@ -165,10 +169,10 @@ class JsonTokenizer:
         return type(self), self._init
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(_valid(text), add_special_tokens=False).ids
+        return self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        data = [_valid(part) for part in parts]
+        data = [replace_surrogates(part) for part in parts]
         encoding = self._tokenizer.encode(
             "".join(data), add_special_tokens=False
         )  # its offsets count characters
@@ -187,7 +191,7 @@ class JsonTokenizer:
         return _copy(self._files, directory)
 
     def _named(self, side: dict[str, Any], key: str, usual: Sequence[str]) -> int | None:
-        """The id of the token that the config files name under `key`; without config files, of a usual name."""
+        """The id of the token that the config files name under `key`; where none does, of a usual name."""
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             if key in side.get(file, {}):
                 value = side[file][key]
@@ -202,7 +206,7 @@ class JsonTokenizer:
         if leaking:
             raise UserError(
                 f"{name}: typed text would become the special token {', '.join(map(repr, leaking))}. "
-                'Mark these tokens "special": true in its added_tokens, or use weights that bring tokenizer.model.'
+                'Mark it "special": true in added_tokens, or take weights that bring tokenizer.model.'
             )
 
 
@@ -253,10 +257,11 @@ def _read_side_files(directory: Path) -> dict[str, Any]:
     return side
 
 
-def _parse_model(model: bytes, name: str) -> sentencepiece_model_pb2.ModelProto:
+def _parse_model(model: bytes, name: str) -> Any:
+    """The ModelProto."""
     # A Git LFS pointer or a cut download parses as protobuf rubbish or not at all; both lack pieces.
     try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        proto = _ModelProto.FromString(model)
     except Exception as error:
         raise UserError(f"{name}: not a SentencePiece model ({error}); download it again") from error
     if not proto.pieces:
@@ -264,9 +269,9 @@ def _parse_model(model: bytes, name: str) -> sentencepiece_model_pb2.ModelProto:
     return proto
 
 
-def _without_typed_specials(proto: sentencepiece_model_pb2.ModelProto, specials: set[str]) -> bytes:
-    """The model with user-defined special pieces made control pieces, which `encode` never matches in text."""
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+def _without_typed_specials(proto: Any, specials: set[str]) -> bytes:
+    """The model with user-defined special pieces made control pieces, which are never found in text."""
+    kinds = proto.SentencePiece
     for piece in proto.pieces:
         if piece.type == kinds.USER_DEFINED and piece.piece in specials:
             piece.type = kinds.CONTROL
@@ -275,11 +280,9 @@ def _without_typed_specials(proto: sentencepiece_model_pb2.ModelProto, specials:
 
 def _added_tokens(side: dict[str, Any]) -> dict[str, int]:
     """Special tokens that Hugging Face files add to the SentencePiece vocabulary: content -> id."""
-    declared = side.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
-    added = {
-        t["content"]: int(i) for i, t in declared.items() if t.get("special") or t["content"] in TURN_MARKERS
-    }
-    return {**side.get("added_tokens.json", {}), **added}
+    declared = side.get("tokenizer_config.json", {}).get("added_tokens_decoder", {}).items()
+    special = {t["content"]: int(i) for i, t in declared if t.get("special") or t["content"] in TURN_MARKERS}
+    return {**side.get("added_tokens.json", {}), **special}
 
 
 def _parse_json_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
@@ -295,7 +298,8 @@ def _parse_json_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
 def _need_eos(eos_id: int | None, name: str) -> int:
     if eos_id is None:
         raise UserError(
-            f"{name}: no end-of-sequence token. Answers end with it; name it as eos_token in tokenizer_config.json"
+            f"{name}: no end-of-sequence token, which ends an answer; name it as eos_token in a "
+            "tokenizer_config.json beside this file"
         )
     return eos_id
 
@@ -312,13 +316,13 @@ def _fingerprint(vocabulary: bytes, adds_bos: bool, specials: dict[str, int]) ->
 def _part_of(begin: int, end: int, borders: list[int]) -> int:
     """How many borders a piece over [begin, end) has reached: it starts at or after one, or ends after it.
 
-    An empty piece (the dummy prefix, all but the last byte of a character spelled in bytes) stands before the text
-    at its `begin`, and goes with that text.
+    An empty piece (the dummy prefix; all but the last byte of a character spelled in bytes) stands before the
+    text at its `begin`, and goes with that text.
     """
     return bisect_right(borders, max(begin, end - 1))
 
 
-def _valid(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Lone surrogates, which JSON may carry and UTF-8 cannot, become U+FFFD."""
     try:
         text.encode()

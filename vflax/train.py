@@ -33,9 +33,10 @@ from vflax.models import llava
 from vflax.optimizer import make_optimizer
 from vflax.start import cache_root, checkpoint_path, open_start, resolve_path
 from vflax.step import TrainState, init_state, make_eval_step, make_train_step, state_shardings
+from vflax.weights import names
 from vflax.weights.export import export
 from vflax.weights.frozen import FrozenSource, save_frozen
-from vflax.weights.load import load_params
+from vflax.weights.load import check, load_params
 from vflax.weights.source import TensorSource, WorkdirSource
 from vflax.workdir import EXIT_AGAIN, EXIT_DONE, ModelFiles, read_json, write_json, write_status
 
@@ -48,7 +49,9 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
     """
     start = checkpoint_path(config)
     if start is not None and config.init.make and not (start / "summary.json").is_file():
-        _say(f"[bold]{config.init.checkpoint}[/] is not there yet: making it with {config.init.make} in {start}")
+        _say(
+            f"[bold]{config.init.checkpoint}[/] is not there yet: making it with {config.init.make} in {start}"
+        )
         status = run_with_start(configs.load_config(config.init.make), start)
         if status != EXIT_DONE:
             return status
@@ -99,7 +102,9 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     # --- The optimizer, the state, and the jitted step.
     tx, schedules = make_optimizer(config.optimizer, model.trainable_paths, data.total_steps)
     replicated = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.eval_shape(lambda p: init_state(tx, p), {p: model.abstract[p] for p in model.trainable_paths})
+    abstract = jax.eval_shape(
+        lambda p: init_state(tx, p), {p: model.abstract[p] for p in model.trainable_paths}
+    )
     shardings = state_shardings(abstract, model.shardings, replicated)
     with jax.set_mesh(mesh):
         frozen = load_params(model.frozen_source, files.config, model.frozen_shardings, model.dtypes)
@@ -111,11 +116,14 @@ def _run(config: ConfigDict, workdir: Path) -> int:
             record = checkpointer.read_record(resumed)
             _check_record(record, data, config)
             state = checkpointer.restore(
-                resumed, jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+                resumed,
+                jax.tree.map(
+                    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+                ),
             )
             start = resumed
         train_step = jax.jit(
-            make_train_step(model.graphdef, tx, config.loss.reduction),
+            make_train_step(model.graphdef, tx, config.loss.reduction, data.capacity),
             donate_argnums=0,
             out_shardings=(shardings, replicated),
         )
@@ -143,7 +151,7 @@ def _run(config: ConfigDict, workdir: Path) -> int:
         began = time.perf_counter()
         exported = workdir / "export"
         if jax.process_index() == 0:
-            export(WorkdirSource(workdir, step), files, exported)
+            export(WorkdirSource(workdir, step), files, exported, replace=True)
         multihost_utils.sync_global_devices("exported")
         seconds["export"] = time.perf_counter() - began
     seconds["total"] = time.perf_counter() - started
@@ -190,7 +198,7 @@ class _Loop:
         loader = self.data.loader(start)
         placement = sharding.batch_sharding(self.mesh)
         stopped = False
-        pending: tuple[Any, ...] | None = None
+        pending: tuple[int, Any, float] | None = None
         with _stop_signals() as signalled:
             clock = time.perf_counter()
             for step in range(start, total):
@@ -201,7 +209,7 @@ class _Loop:
                 state, measured = train_step(state, frozen, batch)
                 # The previous step is reported while this one runs, so that the devices never wait for the host.
                 if pending is not None:
-                    clock = self._report(*pending, clock, peak, progress)
+                    clock = self._report(*pending, clock=clock, peak=peak, progress=progress)
                 pending = (step + 1, measured, wait)
 
                 done = step + 1
@@ -209,7 +217,7 @@ class _Loop:
                 save = config.checkpoint.every and done % config.checkpoint.every == 0 and done < total
                 stopped = self._should_stop(done, signalled) and done < total
                 if evaluate or save or stopped:
-                    clock = self._report(*pending, clock, peak, progress)
+                    clock = self._report(*pending, clock=clock, peak=peak, progress=progress)
                     pending = None
                     evaluated = self.evaluate(state, frozen)[0] if evaluate else None
                     if save or stopped:
@@ -218,7 +226,7 @@ class _Loop:
                 if stopped:
                     break
             if pending is not None:
-                self._report(*pending, clock, peak, progress)
+                self._report(*pending, clock=clock, peak=peak, progress=progress)
         loader.close()
         if progress is not None:
             progress.close()
@@ -235,7 +243,9 @@ class _Loop:
         if progress is None:
             return now
         images = values.pop("image_tokens") / self.model.files.config.vision.num_tokens
-        flops = train_step_flops(self.model.files.config, self.model.abstract, self.model.verdict, values["tokens"], images)
+        flops = train_step_flops(
+            self.model.files.config, self.model.abstract, self.model.verdict, values["tokens"], images
+        )
         record = {
             **values,
             "images": images,
@@ -272,13 +282,18 @@ class _Loop:
         }
         self.checkpointer.save(step, state, record, evaluated)
 
-    def evaluate(self, state: TrainState, frozen: Any) -> tuple[dict[str, float], Any, list[heldout.Answered]]:
+    def evaluate(
+        self, state: TrainState, frozen: Any
+    ) -> tuple[dict[str, float], Any, list[heldout.Answered]]:
         """Evaluate on held-out samples. Returns (flat metrics, score's dict or None, answers)."""
         began = time.perf_counter()
         params = {**frozen, **state.trainable}
         tasks, flat, scored, answered = self.config.evaluate.tasks, {}, None, []
         if "loss" in tasks and self.data.has_heldout:
-            step = jax.jit(make_eval_step(self.model.graphdef), out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+            step = jax.jit(
+                make_eval_step(self.model.graphdef, self.data.heldout_capacity),
+                out_shardings=NamedSharding(self.mesh, PartitionSpec()),
+            )
             placement = NamedSharding(self.mesh, PartitionSpec(sharding.BATCH_AXES))
             batches = ({k: jax.make_array_from_process_local_data(placement, v) for k, v in rows.items()}
                        for rows in self.data.heldout_batches())  # fmt: skip
@@ -303,7 +318,9 @@ class _Loop:
         blind = heldout.answer(params, self.model.graphdef, heldout.permute_images(questions), **options)
         return [heldout.Answered(q, a, b) for q, a, b in zip(questions, seen, blind, strict=True)]
 
-    def final_evaluation(self, state: TrainState, frozen: Any) -> tuple[dict[str, Any] | None, list[heldout.Answered]]:
+    def final_evaluation(
+        self, state: TrainState, frozen: Any
+    ) -> tuple[dict[str, Any] | None, list[heldout.Answered]]:
         """The evaluation after the last step, for the summary."""
         flat, scored, answered = self.evaluate(state, frozen)
         if self.metrics is not None:
@@ -329,7 +346,7 @@ def _stop_signals() -> Iterator[dict[str, bool]]:
     if jax.process_count() > 1:
         yield flag
         return
-    old = {}
+    old: dict[int, Any] = {}
 
     def handler(number: int, _frame: Any) -> None:
         flag["stop"] = True
@@ -341,8 +358,8 @@ def _stop_signals() -> Iterator[dict[str, bool]]:
     try:
         yield flag
     finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
+        for listened, previous in old.items():
+            signal.signal(listened, previous)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -390,7 +407,11 @@ def _open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | No
         start = open_start(config)
         llava_config, source = start.config, start.source
     graphdef, shapes = llava.abstract(
-        llava_config, dtype=config.dtype, param_dtype="float32", remat=config.remat, attention=config.attention
+        llava_config,
+        dtype=config.dtype,
+        param_dtype="float32",
+        remat=config.remat,
+        attention=config.attention,
     )
     verdict = freeze.verdicts(shapes, config.freeze)
     compute = jnp.dtype(config.dtype)
@@ -400,17 +421,17 @@ def _open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | No
     }
     shardings = sharding.param_shardings(abstract, mesh)
     if source is not None:
+        check(source, llava_config)
+        vision = llava_config.vision
+        frozen_paths = [path for path, v in verdict.items() if v == freeze.FROZEN]
         if jax.process_index() == 0:
-            vision = llava_config.vision
-            rules = ImageRules(config.image.mode, vision.image_size, vision.image_mean, vision.image_std)
-            frozen_paths = [path for path, v in verdict.items() if v == freeze.FROZEN]
             ModelFiles(
                 config=llava_config,
                 tokenizer=start.tokenizer,
                 template=config.template,
                 position=config.image.position,
-                rules=rules,
-                source_dtypes={name: str(source.dtype(name)) for name in source.names()},
+                rules=ImageRules(config.image.mode, vision.image_size, vision.image_mean, vision.image_std),
+                source_dtypes={name: source.source_dtype(name).name for name in names.expected(llava_config)},
                 frozen=save_frozen(source, llava_config, frozen_paths, workdir),
             ).save(workdir)
         multihost_utils.sync_global_devices("model files")
@@ -437,7 +458,9 @@ def _check_config(config: ConfigDict, workdir: Path, resumed: int | None) -> Non
 def _check_record(record: dict[str, Any], data: Data, config: ConfigDict) -> None:
     """Refuse to continue on other data than a checkpoint's."""
     saved, now = record["data"], {"position": record["step"], **data.identity()}
-    wrong = [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in now.items() if saved.get(key) != value]
+    wrong = [
+        f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in now.items() if saved.get(key) != value
+    ]
     if wrong:
         raise UserError(
             "the data is not what this run was trained on so far (data fingerprint):\n  " + "\n  ".join(wrong)
@@ -486,7 +509,9 @@ def _print_freeze_table(abstract: dict[str, Any], verdict: dict[str, str]) -> No
     for name in ("part", "verdict", "leaves", "parameters", "bytes"):
         table.add_column(name, justify="left" if name in ("part", "verdict") else "right")
     for group in freeze.summary(abstract, verdict):
-        table.add_row(group["part"], group["verdict"], *(f"{group[k]:,}" for k in ("leaves", "parameters", "bytes")))
+        table.add_row(
+            group["part"], group["verdict"], *(f"{group[k]:,}" for k in ("leaves", "parameters", "bytes"))
+        )
     _CONSOLE.print(table)
 
 

@@ -1,17 +1,17 @@
 """WORKDIR: the files around a run that other tools read.
 
-    config.json  status.json  metrics.jsonl  summary.json  checkpoints/STEP/  frozen/HASH/  model/  export/  eval/
+config.json  status.json  metrics.jsonl  summary.json  checkpoints/STEP/  frozen/HASH/  model/  export/  eval/
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vflax.conversation import Position
 from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
@@ -61,18 +61,16 @@ class ModelFiles:
     config: LlavaConfig
     tokenizer: Tokenizer
     template: str
-    position: str
+    position: Position
     rules: ImageRules
     source_dtypes: dict[str, str]
     frozen: str
 
     def save(self, workdir: Path) -> None:
-        """Write WORKDIR/model, tokenizer files included. model.json comes last: with it the folder is complete."""
+        """Write WORKDIR/model, tokenizer files included."""
         folder = workdir / "model"
         folder.mkdir(parents=True, exist_ok=True)
-        for file in self.tokenizer.files:
-            if file.resolve() != (folder / file.name).resolve():
-                shutil.copyfile(file, folder / file.name)
+        self.tokenizer.save(folder)
         write_json(folder / "config.json", self.config.to_dict())
         write_json(folder / "template.json", {"template": self.template, "position": self.position})
         write_json(folder / "image_rules.json", self.rules.to_dict())
@@ -97,8 +95,3 @@ class ModelFiles:
             source_dtypes=read_json(folder / "source_dtypes.json"),
             frozen=read_json(folder / "frozen.json")["hash"],
         )
-
-    @staticmethod
-    def is_complete(workdir: Path) -> bool:
-        """Whether WORKDIR/model was written to its end."""
-        return (workdir / "model" / "frozen.json").is_file()

@@ -24,7 +24,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 def with_articles(text: str) -> str:
     """ "a" becomes "an" before a vowel ("a orange heart" is what the templates give)."""
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return re.sub(r"\b([Aa]) (?=[aeiou8])", r"\1n ", text)
 
 
 def plural(shape: str, count: int) -> str:
@@ -117,7 +117,10 @@ def _word(v: Values, rng: random.Random) -> str:
 
 def _letter(v: Values, rng: random.Random) -> str:
     return rng.choice(
-        ("a {size} letter {letter} in {color} on {background}.", "{color} letter {letter}, {size}, on {background}.")
+        (
+            "a {size} letter {letter} in {color} on {background}.",
+            "{color} letter {letter}, {size}, on {background}.",
+        )
     ).format(**v)
 
 
@@ -167,15 +170,18 @@ def _odd(v: Values, rng: random.Random) -> str:
     usual, odd = v["colors"]
     return rng.choice(
         (
-            f"four {plural(v['shape'], 4)}, three {usual}, the odd one {odd} {at_place(v['place'])}, on {v['background']}.",
-            f"the odd one {at_place(v['place'])} is {odd}, other {plural(v['shape'], 3)} {usual}, on {v['background']}.",
+            "four {four}, three {usual}, the odd one {odd} {at}, on {background}.",
+            "the odd one {at} is {odd}, other {four} {usual}, on {background}.",
         )
-    )
+    ).format(**v, four=plural(v["shape"], 4), usual=usual, odd=odd, at=at_place(v["place"]))
 
 
 def _face(v: Values, rng: random.Random) -> str:
     return rng.choice(
-        ("a {size} {color} face, {mood}, on {background}.", "a {mood} face, {color}, {size}, on {background}.")
+        (
+            "a {size} {color} face, {mood}, on {background}.",
+            "a {mood} face, {color}, {size}, on {background}.",
+        )
     ).format(**v)
 
 

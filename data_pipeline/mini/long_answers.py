@@ -94,7 +94,11 @@ def _single(v: Values, rng: random.Random) -> Story:
         _FILL_FACTS[v["fill"]].format(**v),
         _SIZE_FACTS[v["size"]].format(thing=v["shape"]),
     ]
-    return f"a {v['color']} {v['shape']}", facts, [f"I can tell that it is a {v['shape']} because {_SHAPE_REASONS[v['shape']]}."]
+    return (
+        f"a {v['color']} {v['shape']}",
+        facts,
+        [f"I can tell that it is a {v['shape']} because {_SHAPE_REASONS[v['shape']]}."],
+    )
 
 
 def _group(v: Values, rng: random.Random) -> Story:
@@ -161,7 +165,11 @@ def _digit(v: Values, rng: random.Random) -> Story:
         f"The number {digit} is {parity(digit)}, so it can{'not' if digit % 2 else ''} be divided by 2.",
         "The digit is large and stands in the center of the image.",
     ]
-    return f"the handwritten digit {digit}", facts, [f"I can tell that it is a {digit} because {_DIGIT_REASONS[digit]}."]
+    return (
+        f"the handwritten digit {digit}",
+        facts,
+        [f"I can tell that it is a {digit} because {_DIGIT_REASONS[digit]}."],
+    )
 
 
 def _digits(v: Values, rng: random.Random) -> Story:
@@ -171,7 +179,11 @@ def _digits(v: Values, rng: random.Random) -> Story:
         f"Both of them were written by hand in {v['color']} with a thick pen.",
     ]
     digit = rng.choice(v["digits"])
-    total = f"Together they make {left + right}." if left != right else "They are one and the same digit, written twice."
+    total = (
+        f"Together they make {left + right}."
+        if left != right
+        else "They are one and the same digit, written twice."
+    )
     return f"two handwritten digits, {left} and {right}", facts, [
         total,
         f"I can tell that there is a {digit} because {_DIGIT_REASONS[digit]}.",
@@ -184,7 +196,11 @@ def _word(v: Values, rng: random.Random) -> Story:
         "It is written in large letters, which are easy to read.",
     ]
     letters = ", ".join(v["word"][:-1]) + f" and {v['word'][-1]}"
-    return f"the word {v['word']}", facts, [f"I read the letters {letters} from left to right, so the word is {v['word']}."]
+    return (
+        f"the word {v['word']}",
+        facts,
+        [f"I read the letters {letters} from left to right, so the word is {v['word']}."],
+    )
 
 
 def _letter(v: Values, rng: random.Random) -> Story:
@@ -193,7 +209,11 @@ def _letter(v: Values, rng: random.Random) -> Story:
         _SIZE_FACTS[v["size"]].format(thing="letter"),
         "It is not written by hand, and its lines are thick and easy to see.",
     ]
-    return f"the letter {v['letter']}", facts, [f"I can tell that it is {v['letter']} because no other letter has this form."]
+    return (
+        f"the letter {v['letter']}",
+        facts,
+        [f"I can tell that it is {v['letter']} because no other letter has this form."],
+    )
 
 
 def _bars(v: Values, rng: random.Random) -> Story:
@@ -203,7 +223,11 @@ def _bars(v: Values, rng: random.Random) -> Story:
         f"The {v['tallest']} bar is the tallest one, and the {v['shortest']} bar is the shortest one.",
     ]
     reason = f"I can tell because the top of the {v['tallest']} bar is above all other bars."
-    return f"a bar chart with {NUMBERS[v['count']]} bars", facts, [reason, "All bars stand on one line at the bottom."]
+    return (
+        f"a bar chart with {NUMBERS[v['count']]} bars",
+        facts,
+        [reason, "All bars stand on one line at the bottom."],
+    )
 
 
 def _pie(v: Values, rng: random.Random) -> Story:
@@ -238,10 +262,16 @@ _TEXTURE_REASONS = {
 def _texture(v: Values, rng: random.Random) -> Story:
     facts = [
         f"The whole image is covered with {v['color']} {v['texture']}.",
-        "The pattern is wide, so its parts are large." if v["pitch"] == "wide" else "The pattern is fine, so its parts are small.",
+        "The pattern is wide, so its parts are large."
+        if v["pitch"] == "wide"
+        else "The pattern is fine, so its parts are small.",
         "It looks the same everywhere, like a piece of cloth.",
     ]
-    return f"a pattern of {v['texture']}", facts, [f"I can tell the pattern because {_TEXTURE_REASONS[v['texture']]}."]
+    return (
+        f"a pattern of {v['texture']}",
+        facts,
+        [f"I can tell the pattern because {_TEXTURE_REASONS[v['texture']]}."],
+    )
 
 
 def _flag(v: Values, rng: random.Random) -> Story:
@@ -252,7 +282,11 @@ def _flag(v: Values, rng: random.Random) -> Story:
         "The three parts have about the same size and cover the whole image.",
     ]
     lines = "from top to bottom" if v["layout"] == "row" else "from left to right"
-    return "a flag with three parts", facts, [f"I can tell the parts because the lines between them go {lines}."]
+    return (
+        "a flag with three parts",
+        facts,
+        [f"I can tell the parts because the lines between them go {lines}."],
+    )
 
 
 def _odd(v: Values, rng: random.Random) -> Story:
@@ -280,7 +314,11 @@ def _face(v: Values, rng: random.Random) -> Story:
         _SIZE_FACTS[v["size"]].format(thing="face"),
         f"It looks {v['mood']}.",
     ]
-    return f"a {v['mood']} {v['color']} face", facts, [f"I can tell that it is {v['mood']} because {_MOOD_REASONS[v['mood']]}."]
+    return (
+        f"a {v['mood']} {v['color']} face",
+        facts,
+        [f"I can tell that it is {v['mood']} because {_MOOD_REASONS[v['mood']]}."],
+    )
 
 
 def _die(v: Values, rng: random.Random) -> Story:
@@ -289,7 +327,9 @@ def _die(v: Values, rng: random.Random) -> Story:
         f"The die is a large {v['color']} square in the center of the image.",
         f"The color of the {dots} is {v['dots']}.",
     ]
-    reason = f"I counted the dots one after the other, and so I can tell that the die shows the number {count}."
+    reason = (
+        f"I counted the dots one after the other, and so I can tell that the die shows the number {count}."
+    )
     return f"a {v['color']} die with {count} {dots}", facts, [reason]
 
 
@@ -323,7 +363,11 @@ def _glass(v: Values, rng: random.Random) -> Story:
         _SIZE_FACTS[v["size"]].format(thing="glass"),
     ]
     top = "the juice goes up to the top" if level == "full" else f"the juice ends where the glass is {level}"
-    return "a glass with juice", facts, [f"I can tell how much is in it because {top}.", "The glass stands in the center."]
+    return (
+        "a glass with juice",
+        facts,
+        [f"I can tell how much is in it because {top}.", "The glass stands in the center."],
+    )
 
 
 _STORIES: dict[str, Callable[[Values, random.Random], Story]] = {

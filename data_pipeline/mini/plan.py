@@ -126,7 +126,9 @@ def _stage0(digit_labels: Sequence[int], split: str, scale: float) -> Iterator[I
     sampler = Sampler(rng, digit_labels)
     total = sum(CAPTION_WEIGHTS.values())
     for kind in KINDS:
-        per_kind = {s: max(1, round(COUNTS["stage0", s] * scale * CAPTION_WEIGHTS[kind] / total)) for s in SPLITS}
+        per_kind = {
+            s: max(1, round(COUNTS["stage0", s] * scale * CAPTION_WEIGHTS[kind] / total)) for s in SPLITS
+        }
         first = per_kind["train"] if split == "test" else 0
         for number in range(first, first + per_kind[split]):
             scene = sampler.draw(kind, held_out=split == "test")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.mini.draw import BACKGROUNDS, COLORS, Canvas, Point, Rgb
-from data_pipeline.mini.scenes import DIRECTIONS, LEVELS, Scene
+from data_pipeline.mini.scenes import DIRECTIONS, Scene
 
 _PLACES: dict[str, Point] = {
     "top left": (19, 19),
@@ -174,7 +174,13 @@ def _texture(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
         side = pitch / 2 + 2
         for row in range(int(80 / side)):
             for column in range(row % 2, int(80 / side), 2):
-                canvas.box(start + column * side, start + row * side, start + (column + 1) * side, start + (row + 1) * side, color)
+                canvas.box(
+                    start + column * side,
+                    start + row * side,
+                    start + (column + 1) * side,
+                    start + (row + 1) * side,
+                    color,
+                )
 
 
 def _flag(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
@@ -221,7 +227,9 @@ def _die(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     canvas.box(x - 26, y - 26, x + 26, y + 26, _color(scene, canvas))
     ink = canvas.tint((248, 248, 248) if v["dots"] == "white" else (12, 12, 12))
     corners = [(-1, -1), (1, 1), (1, -1), (-1, 1)]
-    spots = {1: [], 2: corners[:2], 3: corners[:2], 4: corners, 5: corners, 6: [*corners, (-1, 0), (1, 0)]}[v["count"]]
+    spots = {1: [], 2: corners[:2], 3: corners[:2], 4: corners, 5: corners, 6: [*corners, (-1, 0), (1, 0)]}[
+        v["count"]
+    ]
     for column, row in [*spots, *([(0, 0)] if v["count"] % 2 else [])]:
         canvas.disc(x + 15 * column, y + 15 * row, 5.5, ink)
 
@@ -302,7 +310,9 @@ def _umbrella(at: _At, disc: _Disc, canvas: Canvas, color: Rgb, unit: float) -> 
 
 
 def _car(at: _At, disc: _Disc, canvas: Canvas, color: Rgb, unit: float) -> None:
-    canvas.polygon(at((-28, 12), (-28, -1), (-17, -3), (-10, -17), (11, -17), (18, -3), (28, 0), (28, 12)), color)
+    canvas.polygon(
+        at((-28, 12), (-28, -1), (-17, -3), (-10, -17), (11, -17), (18, -3), (28, 0), (28, 12)), color
+    )
     canvas.polygon(at((-9, -4), (-6, -12), (7, -12), (10, -4)), canvas.background)
     for wheel in (-15, 15):
         disc(wheel, 13, 8, color)
@@ -320,7 +330,10 @@ def _mushroom(at: _At, disc: _Disc, canvas: Canvas, color: Rgb, unit: float) -> 
 def _key(at: _At, disc: _Disc, canvas: Canvas, color: Rgb, unit: float) -> None:
     disc(-16, 0, 12, color)
     disc(-16, 0, 5.5, canvas.background)
-    canvas.polygon(at((-6, -3), (28, -3), (28, 13), (22, 13), (22, 3), (17, 3), (17, 10), (11, 10), (11, 3), (-6, 3)), color)
+    canvas.polygon(
+        at((-6, -3), (28, -3), (28, 13), (22, 13), (22, 3), (17, 3), (17, 10), (11, 10), (11, 3), (-6, 3)),
+        color,
+    )
 
 
 _ICONS: dict[str, Callable[[_At, _Disc, Canvas, Rgb, float], None]] = {

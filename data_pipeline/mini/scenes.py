@@ -292,7 +292,7 @@ def _glass(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any] | None]] = {
+KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any]]] = {
     "single": _single,
     "group": _group,
     "mix": _mix,

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.mini.captions import on_side, parity, plural
+from data_pipeline.mini.captions import on_side, parity
+from data_pipeline.mini.draw import FILLS, SHAPES
 from data_pipeline.mini.scenes import (
     BACKGROUND_NAMES,
     COLOR_NAMES,
@@ -29,7 +30,6 @@ from data_pipeline.mini.scenes import (
     WORDS,
     Scene,
 )
-from data_pipeline.mini.draw import FILLS, SHAPES
 
 Values = dict[str, Any]
 _ONE_WORD = " Answer with one word."
@@ -83,21 +83,28 @@ def _side_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Values
     def wish(rng: random.Random, answer: str) -> tuple[Values, Values]:
         values, at = _slot(rng, answer, 2)
         layout = rng.choice(("row", "column"))
-        return {name: values, "layout": layout, "same_shape": False}, {"side": on_side(SIDES[layout][at]), "at": at}
+        return {name: values, "layout": layout, "same_shape": False}, {
+            "side": on_side(SIDES[layout][at]),
+            "at": at,
+        }
 
     return wish
 
 
 def _color_of_shape(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    colors, at = _slot(rng, answer, 2)
+    colors, _ = _slot(rng, answer, 2)
     shape = rng.choice(SHAPES)
-    return {"colors": colors, "shapes": [shape if c else None for c in colors], "same_shape": False}, {"shape": shape}
+    return {"colors": colors, "shapes": [shape if c else None for c in colors], "same_shape": False}, {
+        "shape": shape
+    }
 
 
 def _shape_of_color(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    shapes, at = _slot(rng, answer, 2)
+    shapes, _ = _slot(rng, answer, 2)
     color = rng.choice(COLOR_NAMES)
-    return {"shapes": shapes, "colors": [color if s else None for s in shapes], "same_shape": False}, {"color": color}
+    return {"shapes": shapes, "colors": [color if s else None for s in shapes], "same_shape": False}, {
+        "color": color
+    }
 
 
 def _larger(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -138,7 +145,10 @@ def _count_color_truth(v: Values, slots: Values) -> str:
 
 def _digit_at_side(rng: random.Random, answer: str) -> tuple[Values, Values]:
     at = rng.randrange(2)
-    return {"digits": [int(answer) if i == at else None for i in range(2)]}, {"side": SIDES["row"][at], "at": at}
+    return {"digits": [int(answer) if i == at else None for i in range(2)]}, {
+        "side": SIDES["row"][at],
+        "at": at,
+    }
 
 
 def _parity(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -153,7 +163,10 @@ def _stripe(rng: random.Random, answer: str) -> tuple[Values, Values]:
 
 def _slice(rng: random.Random, answer: str) -> tuple[Values, Values]:
     at = rng.choice((0, 2))
-    return {"colors": [answer if i == at else None for i in range(3)]}, {"size": ("largest", "", "smallest")[at], "at": at}
+    return {"colors": [answer if i == at else None for i in range(3)]}, {
+        "size": ("largest", "", "smallest")[at],
+        "at": at,
+    }
 
 
 _DIGITS = tuple("0123456789")

@@ -2,10 +2,10 @@
 
 The steps, in this order:
 
-    include / exclude    task globs; a sample stays if its task matches an include (or there is none) and no exclude
-    cap                  at most so many samples of each task, drawn by seed, the same in every epoch
-    weight               w gives floor(w) copies of everything and a share w - floor(w) drawn anew in each epoch
-    budget               so many samples over all sources, drawn by seed, the same in every epoch
+    include, exclude    task globs; a task stays if it matches an include (or there is none) and no exclude
+    cap                 at most so many samples of each task, drawn by seed, the same in every epoch
+    weight              w gives floor(w) copies of everything and a share w - floor(w) drawn anew each epoch
+    budget              so many samples over all sources, drawn by seed, the same in every epoch
 
 Everything is a pure function of (seed, epoch). Order and rows are the business of vflax.data.packing.
 """
@@ -95,10 +95,10 @@ class Mixture:
 
     def _pool(self, k: int, spec: SourceSpec, tasks: np.ndarray, kept: np.ndarray) -> np.ndarray:
         _check_numbers(spec)
-        chosen = kept & _matches(spec, tasks)
+        chosen = kept & select(spec, tasks)
         if spec.cap is not None:
             draw = permutation(len(tasks), _CAP, self._seed, k)
-            chosen &= _first_per_task(tasks, chosen, draw, spec.cap)
+            chosen = first_per_task(tasks, chosen, draw, spec.cap)
         indices = np.flatnonzero(chosen)
         if not len(indices):
             raise UserError(
@@ -134,8 +134,17 @@ def _check_numbers(spec: SourceSpec) -> None:
         )
 
 
-def _matches(spec: SourceSpec, tasks: np.ndarray) -> np.ndarray:
-    """bool [n]: the task filters."""
+def select(spec: SourceSpec, tasks: np.ndarray, *, strict: bool = True) -> np.ndarray:
+    """bool [n]: which samples the task filters let through.
+
+    Args:
+        spec: has the filters.
+        tasks: the task of each sample, [n].
+        strict: refuse a filter that matches no task; a held-out split need not hold every task.
+
+    Raises:
+        UserError: see strict; the message gives the nearest names.
+    """
     names, inverse = np.unique(tasks.astype(str), return_inverse=True)
     known = [str(name) for name in names]
     problems: list[str] = []
@@ -153,16 +162,16 @@ def _matches(spec: SourceSpec, tasks: np.ndarray) -> np.ndarray:
 
     included = of(spec.include) if spec.include else set(known)
     excluded = of(spec.exclude)
-    if problems:
+    if problems and strict:
         raise UserError(
-            f"data.sources: include and exclude name tasks that {spec.path} (split {spec.split}) does not hold: "
-            + "; ".join(problems)
+            f"data.sources: include and exclude name tasks that {spec.path} (split {spec.split}) "
+            f"does not hold: {'; '.join(problems)}"
         )
     keep = np.array([name in included and name not in excluded for name in known])
     return keep[inverse]
 
 
-def _first_per_task(tasks: np.ndarray, chosen: np.ndarray, draw: np.ndarray, cap: int) -> np.ndarray:
+def first_per_task(tasks: np.ndarray, chosen: np.ndarray, draw: np.ndarray, cap: int) -> np.ndarray:
     """bool [n]: of the chosen samples of each task the first `cap` in the order `draw`."""
     result = np.zeros(len(tasks), bool)
     counts: dict[str, int] = {}

@@ -1,9 +1,9 @@
 """Which samples share a row, and which rows make a step.
 
-A step takes the next `samples` samples of the epoch's order, longest first, each into the first of R rows that
-has room for its tokens and its images; what finds no room goes to the front of the next step. R is fixed for
-the run: the smallest number of rows that keeps up with `samples` per step. So a step means what the papers
-mean by a batch, and the plan knows nothing of devices, hosts or threads:
+A step takes the next `samples` samples of the epoch's order, longest first, each into the first of R rows
+that has room for its tokens and its images; what finds no room goes to the front of the next step. R is fixed
+for the run: the smallest number of rows that keeps up with `samples` per step. So a step means what the
+papers mean by a batch, and the plan knows nothing of devices, hosts or threads:
 
     order of epoch e    |  s7  s2  s9  s4  s1  s8 ...                      samples = 6, slots = 2
     step 0, row 0       |  s9 s9 s9 s9 s9 s4 s4 s4 .
@@ -28,7 +28,7 @@ from vflax.errors import UserError
 
 # Part of the data fingerprint: raise it whenever the same lengths and seed would give other rows.
 PLAN_VERSION = 1
-# Steps per epoch may exceed ceil(n / samples) by this share, and the mean samples per step fall below `samples`.
+# By this share an epoch may have more than ceil(n / samples) steps, and a step on average fewer samples.
 TOLERANCE = 0.02
 # The search for R looks at this many steps of a long epoch, then checks the result on all of it.
 _TRIAL_STEPS = 64
@@ -111,12 +111,11 @@ class PackPlan:
         self.seed, self.order = seed, order
         self._tokens = np.asarray(tokens, np.int32)
         self._images = np.asarray(images, np.int32)
-        every = np.arange(len(self._tokens), dtype=np.int32)
-        self._epoch_samples = epoch_samples or (lambda epoch: every)
+        self._epoch_samples = epoch_samples
         self._lock = threading.RLock()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._first_steps = [0]  # [e]: the global step at which epoch e begins
-        self._check(self._epoch_samples(0))
+        self._check(self._chosen(0))
         # Plain lists: the packing loop reads single elements, which NumPy does slowly.
         self._token_list: list[int] = self._tokens.tolist()
         self._image_list: list[int] = self._images.tolist()
@@ -135,11 +134,22 @@ class PackPlan:
         if len(crowded):
             most = int(self._images[crowded].max())
             raise UserError(
-                f"data.slots={self.slots}, but {len(crowded)} samples have more images than that, up to {most}. "
-                f"Set data.slots={most}, or leave those samples out."
+                f"data.slots={self.slots}, but {len(crowded)} samples have more images than that, "
+                f"up to {most}. Set data.slots={most}, or leave those samples out."
             )
 
+    def __getstate__(self) -> dict[str, object]:
+        """For pickling: the plans of epochs are made again, a lock cannot travel."""
+        return {**self.__dict__, "_epochs": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
     # -- what the loader asks ---------------------------------------------------------------------------
+
+    def length(self, sample: int) -> tuple[int, int]:
+        """(tokens, images) of a sample as planned."""
+        return self._token_list[sample], self._image_list[sample]
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Steps of this epoch; the last one is partial."""
@@ -164,6 +174,22 @@ class PackPlan:
                 self._first_steps.append(self._first_steps[-1] + self._epoch(epoch).steps)
             epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
             return epoch, step - self._first_steps[epoch]
+
+    def samples_before(self, step: int) -> int:
+        """How many samples the steps before this one took, repeats counted."""
+        epoch, local = self.locate(step)
+        earlier = epoch * len(self._chosen(0))  # every epoch is equally long
+        return earlier + int(self._epoch(epoch).starts[local * self.rows_per_step])
+
+    def max_per_row(self, values: np.ndarray, total_steps: int) -> int:
+        """The largest sum over the samples of one row, of values int [n], in the first `total_steps` steps."""
+        last_epoch, _ = self.locate(total_steps - 1)
+        largest = 0
+        for epoch in range(last_epoch + 1):
+            plan = self._epoch(epoch)
+            sums = np.concatenate([[0], np.cumsum(values[plan.order], dtype=np.int64)])[plan.starts]
+            largest = max(largest, int(np.diff(sums).max()))
+        return largest
 
     def row(self, step: int, row: int) -> list[int]:
         """The samples of one row of a step, in their order; empty where the step needs fewer rows."""
@@ -198,9 +224,14 @@ class PackPlan:
 
     # -- packing ----------------------------------------------------------------------------------------
 
+    def _chosen(self, epoch: int) -> np.ndarray:
+        if self._epoch_samples is None:
+            return np.arange(len(self._tokens), dtype=np.int32)
+        return self._epoch_samples(epoch)
+
     def _order(self, epoch: int) -> np.ndarray:
         """int [m]: the samples of an epoch in the order in which the steps take them."""
-        chosen = self._epoch_samples(epoch)
+        chosen = self._chosen(epoch)
         if self.order == "sequential":
             return chosen
         return chosen[permutation(len(chosen), _ORDER, self.seed, epoch)]

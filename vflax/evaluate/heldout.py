@@ -5,33 +5,18 @@ from __future__ import annotations
 import collections
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 
+from vflax.data.questions import Question
 from vflax.errors import UserError
 from vflax.generate.greedy import greedy
 
 TASKS = ("loss", "accuracy")
 # A task whose reference answers are longer than this in the median is judged by length, not by exact match.
 SHORT_ANSWER_WORDS = 5
-
-
-@dataclass(frozen=True)
-class Question:
-    """One held-out sample, ready to be asked.
-
-    ids: int32 [n], the prompt with every image as N placeholders; images: uint8 [s, H, W, 3].
-    """
-
-    sample_id: str
-    task: str
-    text: str
-    reference: str
-    ids: np.ndarray
-    images: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,9 @@ def permute_images(questions: Sequence[Question]) -> list[Question]:
         for here, there in zip(members, members[1:] + members[:1], strict=True):
             own, other = questions[here], questions[there]
             if own.images.shape == other.images.shape:
-                result[here] = Question(own.sample_id, own.task, own.text, own.reference, own.ids, other.images)
+                result[here] = Question(
+                    own.sample_id, own.task, own.text, own.reference, own.ids, other.images
+                )
     return result
 
 

@@ -77,7 +77,7 @@ def model_type(folder: Path) -> str:
     return str(read_json(folder / "config.json").get("model_type"))
 
 
-def read_llava(folder: Path) -> LlavaConfig:
+def read_llava_config(folder: Path) -> LlavaConfig:
     """Read the config of a Hugging Face LLaVA directory.
 
     Raises:
@@ -103,7 +103,9 @@ def read_llava(folder: Path) -> LlavaConfig:
         problems.lines.append(f"vision_feature_layer={layer!r}: vflax uses the output of one layer")
     problems.expect("projector_hidden_act", full["projector_hidden_act"], ("gelu",))
     problems.expect("multimodal_projector_bias", full["multimodal_projector_bias"], (True,))
-    problems.expect("quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights")
+    problems.expect(
+        "quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights"
+    )
     _check_decoder(full["text_config"], "text_config.", problems)
     _check_vision(full["vision_config"], "vision_config.", problems)
     rules = _read_image_rules(folder, problems, full["vision_config"]["image_size"])
@@ -146,6 +148,23 @@ def read_vision(folder: Path, feature_layer: int, keep_cls: bool) -> VisionConfi
     return _vision_config(full, feature_layer, keep_cls, rules)
 
 
+def join_configs(
+    vision: Path, decoder: Path, *, bridge: str, feature_layer: int, keep_cls: bool
+) -> LlavaConfig:
+    """The model that a CLIP directory, a bridge and a decoder directory make.
+
+    Args:
+        vision, decoder: see `read_vision` and `read_decoder`.
+        bridge: its kind, "linear" or "mlpNx_gelu".
+        feature_layer, keep_cls: see `read_vision`.
+
+    Raises:
+        UserError: naming every key that is not supported, and files that are missing.
+    """
+    tower, words = read_vision(vision, feature_layer, keep_cls), read_decoder(decoder)
+    return LlavaConfig(tower, BridgeConfig(bridge, tower.width, words.width), words)
+
+
 def read_decoder(folder: Path) -> DecoderConfig:
     """Read the config of a LLaMA, Vicuna or Mistral directory.
 
@@ -160,7 +179,9 @@ def read_decoder(folder: Path) -> DecoderConfig:
     from transformers import LlamaConfig, MistralConfig
 
     full = _resolve(LlamaConfig if raw["model_type"] == "llama" else MistralConfig, raw, path)
-    problems.expect("quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights")
+    problems.expect(
+        "quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights"
+    )
     _check_decoder(full, "", problems)
     problems.stop()
     return _decoder_config(full, bool(full["tie_word_embeddings"]))
@@ -313,8 +334,13 @@ def _image_rules(raw: dict[str, Any], problems: _Problems, size: int | None) -> 
         problems.lines.append(f"rescale_factor={factor!r}: vflax supports 1/255")
     pad = bool(raw.get("do_pad", False))
     if pad and kind in _CLIP_PROCESSORS:
-        problems.lines.append(f"do_pad=true with {kind}: vflax pads as LlavaImageProcessor does; name that type")
+        problems.lines.append(
+            f"do_pad=true with {kind}: vflax pads as LlavaImageProcessor does; name that type"
+        )
     mean, std = raw.get("image_mean", OPENAI_CLIP_MEAN), raw.get("image_std", OPENAI_CLIP_STD)
+    for key, value in (("image_mean", mean), ("image_std", std)):
+        if not isinstance(value, (list, tuple)) or len(value) != 3:
+            problems.lines.append(f"{key}={value!r}: expected three numbers")
     if problems.lines or crop is None:
         return None
     return ImageRules("pad" if pad else "crop", crop, _three(mean), _three(std))
@@ -355,28 +381,19 @@ def check_expressible(config: LlavaConfig) -> None:
         )
 
 
-def to_llava(
-    config: LlavaConfig,
-    *,
-    image_token_id: int,
-    pad_token_id: int,
-    bos_token_id: int,
-    eos_token_id: int,
-    dtype: str,
-) -> dict[str, Any]:
+def to_llava(config: LlavaConfig, image_token_id: int, tokens: dict[str, Any], dtype: str) -> dict[str, Any]:
     """Write config.json with the keys of transformers 4.x, which 5.x reads too; no key is left to a class default.
 
     Args:
         config: the model, its vocabulary as exported (padding rows included).
-        image_token_id: id of "<image>"; pad_token_id: of "<pad>".
-        bos_token_id: id that begins a sequence; eos_token_id: id that ends an answer.
+        image_token_id: id of "<image>".
+        tokens: bos_token_id, eos_token_id and pad_token_id.
         dtype: what the weights are in, for example "bfloat16".
 
     Raises:
         UserError: when Hugging Face's classes cannot express the model.
     """
     check_expressible(config)
-    ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -388,8 +405,8 @@ def to_llava(
         "vision_feature_select_strategy": "full" if config.vision.keep_cls else "default",
         "tie_word_embeddings": config.decoder.tie_word_embeddings,
         "torch_dtype": dtype,
-        **ids,
-        "text_config": {**_text_config(config.decoder), **ids, "torch_dtype": dtype},
+        **tokens,
+        "text_config": {**_text_config(config.decoder), **tokens, "torch_dtype": dtype},
         "vision_config": {**_tower_config(config.vision), "torch_dtype": dtype},
     }
 

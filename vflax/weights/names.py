@@ -91,7 +91,7 @@ def carried(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     back at export, because Hugging Face's classes want them.
     """
     vision = config.vision
-    result = {}
+    result: dict[str, tuple[int, ...]] = {}
     for entry in _vision_layers(config, vision.num_layers):
         result |= {name: entry.tensor_shape for name in entry.names[vision.num_computed_layers :]}
     for kind in ("weight", "bias"):
@@ -106,7 +106,7 @@ def expected(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
 
 
 _TOWER = "vision_tower.vision_model"
-_BRIDGE = "multi_modal_projector"
+BRIDGE = "multi_modal_projector"
 _DECODER = "language_model.model"
 LM_HEAD = "language_model.lm_head.weight"
 EMBEDDING = f"{_DECODER}.embed_tokens.weight"
@@ -119,7 +119,10 @@ def _vision(config: LlavaConfig) -> list[Entry]:
     top = [
         Entry("vision/class_embedding", f"{embeddings}.class_embedding", _SAME_1, (width,)),
         Entry(
-            "vision/patch_embedding/kernel", f"{embeddings}.patch_embedding.weight", _CONV, (patch, patch, 3, width)
+            "vision/patch_embedding/kernel",
+            f"{embeddings}.patch_embedding.weight",
+            _CONV,
+            (patch, patch, 3, width),
         ),
         Entry(
             "vision/position_embedding",
@@ -156,7 +159,7 @@ def _bridge(config: LlavaConfig) -> list[Entry]:
     entries = []
     for i in range(bridge.num_linears):
         shape = (bridge.in_width if i == 0 else bridge.out_width, bridge.out_width)
-        ours, theirs = f"bridge/layers_{i}", f"{_BRIDGE}.linear_{i + 1}"
+        ours, theirs = f"bridge/layers_{i}", f"{BRIDGE}.linear_{i + 1}"
         entries.append(Entry(f"{ours}/kernel", f"{theirs}.weight", _TRANSPOSE, shape))
         entries.append(Entry(f"{ours}/bias", f"{theirs}.bias", _SAME_1, shape[1:]))
     return entries
@@ -196,14 +199,18 @@ def _decoder(config: LlavaConfig) -> list[Entry]:
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str] | None]]
 
 # Buffers that old files carry; both are computed from the config.
-_BUFFERS: Rules = ((r".*\.position_ids$", None), (r"^position_ids$", None), (r".*\.rotary_emb\.inv_freq$", None))
+_BUFFERS: Rules = (
+    (r".*\.position_ids$", None),
+    (r"^position_ids$", None),
+    (r".*\.rotary_emb\.inv_freq$", None),
+)
 
 # Hugging Face LLaVA in its four namings: 4.x hub, 4.52 module, 5.x module, 5.x saved (no "vision_model").
 LLAVA_RULES: Rules = (
     *_BUFFERS,
     (r"^model\.language_model\.", f"{_DECODER}."),
     (r"^lm_head\.", "language_model.lm_head."),
-    (r"^(?:model\.)?multi_modal_projector\.", f"{_BRIDGE}."),
+    (r"^(?:model\.)?multi_modal_projector\.", f"{BRIDGE}."),
     (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", f"{_TOWER}."),
 )
 
@@ -224,12 +231,12 @@ DECODER_RULES: Rules = (
 # A bridge alone: in our naming, or the projector of the original LLaVA code, where linears and activations are
 # numbered together (0, 2, 4, ...) and a single linear has no number.
 BRIDGE_RULES: Rules = (
-    (r"^(?:model\.)?multi_modal_projector\.", f"{_BRIDGE}."),
+    (r"^(?:model\.)?multi_modal_projector\.", f"{BRIDGE}."),
     (
         r"^(?:.*\.)?mm_projector\.(\d+)\.",
-        lambda match: f"{_BRIDGE}.linear_{int(match[1]) // 2 + 1}.",
+        lambda match: f"{BRIDGE}.linear_{int(match[1]) // 2 + 1}.",
     ),
-    (r"^(?:.*\.)?mm_projector\.(?=weight$|bias$)", f"{_BRIDGE}.linear_1."),
+    (r"^(?:.*\.)?mm_projector\.(?=weight$|bias$)", f"{BRIDGE}.linear_1."),
 )
 
 

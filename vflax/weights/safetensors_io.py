@@ -124,7 +124,7 @@ class SafetensorsFile:
         out = np.empty(shape, dtype)
         with self.path.open("rb") as f:
             f.seek(start)
-            got = f.readinto(out.reshape(-1).view(np.uint8))
+            got = f.readinto(out.reshape(-1).view(np.uint8).data)
         if got != out.nbytes:
             raise UserError(
                 f"{self.path}: {name}: the file ends after {got} of {out.nbytes} bytes; fetch it again"
@@ -157,7 +157,9 @@ def _read_header(path: Path) -> dict[str, _Stored]:
             if name != "__metadata__"
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from None
+        raise UserError(
+            f"{path}: its safetensors header cannot be read ({error!r}); fetch it again"
+        ) from None
     problems = []
     for name, t in stored.items():
         itemsize = DTYPES[t.code].itemsize if t.code in DTYPES else None
@@ -226,7 +228,7 @@ def write_file(path: Path, specs: Sequence[TensorSpec], read: Callable[[str], np
                 raise AssertionError(
                     f"{spec.name}: planned {spec.dtype} {spec.shape}, got {array.dtype} {array.shape}"
                 )
-            data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             f.write(data)
             digest.update(data)
         f.flush()
@@ -275,9 +277,7 @@ def open_directory(folder: Path, stem: str = "model") -> dict[str, SafetensorsFi
         try:
             weight_map = dict(json.loads(index_path.read_text())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{index_path}: not a safetensors index ({error!r}); fetch it again"
-            ) from None
+            raise UserError(f"{index_path}: not a safetensors index ({error!r}); fetch it again") from None
         files = [SafetensorsFile(folder / name) for name in sorted(set(weight_map.values()))]
     elif single.is_file():
         weight_map, files = {}, [SafetensorsFile(single)]

@@ -1,123 +1,53 @@
-"""Where tensors come from, under canonical names (see names.py). Nothing is read before it is asked for."""
+"""Where weights come from, under canonical names (see names.py). Nothing is read before it is asked for."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
-from vflax.weights.names import Index, Rules
-from vflax.weights.safetensors_io import SafetensorsFile, open_directory
+from vflax.weights.names import Index
+from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
+from vflax.weights.workdir_source import WorkdirSource
 
-
-class TensorSource(Protocol):
-    """A checkpoint as named tensors in Hugging Face's layout."""
-
-    def names(self) -> tuple[str, ...]:
-        """Canonical names of all tensors; names that no table knows stand as they came."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        ...
-
-    def dtype(self, name: str) -> np.dtype:
-        """Dtype that `read` returns."""
-        ...
-
-    def source_dtype(self, name: str) -> np.dtype:
-        """Dtype that the weight first came in with; an export writes it in this dtype unless told otherwise."""
-        ...
-
-    def where(self, name: str) -> str:
-        """The file that holds a tensor, for messages."""
-        ...
-
-    def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        """Read a tensor, or the part that `index` (a slice of step 1 per axis) names."""
-        ...
-
-
-class SafetensorsSource:
-    """Safetensors files, their names brought to the canonical form by rules."""
-
-    def __init__(self, files: dict[str, SafetensorsFile], rules: Rules, place: Path) -> None:
-        """Map the names; the tensors stay on disk.
-
-        Args:
-            files: {name in the file: file}.
-            rules: one of the lists in names.py.
-            place: the directory or file, for messages.
-
-        Raises:
-            UserError: when two tensors have the same canonical name.
-        """
-        self.place = place
-        self._found: dict[str, tuple[SafetensorsFile, str]] = {}
-        problems = []
-        for raw, file in files.items():
-            name = names.canonical(raw, rules)
-            if name is None:
-                continue
-            if name in self._found:
-                problems.append(f"{raw} in {file.path.name} is the same weight as {self._found[name][1]}")
-            self._found[name] = (file, raw)
-        if problems:
-            raise UserError(f"{place}: tensors stand for the same weight:\n  " + "\n  ".join(problems))
-
-    @classmethod
-    def open(cls, folder: Path, rules: Rules = names.LLAVA_RULES) -> SafetensorsSource:
-        """Open a directory of safetensors, sharded or not."""
-        return cls(open_directory(folder), rules, folder)
-
-    @classmethod
-    def open_bridge(cls, path: Path) -> SafetensorsSource:
-        """Open a file that holds a bridge; whatever else it holds is reported as unexpected when loading."""
-        file = SafetensorsFile(path)
-        return cls({name: file for name in file.names()}, names.BRIDGE_RULES, path)
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._found)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        file, raw = self._found[name]
-        return file.shape(raw)
-
-    def dtype(self, name: str) -> np.dtype:
-        file, raw = self._found[name]
-        return file.dtype(raw)
-
-    def source_dtype(self, name: str) -> np.dtype:
-        return self.dtype(name)
-
-    def where(self, name: str) -> str:
-        file, raw = self._found[name]
-        return str(file.path) if raw == name else f"{file.path} ({raw})"
-
-    def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        file, raw = self._found[name]
-        return file.read(raw, index)
+__all__ = ["JoinedSource", "RandomSource", "SafetensorsSource", "TensorSource", "WorkdirSource"]
 
 
 class JoinedSource:
-    """Several sources as one: the tower from here, the decoder from there, the bridge from a third place."""
+    """The tower from here, the decoder from there, the bridge from a third place or at random."""
 
-    def __init__(self, *parts: TensorSource) -> None:
-        """Join the parts.
+    def __init__(
+        self, config: LlavaConfig, vision: Path, decoder: Path, bridge: Path | None, seed: int
+    ) -> None:
+        """Join the parts; nothing but headers is read.
+
+        Args:
+            config: of the whole, from hf_config.join_configs.
+            vision: OpenAI-CLIP directory (CLIPModel or CLIPVisionModel).
+            decoder: LLaMA, Vicuna or Mistral directory.
+            bridge: safetensors file with multi_modal_projector.* or mm_projector.*; None: a random bridge.
+            seed: of the random bridge.
 
         Raises:
-            UserError: when two parts hold the same tensor.
+            UserError: when two parts hold the same tensor, or files are missing or damaged.
         """
+        middle: TensorSource
+        if bridge is None:
+            middle = RandomSource(config, seed, only=names.BRIDGE)
+        else:
+            middle = SafetensorsSource.bridge(bridge)
         self._found: dict[str, TensorSource] = {}
         problems = []
-        for part in parts:
+        tower, words = (
+            SafetensorsSource(vision, names.CLIP_RULES),
+            SafetensorsSource(decoder, names.DECODER_RULES),
+        )
+        for part in (tower, middle, words):
             for name in part.names():
                 if name in self._found:
                     problems.append(f"{name}: in {self._found[name].where(name)} and in {part.where(name)}")
@@ -210,10 +140,3 @@ class RandomSource:
         if name.endswith(".mlp.fc1.weight"):
             return (2 * width) ** -0.5
         return 0.02
-
-
-def source_dtypes(source: TensorSource, wanted: Iterable[str] | None = None) -> dict[str, str]:
-    """{canonical name: name of the dtype it came in}, as it is kept in WORKDIR/model/source_dtypes.json."""
-    return {
-        name: source.source_dtype(name).name for name in (source.names() if wanted is None else wanted)
-    }

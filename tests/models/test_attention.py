@@ -1,0 +1,89 @@
+"""The attention function: what may be seen, grouped heads, and backends refused where they cannot run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vflax.errors import UserError
+from vflax.models.attention import BACKENDS, attention
+
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]], np.int32)
+
+
+def heads(length: int, num: int, seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (2, length, num, 8))
+
+
+def by_hand(q: jax.Array, k: jax.Array, v: jax.Array, visible: np.ndarray) -> np.ndarray:
+    """One query at a time in float64; visible [B, T, U]."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    group = q.shape[2] // k.shape[2]
+    for b, t, h in np.ndindex(*q.shape[:3]):
+        scores = k[b, :, h // group] @ q[b, t, h] / np.sqrt(q.shape[3])
+        weights = np.where(visible[b, t], np.exp(scores - scores.max()), 0)
+        out[b, t, h] = (weights / weights.sum()) @ v[b, :, h // group]
+    return out
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+def test_queries_see_earlier_tokens_of_their_own_segment(num_kv_heads: int) -> None:
+    q, k, v = heads(6, 6, 0), heads(6, num_kv_heads, 1), heads(6, num_kv_heads, 2)
+    visible = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & np.tril(np.ones((6, 6), bool))
+    got = attention(q, k, v, q_segments=SEGMENTS, kv_segments=SEGMENTS, causal=True, backend="reference")
+    np.testing.assert_allclose(got, by_hand(q, k, v, visible), atol=1e-5)
+
+
+def test_without_segments_and_order_everything_is_seen() -> None:
+    q, k, v = heads(6, 4, 0), heads(9, 4, 1), heads(9, 4, 2)
+    got = attention(q, k, v, causal=False, backend="reference")
+    np.testing.assert_allclose(got, by_hand(q, k, v, np.ones((2, 6, 9), bool)), atol=1e-5)
+
+
+def test_a_query_that_may_see_nothing_gives_a_number() -> None:
+    q, k, v = heads(1, 4, 0), heads(6, 2, 1), heads(6, 2, 2)
+    ones, zeros = np.ones((2, 1), np.int32), np.zeros((2, 6), np.int32)
+    got = attention(q, k, v, q_segments=ones, kv_segments=zeros, causal=False, backend="reference")
+    assert np.isfinite(got).all()
+
+
+def test_softmax_is_float32_when_the_inputs_are_bfloat16() -> None:
+    q, k, v = (heads(6, 4, seed).astype(jnp.bfloat16) for seed in range(3))
+    jaxpr = str(jax.make_jaxpr(lambda *qkv: attention(*qkv, causal=True, backend="reference"))(q, k, v).jaxpr)
+    exponentials = [line for line in jaxpr.splitlines() if " = exp " in line]
+    assert exponentials and all("f32[" in line for line in exponentials)
+    assert attention(q, k, v, causal=True, backend="reference").dtype == jnp.bfloat16
+
+
+def test_auto_is_the_reference_on_a_cpu() -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("this is about the choice on a CPU")
+    q, k, v = heads(6, 4, 0), heads(6, 2, 1), heads(6, 2, 2)
+    chosen = attention(q, k, v, causal=True, backend="auto")
+    np.testing.assert_array_equal(chosen, attention(q, k, v, causal=True, backend="reference"))
+
+
+def test_cudnn_is_refused_by_name_without_a_gpu() -> None:
+    if jax.default_backend() == "gpu":
+        pytest.skip("this is about machines without a GPU")
+    with pytest.raises(UserError, match=r"attention='cudnn' needs an NVIDIA GPU.*cpu.*'reference'"):
+        attention(heads(6, 4, 0), heads(6, 4, 1), heads(6, 4, 2), causal=True, backend="cudnn")
+
+
+def test_cudnn_equals_the_reference_on_a_gpu() -> None:
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU")
+    q, k, v = (heads(6, num, seed).astype(jnp.bfloat16) for seed, num in enumerate((6, 2, 2)))
+    out = [
+        attention(q, k, v, q_segments=SEGMENTS, kv_segments=SEGMENTS, causal=True, backend=backend)
+        for backend in ("cudnn", "reference")
+    ]
+    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in out), atol=2e-2)
+
+
+def test_unknown_backend_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=rf"attention='splash'.*{', '.join(BACKENDS)}"):
+        attention(heads(6, 4, 0), heads(6, 4, 1), heads(6, 4, 2), causal=True, backend="splash")

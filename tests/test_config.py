@@ -1,0 +1,89 @@
+"""Configs: where they are found, and what a continued run may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vflax import config as configs
+from vflax.errors import UserError
+
+STAGES = ("configs/stage0.py", "configs/stage1.py", "configs/stage2.py")
+
+
+@pytest.mark.parametrize("path", STAGES)
+def test_the_default_variant_is_13b(path: str):
+    assert configs.load_config(path).variant == "13b"
+
+
+@pytest.mark.parametrize("path", STAGES)
+def test_an_unknown_variant_is_refused_with_the_known_ones(path: str):
+    with pytest.raises(UserError, match=r"no variant '70b'.*13b, 7b.*tiny"):
+        configs.load_config(f"{path}:70b")
+
+
+def test_a_packaged_config_is_found_where_none_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load_config("configs/stage1.py:tiny").variant == "tiny"
+
+
+def test_a_config_on_disk_comes_before_the_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "stage1.py").write_text("def get_config():\n    return {'mine': 1}\n")
+    monkeypatch.chdir(tmp_path)
+    assert configs.load_config("configs/stage1.py") == {"mine": 1}
+
+
+def test_a_missing_config_names_the_installed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no file configs/stage9.py.*configs/stage0.py"):
+        configs.find_config("configs/stage9.py:tiny")
+
+
+def test_stage_1_states_the_papers_numbers():
+    config = configs.load_config("configs/stage1.py")
+    assert (config.optimizer.lr, config.batch.samples, config.epochs) == (2e-5, 128, 1)
+
+
+@pytest.mark.parametrize(("variant", "samples"), [("13b", 1024), ("13b-per-device", 8192)])
+def test_stage_2_has_both_readings_of_the_paper(variant: str, samples: int):
+    config = configs.load_config(f"configs/stage2.py:{variant}")
+    assert config.steps * config.batch.samples == samples
+
+
+def plain(variant: str = "tiny") -> dict:
+    return configs.plain(configs.load_config(f"configs/stage1.py:{variant}"))
+
+
+def test_a_resume_may_change_mesh_and_logging_and_says_so():
+    new = plain()
+    new["mesh"]["data"] = 2
+    new["logging"]["every"] = 7
+    assert configs.check_resume(plain(), new) == ["config.logging.every: 1 -> 7", "config.mesh.data: -1 -> 2"]
+
+
+def test_a_resume_may_lengthen_the_run_but_not_shorten_it():
+    longer, shorter = plain(), plain()
+    longer["epochs"] += 1
+    shorter["epochs"] -= 1
+    assert len(configs.check_resume(plain(), longer)) == 1
+    with pytest.raises(UserError, match=r"config\.epochs"):
+        configs.check_resume(plain(), shorter)
+
+
+def test_a_resume_names_every_key_that_may_not_change():
+    new = plain()
+    new["optimizer"]["lr"] = 1.0
+    new["data"]["sources"][0]["cap"] = 3
+    with pytest.raises(UserError) as error:
+        configs.check_resume(plain(), new)
+    assert "config.optimizer.lr" in str(error.value) and "config.data.sources.0.cap: 0 -> 3" in str(
+        error.value
+    )
+
+
+def test_data_may_have_moved_because_its_fingerprint_is_checked():
+    new = plain()
+    new["data"]["sources"][0]["path"] = "elsewhere"
+    assert configs.check_resume(plain(), new)

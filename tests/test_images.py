@@ -1,0 +1,129 @@
+"""Decoding refuses damage with a reason; padding and cropping keep the promised geometry."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from vflax import images
+from vflax.errors import UserError
+from vflax.images import ImageError, ImageRules, decode, preprocess, verify
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+RULES = ImageRules("pad", 32, MEAN, STD)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_a_whole_picture_decodes_to_rgb_of_its_size(kind):
+    data = encoded(noise(40, 30), kind)
+    assert (decode(data).mode, decode(data).size, verify(data)) == ("RGB", (40, 30), (40, 30))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_picture_is_refused(kind, share):
+    data = encoded(noise(64, 64), kind)
+    with pytest.raises(ImageError, match=r"damaged image|not an image"):
+        verify(data[: int(len(data) * share)])
+
+
+def test_a_flipped_bit_in_compressed_data_is_refused():
+    data = bytearray(encoded(noise(64, 64), "PNG"))
+    data[len(data) // 2] ^= 0x10
+    with pytest.raises(ImageError, match="damaged image"):
+        verify(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "0 bytes"), (b"<html>404 not found</html>", "not an image.*html"), (b"\xff\xd8\xff", "image")],
+)
+def test_what_is_no_picture_is_refused_with_the_reason(data, reason):
+    with pytest.raises(ImageError, match=reason) as error:
+        verify(data)
+    assert "\n" not in error.value.reason
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+    # A PNG header that claims 30000 x 30000; there is no pixel data behind it at all.
+    data = encoded(noise(8, 8), "PNG")
+    header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + data[24:29]
+    data = data[:12] + header + PIL.PngImagePlugin.o32(PIL.PngImagePlugin._crc32(header)) + data[33:]
+    with pytest.raises(ImageError, match="decompression bomb"):
+        verify(data)
+
+
+def test_a_picture_over_the_limit_is_refused_where_pillow_only_warns(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 99)
+    with pytest.raises(ImageError, match="decompression bomb: 10 x 10"):
+        verify(encoded(noise(10, 10), "PNG"))
+
+
+def test_truncated_pictures_cannot_be_let_through_by_a_global_switch(monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(RuntimeError, match="LOAD_TRUNCATED_IMAGES"):
+        decode(encoded(noise(8, 8), "PNG"))
+
+
+def test_the_exif_orientation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    assert decode(encoded(noise(40, 30), "JPEG", exif=exif)).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    # An odd row or column of padding goes below or to the right.
+    [((4, 1), np.s_[1:2, :]), ((1, 4), np.s_[:, 1:2]), ((5, 2), np.s_[1:3, :]), ((4, 4), np.s_[:, :])],
+)
+def test_pad_puts_the_picture_in_the_middle_of_the_mean_colour(size, kept):
+    image, side = noise(*size), max(size)
+    expected = np.full((side, side, 3), (122, 116, 104), np.uint8)
+    expected[kept] = np.asarray(image)
+    result = preprocess(image, ImageRules("pad", side, MEAN, STD))
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+@pytest.mark.parametrize("size", [(1, 60000), (60000, 1), (1, 1)])
+def test_any_aspect_fits_in_memory(mode, size):
+    result = preprocess(noise(*size), ImageRules(mode, 336, MEAN, STD))
+    assert (result.shape, result.dtype) == ((336, 336, 3), np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+@pytest.mark.parametrize("size", [(20, 900), (900, 20), (21, 905), (905, 21)])
+def test_the_way_of_pictures_too_narrow_for_memory_agrees_with_the_plain_one(mode, size, monkeypatch):
+    x, y = np.meshgrid(np.arange(size[0]) / size[0], np.arange(size[1]) / size[1])
+    image = Image.fromarray((255 * np.stack([x, y, (x + y) / 2], axis=-1)).astype(np.uint8))
+    rules = ImageRules(mode, 32, MEAN, STD)
+    plain = preprocess(image, rules).astype(int)
+    monkeypatch.setattr(images, "MAX_PIXELS", 33 * 33)
+    assert np.abs(preprocess(image, rules) - plain).max() <= 1
+
+
+def test_rules_go_through_json_types_and_back():
+    assert ImageRules.from_dict(RULES.to_dict()) == RULES
+    assert RULES.to_dict() == {"mode": "pad", "size": 32, "mean": list(MEAN), "std": list(STD)}
+
+
+def test_wrong_rules_are_refused_all_at_once():
+    with pytest.raises(UserError, match=r"mode is 'stretch'.*size is 0.*mean.*std"):
+        ImageRules("stretch", 0, (0.5, 0.5, 128.0), (1.0, 0.0, 1.0))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"missing keys \['std'\], unknown keys \['sdt'\]"):
+        ImageRules.from_dict({"mode": "pad", "size": 32, "mean": MEAN, "sdt": STD})

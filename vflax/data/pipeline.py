@@ -1,0 +1,409 @@
+"""From config.data to batches: sources, lengths, mixture, plan and rows put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vflax.conversation import Position
+from vflax.data import lengths as lengths_lib
+from vflax.data.lengths import Lengths
+from vflax.data.loader import Loader
+from vflax.data.mixture import Mixture, SourceSpec, select
+from vflax.data.packing import PLAN_VERSION, PackPlan, PlanStats
+from vflax.data.questions import Question, ask, choose
+from vflax.data.rows import Row, RowFormat, RowSource
+from vflax.data.source import Source, open_source, splits
+from vflax.errors import UserError
+from vflax.images import ImageRules
+from vflax.tokenizer import Tokenizer
+
+# The loss gathers supervised positions into an array of static size; small changes shall not recompile it.
+_CAPACITY_UNIT = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One way through some sources: all that training needs, or all that held-out evaluation needs."""
+
+    sources: list[Source]
+    lengths: list[Lengths]
+    mixture: Mixture
+    plan: PackPlan
+    rows: RowSource
+
+    def capacity(self, max_length: int) -> int:
+        supervised = np.concatenate([lengths.supervised for lengths in self.lengths])
+        most = self.plan.max_per_row(supervised, self.rows.total_steps)
+        return min(max_length, -(-most // _CAPACITY_UNIT) * _CAPACITY_UNIT)
+
+
+class Data:
+    """The data of a run: see build_data. Everything about it is fixed before the first step.
+
+    Attributes:
+        plan: which samples share a row (vflax.data.packing).
+        stats: fill and means of an epoch.
+        total_steps: optimizer steps of the run.
+        rows_per_step: rows of a global step, empty ones included: a multiple of rows_multiple.
+        capacity: C, no row of the run has more supervised tokens.
+        findings: {data path: {split: {kind: ids of samples}}}, what the preflight found.
+        fingerprint: hex digest of `identity`.
+    """
+
+    def __init__(
+        self,
+        train: _Part,
+        heldout: _Part | None,
+        format: RowFormat,
+        specs: Sequence[SourceSpec],
+        *,
+        settings: dict[str, Any],
+        threads: int,
+        process_index: int,
+        process_count: int,
+    ) -> None:
+        self._train, self._heldout, self._format, self._specs = train, heldout, format, list(specs)
+        self._settings, self._threads = settings, threads
+        self._process = {"process_index": process_index, "process_count": process_count}
+        self.plan = train.plan
+        self.stats: PlanStats = train.plan.stats()
+        self.total_steps = train.rows.total_steps
+        self.rows_per_step = train.rows.rows_per_step
+        self.capacity = train.capacity(format.max_length)
+        self.findings = _findings([train, heldout] if heldout else [train])
+
+    # -- training ---------------------------------------------------------------------------------------
+
+    def loader(self, start: int = 0) -> Loader:
+        """This host's batches from step `start` on; close it when done."""
+        loader = Loader(self._train.rows, threads=self._threads, **self._process)
+        loader.seek(start)
+        return loader
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done after so many steps, e.g. 1.25."""
+        epoch, local = self.plan.locate(step)
+        return epoch + local / self.plan.steps_per_epoch(epoch)
+
+    def samples_seen(self, step: int) -> int:
+        """Samples that so many steps took, repeats counted."""
+        return self.plan.samples_before(step)
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must agree with to be continued; paths, hosts and threads are no part of it.
+
+        Returns:
+            hex digests: samples (which there are and how they are mixed), rendering (tokenizer, template, image
+            rules), lengths, plan (seed, batch size, row size, packing).
+        """
+        chosen = [
+            [
+                source.fingerprint,
+                spec.split,
+                spec.weight,
+                spec.cap,
+                sorted(spec.include),
+                sorted(spec.exclude),
+            ]
+            for source, spec in zip(self._train.sources, self._specs, strict=True)
+        ]
+        f = self._format
+        rendering = [
+            f.tokenizer.fingerprint,
+            f.template,
+            f.position,
+            f.rules.to_dict(),
+            f.num_image_tokens,
+        ]
+        arrays = [
+            array for part in self._train.lengths for array in (part.tokens, part.images, part.supervised)
+        ]
+        return {
+            "samples": _digest(json.dumps(chosen).encode()),
+            "rendering": _digest(json.dumps(rendering).encode()),
+            "lengths": _digest(*(array.tobytes() for array in arrays)),
+            "plan": _digest(json.dumps([PLAN_VERSION, self._settings], sort_keys=True).encode()),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest(json.dumps(self.identity(), sort_keys=True).encode())
+
+    # -- held-out samples -------------------------------------------------------------------------------
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether any source has the held-out split."""
+        return self._heldout is not None
+
+    @property
+    def heldout_capacity(self) -> int:
+        """C of the held-out rows."""
+        return self._need_heldout().capacity(self._format.max_length)
+
+    def heldout_batches(self) -> Iterator[Row]:
+        """This host's part of batches that hold every held-out sample once: {name: numpy [rows, ...]}."""
+        loader = Loader(self._need_heldout().rows, threads=self._threads, **self._process)
+        try:
+            yield from loader
+        finally:
+            loader.close()
+
+    def heldout_questions(self, per_task: int) -> list[Question]:
+        """At most `per_task` held-out samples of each task as questions, the same ones every time."""
+        part = self._need_heldout()
+        result: list[Question] = []
+        with ThreadPoolExecutor(max(1, self._threads)) as pool:
+            for source, lengths in zip(part.sources, part.lengths, strict=True):
+                chosen = choose(source.tasks, lengths.kept, per_task, self.plan.seed)
+                result += pool.map(lambda i, source=source: ask(source[i], self._format), chosen)
+        return result
+
+    def _need_heldout(self) -> _Part:
+        if self._heldout is None:
+            raise ValueError("no source has a held-out split: ask has_heldout first")
+        return self._heldout
+
+    # -- what a person reads ----------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """A few lines: what there is, what the preflight found, what a step holds."""
+        stats, plan, asked = self.stats, self.plan, self.plan.samples
+        empty = self.rows_per_step - plan.rows_per_step
+        lines = [f"data: {stats.samples:,} samples an epoch, {self.total_steps:,} steps in all"]
+        for part in [self._train, *([self._heldout] if self._heldout else [])]:
+            lines += [
+                f"  {source.path} ({source.split}): {int(lengths.kept.sum()):,} of {len(source):,} samples, "
+                f"{len(set(source.tasks))} tasks"
+                for source, lengths in zip(part.sources, part.lengths, strict=True)
+            ]
+        for path, by_split in self.findings.items():
+            for split, kinds in by_split.items():
+                lines += [
+                    f"  preflight, {path} ({split}): {_shown(kind, ids)}" for kind, ids in kinds.items()
+                ]
+        lines += [
+            f"  a step: batch.samples={asked}, planned {stats.samples_per_step:.2f} samples on average "
+            f"({stats.samples_per_step / asked - 1:+.1%}), {stats.images_per_step:.1f} images, "
+            f"{stats.tokens_per_step:,.0f} tokens",
+            f"  in {plan.rows_per_step} rows of {plan.max_length} tokens and {plan.slots} images"
+            + (f" (and {empty} empty ones, for the devices)" if empty else "")
+            + f"; filled {stats.fill:.1%} of the tokens, {stats.slot_fill:.1%} of the image slots",
+        ]
+        return "\n".join(lines)
+
+
+def heldout_questions(data: Data, per_task: int) -> list[Question]:
+    """See Data.heldout_questions."""
+    return data.heldout_questions(per_task)
+
+
+def build_data(
+    config: Any,
+    resolve_path: Callable[[str], str | os.PathLike[str]],
+    *,
+    tokenizer: Tokenizer,
+    template: str,
+    position: Position,
+    rules: ImageRules,
+    num_image_tokens: int,
+    samples: int,
+    rows_multiple: int,
+    seed: int,
+    epochs: int,
+    steps: int,
+    cache: Path | None = None,
+    accumulation: int = 1,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    show_progress: bool = True,
+) -> Data:
+    """Open the sources, measure them, draw the mixture and plan the rows.
+
+    Args:
+        config: config.data, with sources (path, split, weight, cap, include, exclude), eval_split, order, budget,
+            packing, max_length, slots, max_problem_share, threads. A cap or budget of 0 is none.
+        resolve_path: from the path in a source to a directory.
+        tokenizer, template, position, rules, num_image_tokens: how a sample is rendered (rows.RowFormat).
+        samples: batch.samples, per optimizer step over all hosts.
+        rows_multiple: of which the rows of a step must be a multiple: devices along the batch axes, times
+            accumulation.
+        seed: of every draw and permutation.
+        epochs: length of the run where steps is 0.
+        steps: length of the run, or 0.
+        cache: where lengths are kept when a dataset directory is read-only.
+        accumulation: micro-batches per step; held-out batches are as large as one of them.
+        process_index, process_count: which host this is; None asks JAX.
+        show_progress: draw progress bars.
+
+    Raises:
+        UserError: the data cannot be used as asked; each message says what to do.
+    """
+    if process_index is None or process_count is None:
+        import jax  # only here: the rest of vflax.data runs without it
+
+        process_index, process_count = jax.process_index(), jax.process_count()
+    if rows_multiple % (process_count * accumulation):
+        raise UserError(
+            f"mesh: {rows_multiple} rows (devices along data and fsdp, times batch.accumulation) do not divide "
+            f"among {process_count} processes and {accumulation} accumulation steps. Give data times fsdp a "
+            "multiple of the number of processes"
+        )
+    format = RowFormat(
+        tokenizer, template, position, rules, num_image_tokens, config.max_length, config.slots
+    )
+    specs = [_spec(entry, resolve_path) for entry in config.sources]
+    if not specs:
+        raise UserError("data.sources is empty: name at least one dataset directory")
+    measure = _Measure(format, config.max_problem_share, cache, show_progress)
+
+    sources = [open_source(spec.path, spec.split) for spec in specs]
+    lengths = [measure(source) for source in sources]
+    mixture = Mixture(
+        specs,
+        [source.tasks for source in sources],
+        [found.kept for found in lengths],
+        budget=config.budget or None,
+        seed=seed,
+    )
+    plan = PackPlan(
+        np.concatenate([found.tokens for found in lengths]),
+        np.concatenate([found.images for found in lengths]),
+        samples=samples,
+        max_length=config.max_length,
+        slots=config.slots,
+        packing=config.packing,
+        seed=seed,
+        order=config.order,
+        epoch_samples=mixture.epoch,
+    )
+    total_steps = plan.total_steps(steps=steps) if steps else plan.total_steps(epochs=epochs)
+    if total_steps < 1:
+        raise UserError(f"steps={steps}, epochs={epochs}: expected at least one step or one epoch")
+    rows = RowSource(sources, mixture, plan, format, total_steps=total_steps, rows_multiple=rows_multiple)
+    settings = {
+        "seed": seed,
+        "samples": samples,
+        "max_length": config.max_length,
+        "slots": config.slots,
+        "packing": bool(config.packing),
+        "order": config.order,
+        "budget": config.budget,
+    }
+    return Data(
+        _Part(sources, lengths, mixture, plan, rows),
+        _heldout(
+            specs, config.eval_split, measure, plan, format, accumulation, rows_multiple // accumulation
+        ),
+        format,
+        specs,
+        settings=settings,
+        threads=config.threads,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """Measure a source and refuse it where too much of it is lost."""
+
+    format: RowFormat
+    max_share: float
+    cache: Path | None
+    show_progress: bool
+
+    def __call__(self, source: Source) -> Lengths:
+        found = lengths_lib.measure(
+            source, self.format, fallback_cache=self.cache, show_progress=self.show_progress
+        )
+        lengths_lib.check_problems(found, source, self.max_share)
+        return found
+
+
+def _heldout(
+    specs: Sequence[SourceSpec],
+    split: str,
+    measure: _Measure,
+    train: PackPlan,
+    format: RowFormat,
+    accumulation: int,
+    rows_multiple: int,
+) -> _Part | None:
+    """The held-out split of each source that has it, each sample once; the task filters hold there too."""
+    sources: list[Source] = []
+    lengths: list[Lengths] = []
+    for path in dict.fromkeys(spec.path for spec in specs if split in splits(spec.path)):
+        source = open_source(path, split)
+        found = measure(source)
+        tasks = np.asarray(source.tasks, object)
+        chosen = np.any([select(spec, tasks, strict=False) for spec in specs if spec.path == path], axis=0)
+        tokens, images, supervised = (
+            np.where(chosen, a, 0) for a in (found.tokens, found.images, found.supervised)
+        )
+        if tokens.any():
+            sources.append(source)
+            lengths.append(Lengths(tokens, images, supervised, found.findings, found.dropped_kinds))
+    if not sources:
+        return None
+    mixture = Mixture(
+        [SourceSpec(str(source.path), source.split) for source in sources],
+        [source.tasks for source in sources],
+        [found.kept for found in lengths],
+        budget=None,
+        seed=train.seed,
+    )
+    plan = PackPlan(
+        np.concatenate([found.tokens for found in lengths]),
+        np.concatenate([found.images for found in lengths]),
+        samples=max(1, train.samples // accumulation),
+        max_length=train.max_length,
+        slots=train.slots,
+        packing=train.packing,
+        seed=train.seed,
+        order="sequential",
+        epoch_samples=mixture.epoch,
+    )
+    rows = RowSource(
+        sources, mixture, plan, format, total_steps=plan.total_steps(epochs=1), rows_multiple=rows_multiple
+    )
+    return _Part(sources, lengths, mixture, plan, rows)
+
+
+def _spec(entry: Any, resolve_path: Callable[[str], str | os.PathLike[str]]) -> SourceSpec:
+    return SourceSpec(
+        path=os.fspath(resolve_path(entry.path)),
+        split=entry.split,
+        weight=float(entry.weight),
+        cap=entry.cap or None,
+        include=tuple(entry.include),
+        exclude=tuple(entry.exclude),
+    )
+
+
+def _findings(parts: Sequence[_Part]) -> dict[str, dict[str, dict[str, list[str]]]]:
+    result: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for part in parts:
+        for source, lengths in zip(part.sources, part.lengths, strict=True):
+            result.setdefault(str(source.path), {})[source.split] = dict(lengths.findings)
+    return result
+
+
+def _shown(kind: str, ids: Sequence[str]) -> str:
+    return f"{len(ids):,} {kind} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,102 @@
+"""The frozen store, WORKDIR/frozen/HASH: weights that do not learn, in the bytes and the dtype they came in.
+
+It holds the frozen parameters' tensors and the carried ones under canonical names, sharded safetensors, and frozen.json
+with a digest of each tensor. HASH is a digest of those, so equal content has one place whoever wrote it. Checkpoints
+refer to it instead of holding it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from vflax.errors import UserError
+from vflax.models.llava import LlavaConfig
+from vflax.weights import names
+from vflax.weights.load import check
+from vflax.weights.safetensors_io import CODES, TensorSpec, write_shards
+from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
+
+_STEM, _RECORD = "frozen", "frozen.json"
+_SHARD_BYTES = 4 << 30
+_HASH_LENGTH = 32
+
+
+class FrozenSource(SafetensorsSource):
+    """A frozen store, opened for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open WORKDIR/frozen/HASH.
+
+        Raises:
+            UserError: when it is not there, incomplete or damaged.
+        """
+        if not (folder / _RECORD).is_file():
+            raise UserError(
+                f"{folder / _RECORD}: not there. A run's frozen weights lie in {folder}: copy that folder along with "
+                "the rest of WORKDIR"
+            )
+        super().__init__(folder, (), _STEM)
+
+
+def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterable[str], workdir: Path) -> str:
+    """Keep what a run does not train. One process calls it; one tensor is held at a time.
+
+    Args:
+        source: the starting weights, all of which are checked against the model here.
+        config: the model.
+        frozen_paths: parameter paths that do not learn.
+        workdir: the run's folder.
+
+    Returns:
+        HASH, the name of the folder under WORKDIR/frozen. A store with this content that is there is reused.
+
+    Raises:
+        UserError: listing all missing, mis-shaped and unexpected tensors.
+    """
+    check(source, config)
+    table = names.table(config)
+    frozen = {name for path in frozen_paths for name in table[path].names}
+    wanted = sorted(frozen | set(names.carried(config)))
+    specs = [TensorSpec(name, source.dtype(name), source.shape(name)) for name in wanted]
+    store = workdir / "frozen"
+    if store.is_dir() and any(store.glob(f"*/{_RECORD}")):
+        # A restart before the first checkpoint: reading is cheaper than writing all of it again.
+        digest = _hash(specs, {spec.name: _digest(source.read(spec.name)) for spec in specs})
+        if (store / digest / _RECORD).is_file():
+            return digest
+    temporary = store / f".tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    digests: dict[str, str] = {}
+
+    def read(name: str) -> np.ndarray:
+        tensor = source.read(name)
+        digests[name] = _digest(tensor)
+        return tensor
+
+    try:
+        files = write_shards(temporary, _STEM, specs, _SHARD_BYTES, read)
+        digest = _hash(specs, digests)
+        record = {"hash": digest, "tensors": dict(sorted(digests.items())), "files": files}
+        (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        if not (store / digest / _RECORD).is_file():
+            temporary.rename(store / digest)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digest
+
+
+def _digest(tensor: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _hash(specs: list[TensorSpec], digests: dict[str, str]) -> str:
+    lines = [[spec.name, CODES[spec.dtype], list(spec.shape), digests[spec.name]] for spec in specs]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:_HASH_LENGTH]

@@ -1,0 +1,91 @@
+"""Sources seen through a change: another dtype, a padded vocabulary. Both are read tensor by tensor, as exports are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vflax.errors import UserError
+from vflax.weights.names import EMBEDDING, LM_HEAD, Index
+from vflax.weights.safetensors_source import TensorSource
+
+
+class CastSource:
+    """A source whose tensors are read in other dtypes."""
+
+    def __init__(self, base: TensorSource, dtypes: Mapping[str, np.dtype]) -> None:
+        """Wrap `base`; dtypes: {name: dtype to read it in}, for every name that is to be visible."""
+        self._base = base
+        self._dtypes = dict(dtypes)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._dtypes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._dtypes[name]
+
+    def source_dtype(self, name: str) -> np.dtype:
+        return self._base.source_dtype(name)
+
+    def where(self, name: str) -> str:
+        return self._base.where(name)
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """As TensorSource.read.
+
+        Raises:
+            UserError: when a finite number is too large for the dtype.
+        """
+        tensor, dtype = self._base.read(name, index), self._dtypes[name]
+        if tensor.dtype == dtype:
+            return tensor
+        with np.errstate(over="ignore"):
+            cast = tensor.astype(dtype)
+        if not np.array_equal(np.isfinite(cast), np.isfinite(tensor)):
+            largest = np.abs(tensor[np.isfinite(tensor)]).max()
+            raise UserError(
+                f"{name} in {self.where(name)} holds {largest:g}, too large for {dtype.name}; write it in bfloat16 or "
+                "float32 (--dtype)"
+            )
+        return cast
+
+
+class PaddedVocabularySource:
+    """A source whose token embedding and output head have more rows.
+
+    The new rows are the mean of the old ones, so a logit of an id that never occurred in training is an average one.
+    """
+
+    def __init__(self, base: TensorSource, vocab_size: int) -> None:
+        """Wrap `base`; vocab_size: rows wanted, at least as many as there are."""
+        self._base = base
+        self._vocab_size = vocab_size
+
+    def names(self) -> tuple[str, ...]:
+        return self._base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self._base.shape(name)
+        return (self._vocab_size, *shape[1:]) if name in (EMBEDDING, LM_HEAD) else shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._base.dtype(name)
+
+    def source_dtype(self, name: str) -> np.dtype:
+        return self._base.source_dtype(name)
+
+    def where(self, name: str) -> str:
+        return self._base.where(name)
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        if self.shape(name) == self._base.shape(name):
+            return self._base.read(name, index)
+        old = self._base.read(name)
+        padded = np.empty(self.shape(name), old.dtype)
+        padded[: len(old)] = old
+        padded[len(old) :] = old.mean(axis=0, dtype=np.float64).astype(old.dtype)
+        return padded if index is None else padded[index]

@@ -1,0 +1,146 @@
+"""A training run as a source: trained leaves from its Orbax checkpoint, the rest from its frozen store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from vflax.errors import UserError
+from vflax.models.llava import LlavaConfig
+from vflax.weights import names
+from vflax.weights.frozen import FrozenSource
+from vflax.weights.hf_config import read_json
+from vflax.weights.names import Entry, Index
+
+
+class WorkdirSource:
+    """All tensors of WORKDIR at a step. Trained leaves are read layer by layer, not as whole stacked leaves."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        """Open the checkpoint; nothing is read but its description.
+
+        Args:
+            workdir: holds model/, checkpoints/STEP/params and frozen/HASH.
+            step: of a complete checkpoint.
+
+        Raises:
+            UserError: for files that are missing, and parameters that are in neither store.
+        """
+        model = workdir / "model"
+        self.workdir, self.step = workdir, step
+        self.config = LlavaConfig.from_dict(read_json(model / "config.json"))
+        self._source_dtypes = {
+            name: np.dtype(dtype) for name, dtype in read_json(model / "source_dtypes.json").items()
+        }
+        self._frozen = FrozenSource(workdir / "frozen" / read_json(model / "frozen.json")["hash"])
+        self._leaves = _Leaves(workdir / "checkpoints" / str(step) / "params")
+        self._trained: dict[str, tuple[Entry, int | None]] = {}
+        stored, frozen = self._leaves.paths(), set(self._frozen.names())
+        problems = []
+        for path, entry in names.table(self.config).items():
+            if path in stored:
+                shape = self._leaves.shape(path)
+                if shape != entry.param_shape:
+                    problems.append(f"{path} is {list(shape)}, the config asks for {list(entry.param_shape)}")
+                numbers = [None] if entry.layers is None else range(entry.layers)
+                self._trained |= {name: (entry, i) for name, i in zip(entry.names, numbers, strict=True)}
+            elif not set(entry.names) <= frozen:
+                problems.append(f"{path} is neither in the checkpoint nor among the frozen weights")
+        problems += [
+            f"{path} is no parameter of the model" for path in stored - set(names.table(self.config))
+        ]
+        every = (*self._trained, *self._frozen.names())
+        problems += [
+            f"{name} has no entry in model/source_dtypes.json"
+            for name in every
+            if name not in self._source_dtypes
+        ]
+        if problems:
+            raise UserError(f"{workdir}, step {step}, does not hold together:\n  " + "\n  ".join(problems))
+
+    def names(self) -> tuple[str, ...]:
+        return (*self._trained, *(name for name in self._frozen.names() if name not in self._trained))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._trained:
+            return self._trained[name][0].tensor_shape
+        return self._frozen.shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        if name in self._trained:
+            return self._leaves.dtype(self._trained[name][0].path)
+        return self._frozen.dtype(name)
+
+    def source_dtype(self, name: str) -> np.dtype:
+        return self._source_dtypes[name]
+
+    def where(self, name: str) -> str:
+        return str(self._leaves.folder) if name in self._trained else self._frozen.where(name)
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        if name not in self._trained:
+            return self._frozen.read(name, index)
+        entry, layer = self._trained[name]
+        inner = None if index is None else entry.param_index(index)
+        return np.ascontiguousarray(entry.to_tensor(self._leaves.read(entry.path, layer, inner)))
+
+
+class _Leaves:
+    """The arrays of a checkpoint's params item, opened through tensorstore, in which Orbax writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            metadata = json.loads((folder / "_METADATA").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder / '_METADATA'}: cannot be read ({error}); is there a complete checkpoint?"
+            ) from None
+        self._driver = "zarr3" if metadata["use_zarr3"] else "zarr"
+        keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
+        self._stored = {key.replace(".", "/"): key for key in keys}
+        self._open: dict[str, Any] = {}
+        self._kept: tuple[str, int, np.ndarray] | None = None
+
+    def paths(self) -> set[str]:
+        """Parameter paths of the leaves."""
+        return set(self._stored)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        return tuple(self._array(path).shape)
+
+    def dtype(self, path: str) -> np.dtype:
+        return np.dtype(self._array(path).dtype.numpy_dtype)
+
+    def read(self, path: str, layer: int | None, index: Index | None) -> np.ndarray:
+        """A leaf, or a part of it; with `layer`, of that layer of a stacked leaf."""
+        array = self._array(path)
+        if layer is None:
+            return np.asarray((array if index is None else array[index]).read().result())
+        block = self._block(path, array, layer)
+        return block if index is None else block[index]
+
+    def _block(self, path: str, array: Any, layer: int) -> np.ndarray:
+        """One layer. A stored block often spans several layers; its layers are kept, for they come next."""
+        span = max(1, array.chunk_layout.read_chunk.shape[0])
+        first = layer // span * span
+        if self._kept is None or self._kept[:2] != (path, first):
+            self._kept = None  # freed before the next one is read
+            last = min(first + span, array.shape[0])
+            self._kept = (path, first, np.asarray(array[first:last].read().result()))
+        return self._kept[2][layer - first]
+
+    def _array(self, path: str) -> Any:
+        if path not in self._open:
+            store = {
+                "driver": "ocdbt",
+                "base": f"file://{self.folder.absolute()}/",
+                "path": f"{self._stored[path]}/",
+            }
+            spec = {"driver": self._driver, "kvstore": store}
+            self._open[path] = tensorstore.open(spec, read=True, open=True).result()
+        return self._open[path]
