@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline import vision_flan
-from data_pipeline.tfds_writer import Shard, ShardWriter, staging
+from data_pipeline.tfds_writer import Shard, ShardWriter, check_split, staging
 from data_pipeline.vision_flan import Problem, RawSample
 from vflax import conversation, images
 from vflax.errors import UserError
@@ -74,6 +74,9 @@ def convert(
         raise UserError(
             f"--out={out}: shards are written to a local disk; copy them with `gcloud storage cp -r` then"
         )
+    if shard_size_mb < 1 or (workers is not None and workers < 1):
+        raise UserError(f"--shard_size_mb={shard_size_mb}, --workers={workers}: expected at least 1 of each")
+    check_split(split)
     if not image_root.is_dir():
         raise UserError(
             f"--images={image_root}: there is no such folder. Expected the unpacked image archive"
@@ -300,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=args.workers,
             shard_size_mb=args.shard_size_mb,
         )
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{args.out}: {report['written']} samples of {len(report['tasks'])} tasks in split {args.split}")

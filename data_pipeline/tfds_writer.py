@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -172,6 +174,8 @@ def write_dataset(
     Raises:
         UserError: `out` exists and is not a vflax dataset, or a split is empty or badly named.
     """
+    for split in splits:
+        check_split(split)
     with staging(Path(out)) as stage:
         for split, examples in splits.items():
             stage.add_split(split, _write_shards(stage.scratch / split, examples, shard_bytes))
@@ -212,10 +216,7 @@ class Stage:
 
     def add_split(self, split: str, shards: Sequence[Shard]) -> None:
         """Take finished shards, in their order, as the split; a split of that name is replaced."""
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
-            raise UserError(
-                f"split {split!r}: expected lower-case letters, digits and _, beginning with a letter"
-            )
+        check_split(split)
         shards = [shard for shard in shards if shard.samples]
         if not shards:
             raise UserError(f"{self._out}: split {split!r} would hold no sample")
@@ -286,11 +287,23 @@ def staging(out: Path) -> Iterator[Stage]:
     check_target(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     _recover(out)
-    root = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
+    _remove_abandoned(out)
+    prefix = f"{_temporary_prefix(out)}{os.getpid()}-"
+    root = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
     try:
         yield Stage(out, root)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def check_split(split: str) -> None:
+    """Refuse a split name that TFDS or the file names would not bear.
+
+    Raises:
+        UserError: it does not consist of lower-case letters, digits and _.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
+        raise UserError(f"split {split!r}: expected a lower-case letter, then letters, digits or _")
 
 
 def check_target(out: Path) -> None:
@@ -335,6 +348,29 @@ def _swap(new: Path, out: Path) -> None:
         os.rename(out, old)
     os.rename(new, out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary_prefix(out: Path) -> str:
+    return f".{out.name}.tmp-{platform.node()}-"
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Delete what processes of this machine left that were killed: it may be as large as the dataset."""
+    prefix = _temporary_prefix(out)
+    for path in out.parent.glob(glob.escape(prefix) + "*-*"):
+        pid = path.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _recover(out: Path) -> None:

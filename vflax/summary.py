@@ -149,7 +149,7 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     for key, label in (("words_short", "short-answer"), ("words_long", "long-answer")):
-        if not math.isnan(evaluation.get(key, math.nan)):
+        if evaluation.get(key) is not None:
             lines.append((f"words to a {label} prompt", f"{evaluation[key]:g} (median)"))
     lines += [
         ("checkpoint", str(facts["checkpoint"])),

@@ -97,6 +97,12 @@ def _run(config: ConfigDict, workdir: Path) -> int:
         epochs=config.epochs, steps=config.steps, cache=workdir / "preflight",
     )  # fmt: skip
     _say(data.describe())
+    if resumed == data.total_steps and _is_done(config, workdir, resumed):
+        checkpointer.close()
+        if jax.process_index() == 0:
+            write_status(workdir, "done", resumed)
+            summary.print_summary(_CONSOLE, workdir, read_json(workdir / "summary.json"))
+        return EXIT_DONE
     _check_fits(config, model, data)
 
     # --- The optimizer, the state, and the jitted step.
@@ -240,6 +246,11 @@ class _Loop:
         values = {name: float(value) for name, value in measured.items()}
         now = time.perf_counter()
         elapsed = max(now - clock, 1e-9)
+        if not np.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {step}. The last checkpoint is whole; continue from it with a lower "
+                "config.optimizer.lr in a new --workdir, or set config.optimizer.clip"
+            )
         if progress is None:
             return now
         images = values.pop("image_tokens") / self.model.files.config.vision.num_tokens
@@ -260,11 +271,6 @@ class _Loop:
         if step % self.config.logging.every == 0 or step == self.data.total_steps:
             self.metrics.write(step, record)
         progress.update(step, record)
-        if not np.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss is {values['loss']} at step {step}. The last checkpoint is whole; continue from it with a lower "
-                "config.optimizer.lr in a new --workdir, or set config.optimizer.clip"
-            )
         return now
 
     def _should_stop(self, step: int, signalled: dict[str, bool]) -> bool:
@@ -301,7 +307,8 @@ class _Loop:
         if "accuracy" in tasks and self.data.has_heldout:
             answered = self._answer(params)
             scored = heldout.score(answered)
-            flat |= {f"eval/{k}": scored[k] for k in ("accuracy", "blind", "words_short", "words_long")}
+            shown = ("accuracy", "blind", "words_short", "words_long")
+            flat |= {f"eval/{name}": scored[name] for name in shown if scored[name] is not None}
         if flat and jax.process_index() == 0:
             self.metrics.write(int(state.step), flat)
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - began
@@ -453,6 +460,14 @@ def _check_config(config: ConfigDict, workdir: Path, resumed: int | None) -> Non
             _say(f"changed for the rest of this run: {note}")
     if jax.process_index() == 0:
         write_json(path, new)
+
+
+def _is_done(config: ConfigDict, workdir: Path, step: int) -> bool:
+    """Whether a run whose last step is saved has its summary, and its export where one is wanted, too."""
+    path = workdir / "summary.json"
+    if not path.is_file() or read_json(path)["steps"] != step:
+        return False
+    return not config.export or (workdir / "export" / "export.json").is_file()
 
 
 def _check_record(record: dict[str, Any], data: Data, config: ConfigDict) -> None:

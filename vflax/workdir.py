@@ -25,7 +25,7 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w") as f:
-        f.write(json.dumps(value, indent=1) + "\n")
+        f.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)

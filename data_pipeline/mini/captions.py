@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.mini.scenes import NUMBERS, SIDES, Scene
+from data_pipeline.mini.scenes import NUMBERS, PLACES, SIDES, STRIPES, Scene
 
 Values = dict[str, Any]
 
@@ -85,8 +85,7 @@ def _pair(v: Values, rng: random.Random) -> str:
     )
     wording = rng.choice(wordings)
     first, second = rng.sample(range(2), 2)
-    alike = "same shape" if v["same_shape"] else "different shapes"
-    return f"{wording(first)}, {wording(second)}, {alike}, on {v['background']}."
+    return f"{wording(first)}, {wording(second)}, on {v['background']}."
 
 
 def _digit(v: Values, rng: random.Random) -> str:
@@ -100,13 +99,23 @@ def _digit(v: Values, rng: random.Random) -> str:
 
 
 def _digits(v: Values, rng: random.Random) -> str:
-    left, right = v["digits"]
-    return rng.choice(
-        (
-            "two handwritten digits, left {left}, right {right}, {color} on {background}.",
-            "two handwritten digits, right {right}, left {left}, {color} on {background}.",
-        )
-    ).format(**v, left=left, right=right)
+    wording = rng.choice(("{place} {digit}", "{digit} {place}"))
+    parts = [wording.format(place=place, digit=v["digits"][i]) for i, place in _shuffled_places(rng)]
+    return f"digits, {', '.join(parts)}, {v['color']} on {v['background']}."
+
+
+def _quad(v: Values, rng: random.Random) -> str:
+    wording = rng.choice(("{place} {color} {shape}", "{color} {shape} {place}", "{shape} {color} {place}"))
+    parts = [
+        wording.format(place=place, color=v["colors"][i], shape=v["shapes"][i])
+        for i, place in _shuffled_places(rng)
+    ]
+    return f"{', '.join(parts)}, on {v['background']}."
+
+
+def _shuffled_places(rng: random.Random) -> list[tuple[int, str]]:
+    """The four corners with their numbers, in any order."""
+    return rng.sample(list(enumerate(PLACES[:4])), 4)
 
 
 def _word(v: Values, rng: random.Random) -> str:
@@ -115,13 +124,10 @@ def _word(v: Values, rng: random.Random) -> str:
     ).format(**v, at=at_place(v["place"]))
 
 
-def _letter(v: Values, rng: random.Random) -> str:
-    return rng.choice(
-        (
-            "a {size} letter {letter} in {color} on {background}.",
-            "{color} letter {letter}, {size}, on {background}.",
-        )
-    ).format(**v)
+def _letters(v: Values, rng: random.Random) -> str:
+    parts = [f"{side} {letter}" for side, letter in zip(STRIPES["row"], v["letters"], strict=True)]
+    rng.shuffle(parts)
+    return f"letters, {', '.join(parts)}, {v['color']} on {v['background']}."
 
 
 def _bars(v: Values, rng: random.Random) -> str:
@@ -215,10 +221,11 @@ _CAPTIONS: dict[str, Callable[[Values, random.Random], str]] = {
     "group": _group,
     "mix": _mix,
     "pair": _pair,
+    "quad": _quad,
     "digit": _digit,
     "digits": _digits,
     "word": _word,
-    "letter": _letter,
+    "letters": _letters,
     "bars": _bars,
     "pie": _pie,
     "arrow": _arrow,

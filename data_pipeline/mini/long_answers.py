@@ -137,11 +137,13 @@ def _pair(v: Values, rng: random.Random) -> Story:
         f"The {things[0]} is {sides[0]} of the image, and the {things[1]} is {sides[1]} of it.",
         f"The {things[large]} is the larger one of the two, and the {things[small]} is the smaller one.",
     ]
-    alike = "They have the same shape, but they differ in color and in size."
-    differ = "They have different shapes and different colors."
     i = rng.randrange(2)
     reason = f"I can tell that there is a {v['shapes'][i]} because {_SHAPE_REASONS[v['shapes'][i]]}."
-    return f"a {things[0]} and a {things[1]}", facts, [alike if v["same_shape"] else differ, reason]
+    return (
+        f"a {things[0]} and a {things[1]}",
+        facts,
+        ["They have different shapes and different colors.", reason],
+    )
 
 
 _DIGIT_REASONS = (
@@ -173,21 +175,28 @@ def _digit(v: Values, rng: random.Random) -> Story:
 
 
 def _digits(v: Values, rng: random.Random) -> Story:
-    left, right = v["digits"]
+    digits = [str(digit) for digit in v["digits"]]
     facts = [
-        f"The digit on the left is {left}, and the digit on the right is {right}.",
-        f"Both of them were written by hand in {v['color']} with a thick pen.",
+        f"At the top there are {digits[0]} and {digits[1]}, and at the bottom there are {digits[2]} and {digits[3]}.",
+        f"All of them were written by hand in {v['color']} with a thick pen.",
     ]
     digit = rng.choice(v["digits"])
-    total = (
-        f"Together they make {left + right}."
-        if left != right
-        else "They are one and the same digit, written twice."
+    return (
+        "four handwritten digits",
+        facts,
+        [f"I can tell that there is a {digit} because {_DIGIT_REASONS[digit]}."],
     )
-    return f"two handwritten digits, {left} and {right}", facts, [
-        total,
-        f"I can tell that there is a {digit} because {_DIGIT_REASONS[digit]}.",
-    ]  # fmt: skip
+
+
+def _quad(v: Values, rng: random.Random) -> Story:
+    things = [f"{color} {shape}" for color, shape in zip(v["colors"], v["shapes"], strict=True)]
+    facts = [
+        f"The {things[0]} is at the top left, and the {things[1]} is at the top right.",
+        f"The {things[2]} is at the bottom left, and the {things[3]} is at the bottom right.",
+    ]
+    shape = rng.choice(v["shapes"])
+    reason = f"I can tell that there is a {shape} because {_SHAPE_REASONS[shape]}."
+    return "four different shapes", facts, [reason, "No two of them have the same color."]
 
 
 def _word(v: Values, rng: random.Random) -> Story:
@@ -203,16 +212,16 @@ def _word(v: Values, rng: random.Random) -> Story:
     )
 
 
-def _letter(v: Values, rng: random.Random) -> Story:
+def _letters(v: Values, rng: random.Random) -> Story:
+    left, middle, right = v["letters"]
     facts = [
-        f"The letter is {v['color']} and stands in the center of the image.",
-        _SIZE_FACTS[v["size"]].format(thing="letter"),
-        "It is not written by hand, and its lines are thick and easy to see.",
+        f"The letter on the left is {left}, the one in the middle is {middle}, and the one on the right is {right}.",
+        f"All three letters are {v['color']}, and they have the same size.",
     ]
     return (
-        f"the letter {v['letter']}",
+        "three letters",
         facts,
-        [f"I can tell that it is {v['letter']} because no other letter has this form."],
+        ["I can tell that they are letters and not a word because nobody could read them as one."],
     )
 
 
@@ -375,10 +384,11 @@ _STORIES: dict[str, Callable[[Values, random.Random], Story]] = {
     "group": _group,
     "mix": _mix,
     "pair": _pair,
+    "quad": _quad,
     "digit": _digit,
     "digits": _digits,
     "word": _word,
-    "letter": _letter,
+    "letters": _letters,
     "bars": _bars,
     "pie": _pie,
     "arrow": _arrow,

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.mini.draw import BACKGROUNDS, COLORS, Canvas, Point, Rgb
-from data_pipeline.mini.scenes import DIRECTIONS, Scene
+from data_pipeline.mini.scenes import DIRECTIONS, PLACES, Scene
 
 _PLACES: dict[str, Point] = {
     "top left": (19, 19),
@@ -23,6 +23,8 @@ _PLACES: dict[str, Point] = {
     "bottom right": (45, 45),
     "center": (32, 32),
 }
+# In the order of scenes.PLACES.
+_CORNERS: list[Point] = [(17, 17), (47, 17), (17, 47), (47, 47)]
 _INK = (40, 40, 40)
 _PAPER = (236, 236, 236)
 
@@ -86,14 +88,21 @@ def _pair(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
         canvas.shape(v["shapes"][i], x, y, size, canvas.tint(COLORS[v["colors"][i]]))
 
 
+def _quad(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
+    v = scene.values
+    for (x, y), shape, color in zip(_CORNERS, v["shapes"], v["colors"], strict=True):
+        x, y = _shift(rng, (x, y), 1.5)
+        canvas.shape(shape, x, y, 23, canvas.tint(COLORS[color]))
+
+
 def _handwritten(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray) -> None:
+    """One digit in the middle, or four in the corners."""
     originals, color = scene.values["originals"], _color(scene, canvas)
-    # Eight by eight pixels with an empty border left and right: two of them may overlap by that border.
-    width, height = (54, 54) if len(originals) == 1 else (36, 46)
-    centers = [32.0] if len(originals) == 1 else [17.5, 46.5]
+    centers = _CORNERS if len(originals) == 4 else [_shift(rng, (32, 32), 3)]
+    size = 30 if len(originals) == 4 else rng.uniform(36, 44)
     for center, index in zip(centers, originals, strict=True):
-        x, y = _shift(rng, (center, 32), 1.5)
-        canvas.stencil(Image.fromarray(digits[index]), x, y, width, height, color)
+        x, y = _shift(rng, center, 1)
+        canvas.stencil(Image.fromarray(digits[index]), x, y, size, size, color)
 
 
 def _word(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
@@ -102,10 +111,11 @@ def _word(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     canvas.text(scene.values["word"], x, y, 56, 22, _color(scene, canvas))
 
 
-def _letter(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
-    size = 44 if scene.values["size"] == "large" else 30
-    x, y = _shift(rng, (32, 32), 3)
-    canvas.text(scene.values["letter"], x, y, size, size, _color(scene, canvas))
+def _letters(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
+    color = _color(scene, canvas)
+    for center, letter in zip((12, 32, 52), scene.values["letters"], strict=True):
+        x, y = _shift(rng, (center, 32), 1)
+        canvas.text(letter, x, y, 17, 24, color)
 
 
 def _bars(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
@@ -197,9 +207,8 @@ def _flag(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
 def _odd(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     v = scene.values
     usual, odd = (canvas.tint(COLORS[name]) for name in v["colors"])
-    for place in ("top left", "top right", "bottom left", "bottom right"):
-        x, y = _PLACES[place]
-        x, y = _shift(rng, (x + (-2 if x < 32 else 2), y + (-2 if y < 32 else 2)), 1.5)
+    for place, corner in zip(PLACES, _CORNERS, strict=False):  # the fifth place is the center
+        x, y = _shift(rng, corner, 1.5)
         canvas.shape(v["shape"], x, y, 23, odd if place == v["place"] else usual)
 
 
@@ -354,8 +363,9 @@ _PAINTERS: dict[str, Callable[[Scene, random.Random, Canvas], None]] = {
     "group": _group,
     "mix": _mix,
     "pair": _pair,
+    "quad": _quad,
     "word": _word,
-    "letter": _letter,
+    "letters": _letters,
     "bars": _bars,
     "pie": _pie,
     "arrow": _arrow,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.mini.draw import BACKGROUNDS, COLORS, FILLS, SHAPES
+from data_pipeline.mini.draw import BACKGROUNDS, COLORS, FILLS, SHAPES, Rgb
 
 COLOR_NAMES = tuple(COLORS)
 BACKGROUND_NAMES = tuple(BACKGROUNDS)
@@ -38,6 +38,20 @@ SIDES = {"row": ("left", "right"), "column": ("top", "bottom")}
 STRIPES = {"row": ("left", "middle", "right"), "column": ("top", "middle", "bottom")}
 
 _HELD_OUT_PER_MILLE = 150
+# Thin ink needs more than another hue: backgrounds at least this much lighter or darker (0..255).
+_CONTRAST = 70
+
+
+def _lightness(color: Rgb) -> float:
+    """Luma, ITU-R BT.601."""
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+
+
+# For each colour of ink, the backgrounds on which it can be read.
+PAPERS = {
+    name: tuple(b for b, rgb in BACKGROUNDS.items() if abs(_lightness(rgb) - _lightness(ink)) >= _CONTRAST)
+    for name, ink in COLORS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -146,18 +160,20 @@ def _mix(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
 
 def _pair(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     """Two objects, first the left or upper one; `larger` says which is larger (0 or 1)."""
-    same = s.pick(fixed, "same_shape", (True, False, False, False))
-    if same:
-        shape = next((x for x in fixed.get("shapes", []) if x), None) or s.rng.choice(SHAPES)
-        shapes = [shape, shape]
-    else:
-        shapes = s.distinct(fixed, "shapes", SHAPES, 2)
     return {
         "layout": s.pick(fixed, "layout", ("row", "column")),
-        "shapes": shapes,
+        "shapes": s.distinct(fixed, "shapes", SHAPES, 2),
         "colors": s.distinct(fixed, "colors", COLOR_NAMES, 2),
         "larger": s.pick(fixed, "larger", (0, 1)),
-        "same_shape": same,
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
+
+
+def _quad(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Four objects, all different in shape and in colour, in the order of PLACES."""
+    return {
+        "shapes": s.distinct(fixed, "shapes", SHAPES, 4),
+        "colors": s.distinct(fixed, "colors", COLOR_NAMES, 4),
         "background": s.pick(fixed, "background", BACKGROUND_NAMES),
     }
 
@@ -167,31 +183,33 @@ def _handwritten(count: int) -> Callable[[Sampler, bool, dict[str, Any]], dict[s
         digits = [
             s.rng.randrange(10) if given is None else given for given in fixed.get("digits", [None] * count)
         ]
+        color = s.pick(fixed, "color", COLOR_NAMES)
         return {
             "digits": digits,
             "originals": [s.original(held_out, digit) for digit in digits],
-            "color": s.pick(fixed, "color", COLOR_NAMES),
-            "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+            "color": color,
+            "background": s.pick(fixed, "background", PAPERS[color]),
         }
 
     return values
 
 
 def _word(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    color = s.pick(fixed, "color", COLOR_NAMES)
     return {
         "word": s.pick(fixed, "word", WORDS),
-        "color": s.pick(fixed, "color", COLOR_NAMES),
+        "color": color,
         "place": s.pick(fixed, "place", ("top", "center", "bottom")),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+        "background": s.pick(fixed, "background", PAPERS[color]),
     }
 
 
-def _letter(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+def _letters(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    color = s.pick(fixed, "color", COLOR_NAMES)
     return {
-        "letter": s.pick(fixed, "letter", LETTERS),
-        "color": s.pick(fixed, "color", COLOR_NAMES),
-        "size": s.pick(fixed, "size", SIZES),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+        "letters": s.distinct(fixed, "letters", LETTERS, 3),
+        "color": color,
+        "background": s.pick(fixed, "background", PAPERS[color]),
     }
 
 
@@ -297,10 +315,11 @@ KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any]]] = {
     "group": _group,
     "mix": _mix,
     "pair": _pair,
+    "quad": _quad,
     "digit": _handwritten(1),
-    "digits": _handwritten(2),
+    "digits": _handwritten(4),
     "word": _word,
-    "letter": _letter,
+    "letters": _letters,
     "bars": _bars,
     "pie": _pie,
     "arrow": _arrow,

@@ -83,28 +83,29 @@ def _side_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Values
     def wish(rng: random.Random, answer: str) -> tuple[Values, Values]:
         values, at = _slot(rng, answer, 2)
         layout = rng.choice(("row", "column"))
-        return {name: values, "layout": layout, "same_shape": False}, {
-            "side": on_side(SIDES[layout][at]),
-            "at": at,
-        }
+        return {name: values, "layout": layout}, {"side": on_side(SIDES[layout][at]), "at": at}
+
+    return wish
+
+
+def _corner_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Values]]:
+    def wish(rng: random.Random, answer: str) -> tuple[Values, Values]:
+        values, at = _slot(rng, answer, 4)
+        return {name: values}, {"place": PLACES[at], "at": at}
 
     return wish
 
 
 def _color_of_shape(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    colors, _ = _slot(rng, answer, 2)
+    colors, _ = _slot(rng, answer, 4)
     shape = rng.choice(SHAPES)
-    return {"colors": colors, "shapes": [shape if c else None for c in colors], "same_shape": False}, {
-        "shape": shape
-    }
+    return {"colors": colors, "shapes": [shape if color else None for color in colors]}, {"shape": shape}
 
 
 def _shape_of_color(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    shapes, _ = _slot(rng, answer, 2)
+    shapes, _ = _slot(rng, answer, 4)
     color = rng.choice(COLOR_NAMES)
-    return {"shapes": shapes, "colors": [color if s else None for s in shapes], "same_shape": False}, {
-        "color": color
-    }
+    return {"shapes": shapes, "colors": [color if shape else None for shape in shapes]}, {"color": color}
 
 
 def _larger(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -118,19 +119,14 @@ def _larger_truth(v: Values, slots: Values) -> str:
 
 
 def _where(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    layout = "row" if answer in SIDES["row"] else "column"
     shape = rng.choice(SHAPES)
-    at = SIDES[layout].index(answer)
-    shapes = [shape if i == at else None for i in range(2)]
-    return {"layout": layout, "shapes": shapes, "same_shape": False}, {"shape": shape}
+    return {"shapes": [shape if place == answer else None for place in PLACES[:4]]}, {"shape": shape}
 
 
 def _presence(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    asked, *others = rng.sample(SHAPES, 3)
-    if answer == "no":
-        return {"shapes": others[:2], "same_shape": False}, {"shape": asked}
-    shapes, _ = _slot(rng, asked, 2)
-    return {"shapes": shapes, "same_shape": False}, {"shape": asked}
+    asked, *others = rng.sample(SHAPES, len(SHAPES))
+    shapes = _slot(rng, asked, 4)[0] if answer == "yes" else others[:4]
+    return {"shapes": shapes}, {"shape": asked}
 
 
 def _count_color(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -143,12 +139,17 @@ def _count_color_truth(v: Values, slots: Values) -> str:
     return NUMBERS[v["counts"][v["colors"].index(slots["color"])]]
 
 
-def _digit_at_side(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    at = rng.randrange(2)
-    return {"digits": [int(answer) if i == at else None for i in range(2)]}, {
-        "side": SIDES["row"][at],
+def _digit_at_place(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    digits, at = _slot(rng, answer, 4)
+    return {"digits": [None if digit is None else int(digit) for digit in digits]}, {
+        "place": PLACES[at],
         "at": at,
     }
+
+
+def _letter_at_side(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    letters, at = _slot(rng, answer, 3)
+    return {"letters": letters}, {"side": STRIPES["row"][at], "at": at}
 
 
 def _parity(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -256,24 +257,6 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        "PAIRS+color_of_shape", "pair", COLOR_NAMES,
-        _color_of_shape, lambda v, slots: v["colors"][v["shapes"].index(slots["shape"])],
-        (
-            "What color is the {shape}?" + _ONE_WORD,
-            "Name the color of the {shape}." + _ONE_WORD,
-            "Which color does the {shape} have?",
-        ),
-    ),
-    Task(
-        "PAIRS+shape_of_color", "pair", SHAPES,
-        _shape_of_color, lambda v, slots: v["shapes"][v["colors"].index(slots["color"])],
-        (
-            "What shape is {color}?" + _ONE_WORD,
-            "Name the shape that is {color}." + _ONE_WORD,
-            "What is the shape of the {color} object?",
-        ),
-    ),
-    Task(
         "PAIRS+size_comparison", "pair", COLOR_NAMES, _larger, _larger_truth,
         (
             "What color is the {size} object?" + _ONE_WORD,
@@ -282,26 +265,52 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        "PAIRS+where", "pair", (*SIDES["row"], *SIDES["column"]),
-        _where, lambda v, slots: SIDES[v["layout"]][v["shapes"].index(slots["shape"])],
+        "GRID+color_at_place", "quad", COLOR_NAMES,
+        _corner_wish("colors"), lambda v, slots: v["colors"][slots["at"]],
+        (
+            "What color is the object at the {place}?" + _ONE_WORD,
+            "Name the color of the shape at the {place}." + _ONE_WORD,
+            "Which color do you see at the {place}?",
+        ),
+    ),
+    Task(
+        "GRID+shape_at_place", "quad", SHAPES,
+        _corner_wish("shapes"), lambda v, slots: v["shapes"][slots["at"]],
+        (
+            "What shape is at the {place}?" + _ONE_WORD,
+            "Name the shape at the {place}." + _ONE_WORD,
+            "Which shape do you see at the {place}?",
+        ),
+    ),
+    Task(
+        "GRID+color_of_shape", "quad", COLOR_NAMES,
+        _color_of_shape, lambda v, slots: v["colors"][v["shapes"].index(slots["shape"])],
+        (
+            "What color is the {shape}?" + _ONE_WORD,
+            "Name the color of the {shape}." + _ONE_WORD,
+            "Which color does the {shape} have?",
+        ),
+    ),
+    Task(
+        "GRID+shape_of_color", "quad", SHAPES,
+        _shape_of_color, lambda v, slots: v["shapes"][v["colors"].index(slots["color"])],
+        (
+            "What shape is {color}?" + _ONE_WORD,
+            "Name the shape that is {color}." + _ONE_WORD,
+            "What is the shape of the {color} object?",
+        ),
+    ),
+    Task(
+        "GRID+where", "quad", PLACES[:4],
+        _where, lambda v, slots: PLACES[v["shapes"].index(slots["shape"])],
         (
             "Where is the {shape}? {options}",
-            "On which side is the {shape}?" + _ONE_WORD,
-            "Where do you see the {shape}?" + _ONE_WORD,
+            "In which part of the picture is the {shape}?" + _SHORT,
+            "Where do you see the {shape}?" + _SHORT,
         ),
     ),
     Task(
-        "PAIRS+same_shape", "pair", ("yes", "no"),
-        lambda rng, answer: ({"same_shape": answer == "yes"}, {}),
-        lambda v, slots: "yes" if v["shapes"][0] == v["shapes"][1] else "no",
-        (
-            "Do both objects have the same shape? Answer yes or no.",
-            "Is the shape of the two objects the same? Answer yes or no.",
-            "Are the two shapes the same? Options: (a) yes (b) no",
-        ),
-    ),
-    Task(
-        "PAIRS+presence", "pair", ("yes", "no"),
+        "GRID+presence", "quad", ("yes", "no"),
         _presence, lambda v, slots: "yes" if slots["shape"] in v["shapes"] else "no",
         (
             "Is there a {shape} in the picture? Answer yes or no.",
@@ -329,12 +338,12 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        "HANDWRITING+digit_at_side", "digits", _DIGITS,
-        _digit_at_side, lambda v, slots: str(v["digits"][slots["at"]]),
+        "HANDWRITING+digit_at_place", "digits", _DIGITS,
+        _digit_at_place, lambda v, slots: str(v["digits"][slots["at"]]),
         (
-            "Which digit is on the {side}?" + _SHORT,
-            "Read the digit on the {side}." + _SHORT,
-            "What is the {side} one of the two digits?",
+            "Which digit is at the {place}?" + _SHORT,
+            "Read the digit at the {place}." + _SHORT,
+            "What is the {place} one of the four digits?",
         ),
     ),
     _plain(
@@ -350,12 +359,14 @@ TASKS: tuple[Task, ...] = (
         "In what color is the word written?" + _ONE_WORD,
         "Name the color of the word.",
     ),
-    _plain(
-        "READING+letter", "letter", "letter", LETTERS,
-        "Which letter is this?" + _SHORT,
-        "Read the letter." + _SHORT,
-        "What letter do you see?" + _SHORT,
-        "Name the letter in the picture.",
+    Task(
+        "READING+letter_at_side", "letters", LETTERS,
+        _letter_at_side, lambda v, slots: v["letters"][slots["at"]],
+        (
+            "Read the {side} letter." + _SHORT,
+            "Which letter is the {side} one?" + _SHORT,
+            "What is the {side} one of the three letters?",
+        ),
     ),
     _plain(
         "CHARTS+tallest_bar", "bars", "tallest", COLOR_NAMES,

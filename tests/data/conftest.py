@@ -19,7 +19,10 @@ from vflax.templates import TEMPLATES
 from vflax.tokenizer import Tokenizer, load_tokenizer
 
 RULES = ImageRules("pad", 8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-WORDS = "one two three four five six seven eight nine ten red green blue what colour is this USER ASSISTANT".split()
+WORDS = [
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "red", "green", "blue",
+    "what", "colour", "is", "this", "USER", "ASSISTANT",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

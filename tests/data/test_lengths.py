@@ -28,7 +28,7 @@ def odd_source(tmp_path, make_example):
         "good": turns("<image>\nwhat", "red"),
         "truncated": turns("<image>\nwhat", "red " * 500),
         "too_long": turns("<image>\nwhat " * 200, "red"),
-        "image_lost": turns("what " * 200, "red", "<image>", "blue"),
+        "image_lost": turns("what", "red " * 300, "<image>", "blue"),
         "unanswered": turns("<image>\nwhat"),
         "silent": turns("<image>\nwhat", " "),
         "broken": [*turns("a"), *turns("b", "c")],

@@ -113,7 +113,7 @@ def test_without_packing_every_sample_has_a_row_of_its_own():
 
 
 def test_a_fresh_plan_asked_in_any_order_gives_the_same_rows():
-    plan, tokens, images = make(n=300)
+    plan, _, _ = make(n=300)
     total = plan.total_steps(epochs=6)
     forward = [plan.step(i) for i in range(total)]
     fresh, _, _ = make(n=300)
@@ -160,15 +160,13 @@ def test_the_order_of_an_epoch_is_pinned():
 
 
 def test_repeats_of_a_mixture_are_packed_as_often_as_they_occur():
-    plan, tokens, _ = make(
-        n=60, epoch_samples=lambda e: np.array([0, 0, 0, 5, 7 + e] + [9] * 40, dtype=np.int32)
-    )
+    plan, _, _ = make(n=60, epoch_samples=lambda e: np.array([0, 0, 0, 5, 7 + e] + [9] * 40, dtype=np.int32))
     assert Counter(flat(epoch(plan, 0))) == {0: 3, 5: 1, 7: 1, 9: 40}
     assert Counter(flat(epoch(plan, 1))) == {0: 3, 5: 1, 8: 1, 9: 40}
 
 
 def test_steps_are_found_in_their_epochs():
-    plan, tokens, _ = make(n=100)
+    plan, _, _ = make(n=100)
     per_epoch = [plan.steps_per_epoch(e) for e in range(3)]
     fresh, _, _ = make(n=100)
     assert fresh.locate(sum(per_epoch)) == (3, 0)
@@ -205,16 +203,12 @@ def test_the_largest_sum_of_a_row_is_found():
 
 def test_a_sample_longer_than_a_row_is_refused_by_number():
     with pytest.raises(ValueError, match="sample number 1 has 11 tokens, a row has 10"):
-        PackPlan(
-            np.array([5, 11]), np.zeros(2, int), samples=1, max_length=10, slots=1, packing=True, seed=0
-        )
+        PackPlan(np.array([5, 11]), np.zeros(2, int), samples=1, max_length=10, slots=1, packing=True, seed=0)
 
 
 def test_more_images_than_slots_name_the_key_and_the_number_to_set():
     with pytest.raises(UserError, match=r"data.slots=1, but 2 samples .* up to 4. Set data.slots=4"):
-        PackPlan(
-            np.full(3, 5), np.array([1, 2, 4]), samples=1, max_length=10, slots=1, packing=True, seed=0
-        )
+        PackPlan(np.full(3, 5), np.array([1, 2, 4]), samples=1, max_length=10, slots=1, packing=True, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_pipeline.convert import convert, main
-from vflax.errors import UserError
 
 
 def png(seed: int, size: tuple[int, int] = (24, 16)) -> bytes:
@@ -204,6 +203,9 @@ def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
         ([], '[{"id": 1, "image": "a", "conversations": []}]', r"'task_name'.*Try --format=llava"),
         ([], json.dumps([entry(0, image="nowhere.png")]), r"not one of 1 samples can be used.*nowhere\.png"),
         (["--split=Train!"], None, r"split 'Train!'"),
+        (["--split=../x/y"], None, r"split '../x/y'"),
+        (["--shard_size_mb=0"], None, r"--shard_size_mb=0, .*expected at least 1"),
+        (["--workers=0"], None, r"--workers=0: expected at least 1"),
         (["--out=gs://bucket/data"], None, r"written to a local disk"),
     ],
 )
@@ -235,7 +237,9 @@ def test_the_command_line_says_what_was_written_and_what_was_not(tmp_path, capsy
 
 
 @pytest.mark.real_data
-def test_real_samples_are_kept_byte_for_byte_and_exactly_the_undecodable_ones_are_named(shared_data, tmp_path):
+def test_real_samples_are_kept_byte_for_byte_and_exactly_the_undecodable_ones_are_named(
+    shared_data, tmp_path
+):
     """One more real photograph is cut in half, so that there is a truncated one whatever the folder holds."""
     folder = shared_data / "vision-flan-samples"
     entries = json.loads((folder / "annotation.json").read_text())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +88,9 @@ def test_a_second_split_joins_and_the_first_stays(tmp_path):
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"contents.json", "dataset_info.json"}
     assert len(read(tmp_path / "d", "train")) == 20
-    assert [e["id"].decode() for e in read(tmp_path / "d", "test")] == [f"sämple-{i}" for i in range(100, 105)]
+    assert [e["id"].decode() for e in read(tmp_path / "d", "test")] == [
+        f"sämple-{i}" for i in range(100, 105)
+    ]
 
 
 def test_a_replaced_split_leaves_none_of_its_old_shards(tmp_path):
@@ -150,6 +155,22 @@ def test_a_kill_between_the_two_renames_is_mended_by_the_next_run(tmp_path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_run(tmp_path):
+    program = f"""
+import os, signal
+from data_pipeline.tfds_writer import write_dataset
+def samples():
+    yield {examples(1)[0]!r}
+    os.kill(os.getpid(), signal.SIGKILL)
+write_dataset({str(tmp_path / "d")!r}, {{"train": samples()}})
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    [left] = list(tmp_path.iterdir())
+    assert left.name.startswith(".d.tmp-")
+    write_dataset(tmp_path / "d", {"train": examples(5)})
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
 def test_a_directory_of_other_things_is_refused_and_left_alone(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/thesis.txt").write_text("years of work")
@@ -158,7 +179,7 @@ def test_a_directory_of_other_things_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "d/thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize(("split", "count"), [("Train", 2), ("train-1", 2), ("train", 0)])
+@pytest.mark.parametrize(("split", "count"), [("Train", 2), ("train-1", 2), ("../train", 2), ("train", 0)])
 def test_a_bad_split_name_or_an_empty_split_is_refused(tmp_path, split, count):
     with pytest.raises(UserError, match="split"):
         write_dataset(tmp_path / "d", {split: examples(count)})

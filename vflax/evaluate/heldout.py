@@ -104,8 +104,8 @@ def score(answered: Sequence[Answered]) -> dict[str, Any]:
 
     Returns:
         {"tasks": {task: {"n", "accuracy", "majority", "blind", "words", "short"}}, "accuracy", "majority", "blind"
-        (means over the tasks with short reference answers, nan if there are none), "above_blind" (how many of these
-        stand at least 0.25 above blind), "short_tasks", "words_short", "words_long" (median words of an answer)}.
+        (means over the tasks with short reference answers, None if there are none), "above_blind" (how many of these
+        stand at least 0.25 above blind), "short_tasks", "words_short", "words_long" (median words of an answer, None if there are no such tasks)}.
         `majority` is the share of the commonest reference answer.
     """
     by_task: dict[str, list[Answered]] = collections.defaultdict(list)
@@ -129,8 +129,8 @@ def score(answered: Sequence[Answered]) -> dict[str, Any]:
         }
     scored = [t for t in tasks.values() if t["short"]]
 
-    def mean(key: str) -> float:
-        return statistics.fmean(t[key] for t in scored) if scored else float("nan")
+    def mean(key: str) -> float | None:
+        return statistics.fmean(t[key] for t in scored) if scored else None
 
     return {
         "tasks": tasks,
@@ -139,6 +139,6 @@ def score(answered: Sequence[Answered]) -> dict[str, Any]:
         "blind": mean("blind"),
         "above_blind": sum(t["accuracy"] - t["blind"] >= 0.25 - 1e-9 for t in scored),
         "short_tasks": len(scored),
-        "words_short": statistics.median(words[True]) if words[True] else float("nan"),
-        "words_long": statistics.median(words[False]) if words[False] else float("nan"),
+        "words_short": statistics.median(words[True]) if words[True] else None,
+        "words_long": statistics.median(words[False]) if words[False] else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,7 @@ def fixed_batch(config: LlavaConfig, text_ids: int) -> tuple[np.ndarray, np.ndar
 
 def logits(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Logits of a batch in float32, weights loaded from `source` and freed again: float32 [B, T, V]."""
-    run = {"dtype": jnp.float32, "param_dtype": jnp.float32, "remat": "none", "attention": "reference"}
-    graphdef, shapes = llava.abstract(config, **run)
+    forward, shapes = _forward(config)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params = load_params(
         source, config, dict.fromkeys(shapes, device), dict.fromkeys(shapes, np.dtype(np.float32))
@@ -77,11 +77,15 @@ def logits(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: n
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     batch = (jnp.asarray(ids), jnp.asarray(images), jnp.ones_like(ids), positions)
 
-    @jax.jit
-    def forward(params: dict[str, Any]) -> jax.Array:
-        return llava.merge(graphdef, params)(*batch)
+    return np.asarray(forward(params, *batch))
 
-    return np.asarray(forward(params))
+
+@functools.lru_cache(maxsize=2)
+def _forward(config: LlavaConfig) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """The jitted model in float32, and its parameters' shapes; kept, for an export computes with it twice."""
+    run = {"dtype": jnp.float32, "param_dtype": jnp.float32, "remat": "none", "attention": "reference"}
+    graphdef, shapes = llava.abstract(config, **run)
+    return jax.jit(lambda params, *batch: llava.merge(graphdef, params)(*batch)), shapes
 
 
 def compare_logits(
@@ -147,7 +151,7 @@ def compare_pixels(folder: Path, rules: ImageRules) -> None:
     from transformers import AutoImageProcessor
 
     picture = _picture()
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     theirs = np.asarray(processor(picture, return_tensors="np")["pixel_values"])[0]
     mean, std = np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
     # [H, W, 3] -> [3, H, W]
@@ -176,7 +180,7 @@ def compare_conversations(
     """
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(folder, use_fast=False)
+    processor = AutoProcessor.from_pretrained(folder)
     for turns in TALKS:
         turns = turns[:2] if template == "plain" else turns
         expected = render_talk(turns, tokenizer, template, position, num_tokens)

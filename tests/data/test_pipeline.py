@@ -1,0 +1,210 @@
+"""vflax/data/pipeline.py: from config.data to batches."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data_pipeline.tfds_writer import write_dataset
+from vflax.constants import IGNORE_LABEL
+from vflax.data.pipeline import Data, build_data, heldout_questions
+from vflax.errors import UserError
+
+
+def source(path, **changes) -> SimpleNamespace:
+    values = {"path": str(path), "split": "train", "weight": 1.0, "cap": 0, "include": (), "exclude": ()}
+    return SimpleNamespace(**values | changes)
+
+
+@pytest.fixture
+def build(dataset, row_format):
+    def build(sources=None, **changes) -> Data:
+        config = {
+            "sources": (source(dataset),) if sources is None else sources,
+            "eval_split": "test",
+            "order": "shuffle",
+            "budget": 0,
+            "packing": True,
+            "max_length": 256,
+            "slots": 3,
+            "max_problem_share": 0.0,
+            "threads": 2,
+        }
+        arguments = {
+            "tokenizer": row_format.tokenizer,
+            "template": "vicuna_v1",
+            "position": "front",
+            "rules": row_format.rules,
+            "num_image_tokens": 4,
+            "samples": 8,
+            "rows_multiple": 2,
+            "seed": 0,
+            "epochs": 3,
+            "steps": 0,
+            "process_index": 0,
+            "process_count": 1,
+            "show_progress": False,
+        }
+        config |= {key: value for key, value in changes.items() if key in config}
+        arguments |= {key: value for key, value in changes.items() if key not in config}
+        return build_data(SimpleNamespace(**config), str, **arguments)
+
+    return build
+
+
+def batches(iterator) -> list[dict[str, np.ndarray]]:
+    found = list(iterator)
+    iterator.close()
+    return found
+
+
+def count_samples(batch: dict[str, np.ndarray]) -> int:
+    return int(batch["segments"].max(axis=1).sum())
+
+
+def test_a_run_has_the_batches_that_the_plan_promised(build):
+    data = build()
+    found = batches(data.loader())
+    assert len(found) == data.total_steps == sum(data.plan.steps_per_epoch(e) for e in range(3))
+    assert all(len(batch["ids"]) == data.rows_per_step for batch in found)
+    assert sum(map(count_samples, found)) == data.samples_seen(data.total_steps) == 3 * 40
+    first_epoch = data.plan.steps_per_epoch(0)
+    assert sum(map(count_samples, found[:first_epoch])) == 40
+    assert (data.epoch_at(0), data.epoch_at(first_epoch), data.epoch_at(data.total_steps)) == (0.0, 1.0, 3.0)
+    assert 0 < data.epoch_at(1) < 1
+
+
+def test_the_loader_begins_at_any_step(build):
+    data = build()
+    whole, part = batches(data.loader()), batches(data.loader(4))
+    for a, b in zip(whole[4:], part, strict=True):
+        np.testing.assert_array_equal(a["ids"], b["ids"])
+
+
+def test_steps_take_the_place_of_epochs(build):
+    data = build(steps=7, epochs=1)
+    assert data.total_steps == len(batches(data.loader())) == 7
+
+
+def test_no_row_has_more_supervised_tokens_than_the_capacity(build):
+    data = build()
+    most = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in batches(data.loader()))
+    assert most <= data.capacity < most + 32
+    heldout = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in data.heldout_batches())
+    assert heldout <= data.heldout_capacity < heldout + 32
+
+
+def test_held_out_batches_hold_each_held_out_sample_once(build, dataset):
+    data = build(samples=4)
+    assert data.has_heldout
+    found = list(data.heldout_batches())
+    assert sum(map(count_samples, found)) == 10
+    again = list(data.heldout_batches())
+    assert all(np.array_equal(a["ids"], b["ids"]) for a, b in zip(found, again, strict=True))
+
+
+def test_held_out_batches_are_as_large_as_a_micro_batch(build):
+    data = build(samples=8, accumulation=2, rows_multiple=4)
+    assert data.rows_per_step % 4 == 0
+    for batch in data.heldout_batches():
+        assert len(batch["ids"]) % 2 == 0
+        assert count_samples(batch) <= 4
+
+
+def test_held_out_rows_of_two_hosts_are_those_of_one(build):
+    whole = list(build().heldout_batches())
+    parts = [list(build(process_index=i, process_count=2).heldout_batches()) for i in range(2)]
+    for one, first, second in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(one["ids"], np.concatenate([first["ids"], second["ids"]]))
+
+
+def test_without_a_held_out_split_there_is_none(build, tmp_path, mixed_examples):
+    write_dataset(tmp_path / "d", {"train": mixed_examples})
+    assert not build([source(tmp_path / "d")]).has_heldout
+    assert not build(eval_split="").has_heldout
+    with pytest.raises(ValueError, match="has_heldout"):
+        build(eval_split="").heldout_questions(3)
+
+
+def test_questions_are_the_same_few_of_each_task_every_time(build):
+    data = build()
+    questions = heldout_questions(data, 2)
+    assert [(q.sample_id, q.task) for q in questions] == [
+        (q.sample_id, q.task) for q in build().heldout_questions(2)
+    ]
+    tasks = [q.task for q in questions]
+    assert sorted(tasks) == ["task0"] * 2 + ["task1"] * 2 + ["task2"] * 2
+    assert len(data.heldout_questions(100)) == 10
+
+
+def test_task_filters_hold_for_held_out_samples_too(build, dataset):
+    data = build([source(dataset, include=("task0", "task1"), exclude=("task1",))])
+    assert {q.task for q in data.heldout_questions(9)} == {"task0"}
+    assert sum(map(count_samples, data.heldout_batches())) == len(data.heldout_questions(9))
+
+
+def test_the_identity_follows_everything_that_is_learned_and_nothing_else(build, dataset, tmp_path):
+    def identity(*args, **kw) -> dict[str, str]:
+        return build(*args, **kw).identity()
+
+    base = identity()
+    assert base == json.loads(json.dumps(base))
+    for same in ({"rows_multiple": 8}, {"threads": 5}, {"epochs": 4}, {"eval_split": ""}):
+        assert identity(**same) == base
+    changes = {
+        "plan": [
+            {"seed": 1}, {"samples": 7}, {"slots": 2}, {"packing": False}, {"order": "sequential"},
+            {"max_length": 250}, {"budget": 20},
+        ],
+        "rendering": [{"template": "llava_v1"}, {"position": "inline"}],
+        "samples": [{"sources": [source(dataset, split="test")]}, {"sources": [source(dataset, cap=3)]}],
+    }  # fmt: skip
+    for key, several in changes.items():
+        for change in several:
+            assert identity(**change)[key] != base[key], change
+    assert build().fingerprint == build().fingerprint != build(seed=1).fingerprint
+
+
+def test_moving_the_data_does_not_change_its_identity(build, tmp_path, mixed_examples, dataset):
+    write_dataset(tmp_path / "moved", {"train": mixed_examples})
+    assert build([source(tmp_path / "moved")]).identity() == build().identity()
+
+
+def test_two_sources_are_mixed(build, dataset, tmp_path, make_example):
+    write_dataset(tmp_path / "b", {"train": [make_example(500 + i, images=0) for i in range(6)]})
+    data = build([source(dataset, cap=2), source(tmp_path / "b", weight=1.5)], epochs=1)
+    assert data.stats.samples == 3 * 2 + 6 + 3
+    assert sum(map(count_samples, batches(data.loader()))) == 15
+
+
+def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_path, make_example):
+    long = make_example(0, words=600) | {"id": "novel"}
+    write_dataset(tmp_path / "d", {"train": [make_example(i) for i in range(1, 60)] + [long]})
+    data = build([source(tmp_path / "d")], max_problem_share=0.1, epochs=1)
+    text = data.describe()
+    assert "60 samples an epoch" in text
+    assert "1 truncated (novel)" in text
+    assert f"batch.samples=8, planned {data.stats.samples_per_step:.2f} samples" in text
+    assert f"{data.stats.images_per_step:.1f} images" in text
+    assert f"filled {data.stats.fill:.1%}" in text
+    assert data.findings == {str(tmp_path / "d"): {"train": {"truncated": ["novel"]}}}
+    assert abs(data.stats.samples_per_step / 8 - 1) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_length": 60}, "more than data.max_problem_share=0.0: truncated: 17"),
+        ({"slots": 1}, "data.slots=1, but .* Set data.slots=2"),
+        ({"sources": ()}, "data.sources is empty"),
+        ({"sources": (source("/nowhere"),)}, "/nowhere: there is no such directory"),
+        ({"epochs": 0}, "expected at least one step or one epoch"),
+        ({"process_count": 3}, "do not divide among 3 processes"),
+    ],
+)
+def test_data_that_cannot_be_used_as_asked_is_refused_by_key(build, changes, message):
+    with pytest.raises(UserError, match=message):
+        build(**changes)

@@ -1,0 +1,165 @@
+"""A whole run: train, evaluate, export, continue."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests import small
+from vflax import train
+from vflax.errors import UserError
+from vflax.metrics import read_metrics
+from vflax.weights.source import RandomSource
+from vflax.workdir import ModelFiles
+
+
+def losses(workdir: Path) -> list[float]:
+    return [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps with everything on."""
+    workdir = tmp_path_factory.mktemp("finished")
+    config = small.config(export=True, evaluate__every=2, logging__tensorboard=True)
+    config.evaluate.tasks = ("loss", "accuracy")
+    assert train.run_with_start(config, workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_everything_that_the_readme_names(finished: Path):
+    names = "config.json status.json metrics.jsonl tensorboard checkpoints frozen model export summary.json summary.html"
+    for name in [*names.split(), "loss.png", "samples.png"]:
+        assert (finished / name).exists(), name
+    assert json.loads((finished / "status.json").read_text()) == {"state": "done", "step": 6, "reason": ""}
+
+
+def test_the_summary_holds_the_facts_for_programs(finished: Path):
+    facts = json.loads((finished / "summary.json").read_text())
+    assert (facts["stage"], facts["variant"], facts["steps"]) == (1, "tiny", 6)
+    assert [facts["first_loss"], facts["last_loss"]] == [losses(finished)[0], losses(finished)[-1]]
+    assert Path(facts["checkpoint"]).is_dir() and Path(facts["export"]).is_dir()
+    tasks = facts["evaluation"]["tasks"]
+    assert len(tasks) >= 16
+    assert all({"accuracy", "majority", "blind", "n"} <= task.keys() for task in tasks.values())
+    np.testing.assert_allclose(
+        facts["evaluation"]["accuracy"], np.mean([t["accuracy"] for t in tasks.values() if t["short"]])
+    )
+    assert {"start", "train", "evaluate", "export", "total"} <= facts["seconds"].keys()
+
+
+def test_every_step_is_measured(finished: Path):
+    records = [r for r in read_metrics(finished / "metrics.jsonl") if "loss" in r]
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+    wanted = {"tokens_per_s", "images_per_s", "mfu", "data_wait", "grad_norm", "lr/base", "lr/bridge", "epoch"}
+    assert all(wanted <= r.keys() for r in records)
+
+
+def test_the_export_is_verified(finished: Path):
+    assert json.loads((finished / "export" / "export.json").read_text())["verified"] is True
+
+
+def test_frozen_weights_leave_a_run_with_the_bytes_they_came_with(finished: Path):
+    files = ModelFiles.load(finished)
+    source = RandomSource(files.config, seed=42)
+    exported = load_file(finished / "export" / "model.safetensors")
+    tower = [name for name in exported if name.startswith("vision_tower.")]
+    assert any("layers.1." in name for name in tower), "the layer that is never computed is exported too"
+    for name in tower:
+        assert exported[name].tobytes() == source.read(name).tobytes(), name
+    name = "multi_modal_projector.linear_1.weight"
+    assert exported[name].tobytes() != source.read(name).tobytes()
+
+
+def test_a_finished_run_started_again_trains_nothing(copy: Path):
+    before = (copy / "metrics.jsonl").read_text()
+    config = small.config(export=True, evaluate__every=2, logging__tensorboard=True)
+    config.evaluate.tasks = ("loss", "accuracy")
+    assert train.run_with_start(config, copy) == 0
+    assert (copy / "metrics.jsonl").read_text() == before
+
+
+def test_a_continued_run_has_the_losses_of_one_that_was_not_stopped(finished: Path, tmp_path: Path):
+    # The same schedule, cut off after the checkpoint of step 4.
+    shutil.copytree(finished, tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        if step.name == "6":
+            shutil.rmtree(step)
+    assert train.run_with_start(small.config(), tmp_path / "run") == 0
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_a_run_can_be_made_longer(copy: Path):
+    assert train.run_with_start(small.config(steps=8), copy) == 0
+    assert len(losses(copy)) == 8
+
+
+def test_a_changed_identity_key_is_refused_by_name_and_nothing_is_lost(copy: Path):
+    before = (copy / "config.json").read_text()
+    with pytest.raises(UserError, match=r"config\.optimizer\.lr"):
+        train.run_with_start(small.config(optimizer__lr=0.5), copy)
+    assert (copy / "config.json").read_text() == before
+    assert (copy / "checkpoints" / "6").is_dir()
+
+
+def test_other_data_than_the_checkpoint_was_trained_on_is_refused(copy: Path):
+    # The path may change, since data may move; what lies there may not.
+    config = small.config(steps=8)
+    config.data.sources[0].path = "mini:stage2"
+    with pytest.raises(UserError, match="data fingerprint"):
+        train.run_with_start(config, copy)
+    assert json.loads((copy / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_last_checkpoint(tmp_path: Path):
+    config = small.config(optimizer__lr=1e30, optimizer__warmup=0.0, optimizer__clip=0.0, checkpoint__every=1)
+    with pytest.raises(UserError, match=r"the loss is .* at step .*config\.optimizer\.lr"):
+        train.run_with_start(config, tmp_path)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_allocated(tmp_path: Path):
+    config = small.config()
+    config.model.decoder.mlp_dim = 2**26
+    with pytest.raises(UserError, match=r"GiB per device.*:tiny"):
+        train.run_with_start(config, tmp_path)
+
+
+def test_the_starting_point_is_made_by_the_config_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from data_pipeline import mini
+
+    made = mini.ensure()
+    monkeypatch.setattr(mini, "ensure", lambda: made)
+    monkeypatch.setenv("VFLAX_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "start.py"
+    file.write_text(small.FILE.replace('"configs/stage1.py:tiny"', '"configs/stage0.py:tiny"'))
+    config = small.config(init__checkpoint="cache:start", init__make=str(file))
+    config.model.vision, config.model.decoder = {}, {}
+    assert train.run_with_start(config, tmp_path / "run") == 0
+    (start,) = (tmp_path / "cache").glob("start-*")
+    assert json.loads((start / "summary.json").read_text())["stage"] == 0
+    first = (start / "summary.json").stat().st_mtime_ns
+    assert train.run_with_start(config, tmp_path / "again") == 0
+    assert (start / "summary.json").stat().st_mtime_ns == first, "it is made once"
+
+
+def test_a_start_that_is_not_one_thing_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"init\.checkpoint .*init\.vision and init\.decoder"):
+        train.run_with_start(small.config(init__checkpoint=str(tmp_path)), tmp_path / "run")
+
+
+def test_a_model_key_that_contradicts_the_weights_is_refused(finished: Path, tmp_path: Path):
+    config = small.config(init__checkpoint=str(finished), model__bridge="linear")
+    config.model.vision, config.model.decoder = {}, {}
+    with pytest.raises(UserError, match=r"config\.model\.bridge='linear', but the weights have 'mlp2x_gelu'"):
+        train.run_with_start(config, tmp_path / "run")

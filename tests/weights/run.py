@@ -1,0 +1,49 @@
+"""A WORKDIR as a training run leaves it, made without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tests.weights import hub
+from vflax.models.llava import LlavaConfig
+from vflax.tokenizer import load_tokenizer
+from vflax.weights import names
+from vflax.weights.frozen import save_frozen
+from vflax.weights.load import load_params
+from vflax.weights.source import TensorSource
+from vflax.workdir import ModelFiles
+
+
+def write(
+    workdir: Path, source: TensorSource, config: LlavaConfig, trained: list[str], template: str, steps: tuple[int, ...] = (3,)
+) -> dict[str, np.ndarray]:
+    """Freeze all but `trained`, "train" those (add 1/64 at each step), save checkpoints as the trainer does.
+
+    Returns:
+        The trained parameters of the last step.
+    """
+    table = names.table(config)
+    hub.write_tokenizer(workdir / "tokenizer")
+    ModelFiles(
+        config=config,
+        tokenizer=load_tokenizer(workdir / "tokenizer"),
+        template=template,
+        position="front",
+        rules=hub.RULES,
+        source_dtypes={name: source.source_dtype(name).name for name in source.names()},
+        frozen=save_frozen(source, config, [path for path in table if path not in trained], workdir),
+    ).save(workdir)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = load_params(source, config, dict.fromkeys(trained, device), dict.fromkeys(trained, jnp.float32))
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        for step in steps:
+            params = {path: param + 1 / 64 for path, param in params.items()}
+            stored = {path.replace("/", "."): param for path, param in params.items()}
+            manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(stored), record=ocp.args.JsonSave({})))
+            manager.wait_until_finished()
+    return {path: np.asarray(param) for path, param in params.items()}
