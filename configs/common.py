@@ -39,6 +39,11 @@ def source(path: str, split: str = "train") -> ConfigDict:
     )
 
 
+def questions(path: str, split: str) -> ConfigDict:
+    """One entry of evaluate.sources: samples that are asked, beside the held-out ones of the training data."""
+    return ConfigDict({"path": path, "split": split, "include": (), "exclude": ()})
+
+
 def check_variant(variant: str, known: tuple[str, ...] = VARIANTS) -> None:
     """Refuse a variant that the config does not have."""
     if variant not in known:
@@ -108,7 +113,13 @@ def base(stage: int, variant: str) -> ConfigDict:
             "attention": "auto",
             "dtype": "bfloat16",  # [LLaVA-1.5] bf16 compute; masters and moments are float32
             "checkpoint": {"every": 500, "keep": 2, "best_metric": "eval/loss"},
-            "evaluate": {"every": 0, "tasks": ("loss",), "samples_per_task": 25, "max_new_tokens": 64},
+            "evaluate": {
+                "every": 0,  # steps; 0: at the end only
+                "tasks": ("loss",),  # "loss" on the held-out split, "accuracy" of greedy answers
+                "sources": (),  # more samples to ask, see `questions`
+                "samples_per_task": 25,
+                "max_new_tokens": 64,
+            },
             "logging": {"every": 1, "tensorboard": True},
             "export": True,  # write WORKDIR/export at the end
         }

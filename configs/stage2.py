@@ -30,6 +30,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.batch.samples = 32
         config.optimizer.lr = 3e-4
         config.evaluate.tasks = ("loss", "accuracy")
+        config.evaluate.sources = (common.questions("mini:stage1", "test"),)  # what stage 1 taught must stay
         config.evaluate.max_new_tokens = 160
         return config
     size, _, reading = variant.partition("-")

@@ -74,12 +74,15 @@ def _parse(argv: list[str]) -> list[str]:
     for i, arg in enumerate(argv):
         if arg.startswith("--config="):
             argv[i] = "--config=" + configs.find_config(arg.removeprefix("--config="))
+            # Built once by ourselves: ml_collections would wrap what the file raises in a traceback.
+            configs.load_config(argv[i].removeprefix("--config="))
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        message = re.sub(r"[\"'\\]+", "'", str(error)).replace("n'Did", "' Did").strip("'")
         given = " ".join(a for a in argv if a.startswith("--config."))
-        raise UserError(f"unknown config key {message} (given: {given})") from None
+        hint = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', str(error))
+        wrong = f'{hint[2]}. Did you mean "{hint[1]}"?' if hint else str(error)
+        raise UserError(f"unknown config key {wrong} (given: {given})") from None
     except flags.Error as error:
         raise UserError(str(error)) from None
 

@@ -91,10 +91,10 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 
     # --- Data: which samples make which step.
     data = build_data(
-        config.data, resolve_path, tokenizer=files.tokenizer, template=files.template, position=files.position,
+        config.data, resolve_path, evaluate_sources=config.evaluate.sources, tokenizer=files.tokenizer, template=files.template, position=files.position,
         rules=files.rules, num_image_tokens=files.config.vision.num_tokens, samples=config.batch.samples,
         rows_multiple=sharding.batch_shards(mesh) * config.batch.accumulation, seed=config.seed,
-        epochs=config.epochs, steps=config.steps, cache=workdir / "preflight",
+        epochs=config.epochs, steps=config.steps, cache=workdir / "preflight", accumulation=config.batch.accumulation,
     )  # fmt: skip
     _say(data.describe())
     if resumed == data.total_steps and _is_done(config, workdir, resumed):
@@ -104,6 +104,9 @@ def _run(config: ConfigDict, workdir: Path) -> int:
             summary.print_summary(_CONSOLE, workdir, read_json(workdir / "summary.json"))
         return EXIT_DONE
     _check_fits(config, model, data)
+
+    peak, peak_source = device_peak(jax.local_devices()[0])
+    _say(f"MFU is the share of {peak / 1e12:.3g} TFLOP/s per device ({peak_source})")
 
     # --- The optimizer, the state, and the jitted step.
     tx, schedules = make_optimizer(config.optimizer, model.trainable_paths, data.total_steps)
@@ -136,7 +139,7 @@ def _run(config: ConfigDict, workdir: Path) -> int:
         seconds["start"] = time.perf_counter() - started
 
         # --- The loop.
-        run = _Loop(config, workdir, mesh, model, data, checkpointer, schedules, seconds)
+        run = _Loop(config, workdir, mesh, model, data, checkpointer, schedules, seconds, peak)
         state, stopped = run.train(train_step, state, frozen, start)
         run.save(state, evaluated=None)
         checkpointer.wait()
@@ -191,6 +194,7 @@ class _Loop:
     checkpointer: Checkpointer
     schedules: dict[str, Any]
     seconds: dict[str, float]
+    peak: float
     metrics: MetricsWriter = field(init=False)
 
     def train(self, train_step: Any, state: TrainState, frozen: Any, start: int) -> tuple[TrainState, bool]:
@@ -200,7 +204,6 @@ class _Loop:
         lead = jax.process_index() == 0
         self.metrics = MetricsWriter(self.workdir, start, config.logging.tensorboard) if lead else None  # type: ignore[assignment]
         progress = ProgressLine(_CONSOLE, start, total) if lead else None
-        peak, _ = device_peak(jax.local_devices()[0])
         loader = self.data.loader(start)
         placement = sharding.batch_sharding(self.mesh)
         stopped = False
@@ -215,7 +218,7 @@ class _Loop:
                 state, measured = train_step(state, frozen, batch)
                 # The previous step is reported while this one runs, so that the devices never wait for the host.
                 if pending is not None:
-                    clock = self._report(*pending, clock=clock, peak=peak, progress=progress)
+                    clock = self._report(*pending, clock=clock, progress=progress)
                 pending = (step + 1, measured, wait)
 
                 done = step + 1
@@ -223,7 +226,7 @@ class _Loop:
                 save = config.checkpoint.every and done % config.checkpoint.every == 0 and done < total
                 stopped = self._should_stop(done, signalled) and done < total
                 if evaluate or save or stopped:
-                    clock = self._report(*pending, clock=clock, peak=peak, progress=progress)
+                    clock = self._report(*pending, clock=clock, progress=progress)
                     pending = None
                     evaluated = self.evaluate(state, frozen)[0] if evaluate else None
                     if save or stopped:
@@ -232,7 +235,7 @@ class _Loop:
                 if stopped:
                     break
             if pending is not None:
-                self._report(*pending, clock=clock, peak=peak, progress=progress)
+                self._report(*pending, clock=clock, progress=progress)
         loader.close()
         if progress is not None:
             progress.close()
@@ -240,7 +243,7 @@ class _Loop:
         return state, stopped
 
     def _report(
-        self, step: int, measured: Any, wait: float, clock: float, peak: float, progress: ProgressLine | None
+        self, step: int, measured: Any, wait: float, clock: float, progress: ProgressLine | None
     ) -> float:
         """Write one step's figures; returns the time at which the step was over."""
         values = {name: float(value) for name, value in measured.items()}
@@ -265,7 +268,7 @@ class _Loop:
             "seconds": elapsed,
             "tokens_per_s": values["tokens"] / elapsed,
             "images_per_s": images / elapsed,
-            "mfu": flops / elapsed / (peak * jax.device_count()),
+            "mfu": flops / elapsed / (self.peak * jax.device_count()),
             "data_wait": min(1.0, wait / elapsed),
         }
         if step % self.config.logging.every == 0 or step == self.data.total_steps:
@@ -293,6 +296,8 @@ class _Loop:
     ) -> tuple[dict[str, float], Any, list[heldout.Answered]]:
         """Evaluate on held-out samples. Returns (flat metrics, score's dict or None, answers)."""
         began = time.perf_counter()
+        if jax.process_index() == 0:
+            write_status(self.workdir, "running", int(state.step), "evaluating")
         params = {**frozen, **state.trainable}
         tasks, flat, scored, answered = self.config.evaluate.tasks, {}, None, []
         if "loss" in tasks and self.data.has_heldout:
@@ -304,7 +309,7 @@ class _Loop:
             batches = ({k: jax.make_array_from_process_local_data(placement, v) for k, v in rows.items()}
                        for rows in self.data.heldout_batches())  # fmt: skip
             flat["eval/loss"] = heldout.heldout_loss(step, params, batches)
-        if "accuracy" in tasks and self.data.has_heldout:
+        if "accuracy" in tasks and self.data.has_questions:
             answered = self._answer(params)
             scored = heldout.score(answered)
             shown = ("accuracy", "blind", "words_short", "words_long")

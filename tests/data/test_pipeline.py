@@ -125,8 +125,9 @@ def test_without_a_held_out_split_there_is_none(build, tmp_path, mixed_examples)
     write_dataset(tmp_path / "d", {"train": mixed_examples})
     assert not build([source(tmp_path / "d")]).has_heldout
     assert not build(eval_split="").has_heldout
+    assert build(eval_split="").heldout_questions(3) == []
     with pytest.raises(ValueError, match="has_heldout"):
-        build(eval_split="").heldout_questions(3)
+        next(build(eval_split="").heldout_batches())
 
 
 def test_questions_are_the_same_few_of_each_task_every_time(build):
@@ -208,3 +209,11 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
 def test_data_that_cannot_be_used_as_asked_is_refused_by_key(build, changes, message):
     with pytest.raises(UserError, match=message):
         build(**changes)
+
+
+def test_other_sources_can_be_asked_too_without_being_part_of_the_held_out_loss(build, dataset):
+    other = SimpleNamespace(path=str(dataset), split="train", include=("task1",), exclude=())
+    data, plain = build(evaluate_sources=(other,)), build()
+    more = data.heldout_questions(2)[len(plain.heldout_questions(2)) :]
+    assert more and {q.task for q in more} == {"task1"}
+    assert len(list(data.heldout_batches())) == len(list(plain.heldout_batches()))

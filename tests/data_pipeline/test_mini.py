@@ -56,7 +56,7 @@ def test_no_held_out_picture_is_a_training_picture_of_any_stage(data: mini.MiniD
     for stage in STAGES:
         for split, found in hashes.items():
             found |= set(_images(data.release(stage), split).values())
-    assert len(hashes["train"]) > 500 and len(hashes["test"]) > 30
+    assert len(hashes["train"]) > 300 and len(hashes["test"]) > 30
     assert not hashes["train"] & hashes["test"]
 
 
@@ -91,7 +91,10 @@ def test_the_cache_folder_comes_from_the_environment(
 
 
 def test_two_processes_at_once_make_one_whole_dataset(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from data_pipeline import mini; print(mini.ensure(Path({str(tmp_path)!r}), 0.004).root)"
+    code = (
+        "from pathlib import Path; from data_pipeline import mini;"
+        f"print(mini.ensure(Path({str(tmp_path)!r}), 0.004).root)"
+    )
     repository = Path(mini.__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(repository)}
     command = [sys.executable, "-c", code]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import random
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 
 from data_pipeline.mini.draw import BACKGROUNDS, COLORS
+from data_pipeline.mini.plan import make_plan
 from data_pipeline.mini.render import render
 from data_pipeline.mini.scenes import BACKGROUND_NAMES, COLOR_NAMES, KINDS, PLACES, Sampler, Scene
 
@@ -55,6 +57,16 @@ def test_a_picture_is_64_px_rgb_and_the_same_seed_gives_the_same_bytes(kind: str
         assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
         assert np.array_equal(pixels, _pixels(scene, "a")) is False
         assert np.array_equal(_pixels(scene, "a"), _pixels(scene, "a"))
+
+
+def test_no_held_out_picture_has_the_pixels_of_a_training_picture() -> None:
+    """At full scale, over all stages."""
+    pixels = collections.defaultdict(set)
+    for item in make_plan(_DIGITS.target):
+        picture = render(item.scene, random.Random(item.image), _INK)
+        pixels[item.split].add(hashlib.sha256(picture.tobytes()).digest())
+    assert len(pixels["test"]) > 1000
+    assert not pixels["train"] & pixels["test"]
 
 
 @pytest.mark.parametrize("kind", ["single", "group", "arrow", "icon", "word", "face"])

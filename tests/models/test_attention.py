@@ -37,6 +37,29 @@ def test_queries_see_earlier_tokens_of_their_own_segment(num_kv_heads: int) -> N
     np.testing.assert_allclose(got, by_hand(q, k, v, visible), atol=1e-5)
 
 
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, visible: np.ndarray) -> jax.Array:
+    """The formula as one writes it, left to autodiff: k and v repeated for their query heads."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bthk,buhk->bhtu", q, k) / np.sqrt(q.shape[3])
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhtu,buhk->bthk", weights, v)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+def test_the_written_gradient_equals_autodiff_of_the_plain_formula(num_kv_heads: int) -> None:
+    q, k, v = heads(6, 6, 0), heads(6, num_kv_heads, 1), heads(6, num_kv_heads, 2)
+    visible = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & np.tril(np.ones((6, 6), bool))
+    out_grad = heads(6, 6, 3)
+
+    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attention(q, k, v, q_segments=SEGMENTS, kv_segments=SEGMENTS, causal=True, backend="reference")
+
+    got = jax.jit(lambda *qkv: jax.vjp(ours, *qkv)[1](out_grad))(q, k, v)
+    expected = jax.jit(lambda *qkv: jax.vjp(lambda *x: plain(*x, visible), *qkv)[1](out_grad))(q, k, v)
+    for ours_, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours_, theirs, atol=1e-5)
+
+
 def test_without_segments_and_order_everything_is_seen() -> None:
     q, k, v = heads(6, 4, 0), heads(9, 4, 1), heads(9, 4, 2)
     got = attention(q, k, v, causal=False, backend="reference")

@@ -80,7 +80,7 @@ def test_greedy_tokens_equal_generate_with_and_without_end_tokens() -> None:
     prompts = [hf.sample(config, pieces, seed=20 + i) for i, pieces in enumerate(PROMPTS)]
 
     expected = [reference_answer(reference, config, prompt, []) for prompt in prompts]
-    compare(ours(reference, config, prompts, []), expected)
+    compare(ours(reference, config, prompts, [-1, -1]), expected)
     assert all(len(tokens) == MAX_NEW_TOKENS for tokens in expected)
 
     # Two tokens that two answers reach midway become end tokens; others go on to the end of the budget.

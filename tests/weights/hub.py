@@ -16,7 +16,7 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
-from vflax.weights import hf_config
+from vflax.weights import hf_config, hf_images
 from vflax.weights.safetensors_io import TensorSpec, write_shards
 from vflax.weights.source import RandomSource
 
@@ -121,7 +121,7 @@ def write_llava(
     write_tensors(folder, tensors, max_bytes)
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PIECES + 1}
     dump(folder / "config.json", hf_config.to_llava(config, PIECES, tokens, "float32"))
-    dump(folder / "preprocessor_config.json", hf_config.to_preprocessor(RULES))
+    dump(folder / "preprocessor_config.json", hf_images.to_preprocessor(RULES))
 
 
 def write_clip(folder: Path, config: LlavaConfig, tensors: dict[str, np.ndarray], prefix: str) -> None:
@@ -145,7 +145,10 @@ def write_clip(folder: Path, config: LlavaConfig, tensors: dict[str, np.ndarray]
     write_tensors(folder, tower)
     dump(folder / "config.json", whole)
     preprocessor = {"crop_size": 30, "size": 30, "image_mean": MEAN, "image_std": STD}
-    dump(folder / "preprocessor_config.json", {**preprocessor, "feature_extractor_type": "CLIPFeatureExtractor"})
+    dump(
+        folder / "preprocessor_config.json",
+        {**preprocessor, "feature_extractor_type": "CLIPFeatureExtractor"},
+    )
 
 
 def write_decoder(folder: Path, config: LlavaConfig, tensors: dict[str, np.ndarray]) -> None:

@@ -20,7 +20,12 @@ from vflax.workdir import ModelFiles
 
 
 def write(
-    workdir: Path, source: TensorSource, config: LlavaConfig, trained: list[str], template: str, steps: tuple[int, ...] = (3,)
+    workdir: Path,
+    source: TensorSource,
+    config: LlavaConfig,
+    trained: list[str],
+    template: str,
+    steps: tuple[int, ...] = (3,),
 ) -> dict[str, np.ndarray]:
     """Freeze all but `trained`, "train" those (add 1/64 at each step), save checkpoints as the trainer does.
 
@@ -44,6 +49,9 @@ def write(
         for step in steps:
             params = {path: param + 1 / 64 for path, param in params.items()}
             stored = {path.replace("/", "."): param for path, param in params.items()}
-            manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(stored), record=ocp.args.JsonSave({})))
+            manager.save(
+                step,
+                args=ocp.args.Composite(params=ocp.args.StandardSave(stored), record=ocp.args.JsonSave({})),
+            )
             manager.wait_until_finished()
     return {path: np.asarray(param) for path, param in params.items()}

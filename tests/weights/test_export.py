@@ -30,7 +30,9 @@ TRAINED = [path for path in TABLE if not path.startswith("vision/")]
 PADDED = hub.with_decoder(hub.CONFIG, vocab_size=384)
 
 
-def write_hub(folder: Path, dtype: Any = np.float32, config: Any = PADDED, max_bytes: int = 1 << 40) -> dict[str, np.ndarray]:
+def write_hub(
+    folder: Path, dtype: Any = np.float32, config: Any = PADDED, max_bytes: int = 1 << 40
+) -> dict[str, np.ndarray]:
     tensors = {name: tensor.astype(dtype) for name, tensor in hub.tensors_of(config).items()}
     hub.write_llava(folder, config, tensors, max_bytes)
     hub.write_tokenizer(folder)
@@ -65,11 +67,24 @@ def test_the_record_names_every_file_with_its_digest(tmp_path: Path) -> None:
     write_hub(tmp_path / "in")
     export(*open_model(tmp_path / "in"), tmp_path / "out", max_shard_bytes=20_000)
     record = json.loads((tmp_path / "out" / "export.json").read_text())
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()
+    }
     del files["export.json"]
     assert record["files"] == files
-    needed = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"}
-    needed |= {"processor_config.json", "preprocessor_config.json", "chat_template.jinja", "model.safetensors.index.json"}
+    needed = {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+    }
+    needed |= {
+        "processor_config.json",
+        "preprocessor_config.json",
+        "chat_template.jinja",
+        "model.safetensors.index.json",
+    }
     assert needed <= files.keys()
 
 
@@ -85,7 +100,9 @@ def workdir(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_is_exported_in_the_dtypes_it_came_in_and_padded_by_mean_rows(workdir: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_in_the_dtypes_it_came_in_and_padded_by_mean_rows(
+    workdir: Path, tmp_path: Path
+) -> None:
     record = export(WorkdirSource(workdir, 7), ModelFiles.load(workdir), tmp_path / "out")
     found, source = written(tmp_path / "out"), WorkdirSource(workdir, 7)
     assert record["vocab_size"] == 384
@@ -99,7 +116,11 @@ def test_a_run_is_exported_in_the_dtypes_it_came_in_and_padded_by_mean_rows(work
             tensor = tensor[: hub.PIECES]
         assert tensor.dtype == expected.dtype and tensor.tobytes() == expected.tobytes(), name
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (config["image_token_index"], config["pad_token_id"], config["text_config"]["vocab_size"]) == (360, 361, 384)
+    assert (config["image_token_index"], config["pad_token_id"], config["text_config"]["vocab_size"]) == (
+        360,
+        361,
+        384,
+    )
     assert (record["step"], record["template"], record["conversations"]) == (7, "vicuna_v1", 3)
 
 
@@ -120,7 +141,9 @@ def test_numbers_too_large_for_half_precision_are_refused(tmp_path: Path) -> Non
     tensors = write_hub(tmp_path / "in")
     tensors["language_model.model.norm.weight"][3] = 1e6
     hub.write_tensors(tmp_path / "in", tensors)
-    with pytest.raises(UserError, match=r"language_model\.model\.norm\.weight.*1e\+06, too large for float16"):
+    with pytest.raises(
+        UserError, match=r"language_model\.model\.norm\.weight.*1e\+06, too large for float16"
+    ):
         export(*open_model(tmp_path / "in"), tmp_path / "out", dtype="float16")
 
 
@@ -128,7 +151,9 @@ def nothing_left(folder: Path) -> bool:
     return not (folder / "out").exists() and not list(folder.glob(".out*"))
 
 
-def test_a_file_that_is_damaged_after_writing_is_found_and_nothing_is_called_done(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_is_damaged_after_writing_is_found_and_nothing_is_called_done(
+    tmp_path: Path, monkeypatch
+) -> None:
     write_hub(tmp_path / "in")
     read = SafetensorsSource.read
 
@@ -148,7 +173,9 @@ def test_logits_that_differ_are_found_and_nothing_is_called_done(tmp_path: Path,
     write_hub(tmp_path / "in")
     forward = verify.logits
     monkeypatch.setattr(
-        verify, "logits", lambda source, *args: forward(source, *args) + 2e-5 * isinstance(source, SafetensorsSource)
+        verify,
+        "logits",
+        lambda source, *args: forward(source, *args) + 2e-5 * isinstance(source, SafetensorsSource),
     )
     with pytest.raises(UserError, match="logits of the written model differ"):
         export(*open_model(tmp_path / "in"), tmp_path / "out")
@@ -164,7 +191,9 @@ def test_a_nan_weight_is_found_and_nothing_is_called_done(tmp_path: Path) -> Non
     assert nothing_left(tmp_path)
 
 
-def test_a_chat_template_that_renders_otherwise_than_training_is_found(workdir: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_chat_template_that_renders_otherwise_than_training_is_found(
+    workdir: Path, tmp_path: Path, monkeypatch
+) -> None:
     spaced = chat_template("vicuna_v1", "front").replace("USER: ", "USER:")
     monkeypatch.setattr("vflax.weights.export.chat_template", lambda *args: spaced)
     with pytest.raises(UserError, match="chat template vicuna_v1 gives other ids than training"):
@@ -201,7 +230,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypa
 def test_a_directory_whose_tokenizer_is_not_that_of_the_weights_is_refused(tmp_path: Path) -> None:
     write_hub(tmp_path / "in")
     hub.edit(tmp_path / "in" / "config.json", image_token_index=357)
-    with pytest.raises(UserError, match="image_token_index is 357.*id of <image> is 360"):
+    with pytest.raises(UserError, match=r"image_token_index is 357.*id of <image> is 360"):
         open_model(tmp_path / "in")
 
 
@@ -215,7 +244,16 @@ def test_a_directory_without_a_chat_template_is_refused_with_the_file(tmp_path: 
     assert isinstance(files, HubFiles) and files.chat == CHAT
 
 
-def test_the_command_line_exports_a_step_and_says_what_it_checked(workdir: Path, tmp_path: Path, capsys) -> None:
+def test_the_ids_that_end_an_answer_are_kept_from_the_directory(tmp_path: Path) -> None:
+    write_hub(tmp_path / "in")
+    hub.dump(tmp_path / "in" / "generation_config.json", {"eos_token_id": [2, 7]})
+    export(*open_model(tmp_path / "in"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 7]
+
+
+def test_the_command_line_exports_a_step_and_says_what_it_checked(
+    workdir: Path, tmp_path: Path, capsys
+) -> None:
     assert main([f"--model={workdir}", f"--out={tmp_path / 'out'}", "--step=3", "--dtype=bfloat16"]) == 0
     assert json.loads((tmp_path / "out" / "export.json").read_text())["step"] == 3
     assert "tensors, written, read back and compared; largest logit difference" in capsys.readouterr().out

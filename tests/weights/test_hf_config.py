@@ -15,7 +15,7 @@ from vflax.images import ImageRules
 from vflax.models.bridge import BridgeConfig
 from vflax.models.llama import RopeScaling
 from vflax.models.llava import LlavaConfig
-from vflax.weights import hf_config
+from vflax.weights import hf_config, hf_images
 
 CLIP_PREPROCESSOR = {
     "crop_size": {"height": 336, "width": 336},
@@ -31,14 +31,15 @@ CLIP_PREPROCESSOR = {
     "rescale_factor": 0.00392156862745098,
     "size": {"shortest_edge": 336},
 }
-# What llava-hf/llava-1.5-7b-hf leaves out are the defaults of the classes: all the decoder's dimensions, for one.
+# What llava-hf/llava-1.5-7b-hf leaves out are the defaults of the classes: all the decoder's dimensions, for
+# one.
 LLAVA_7B = {
     "model_type": "llava",
     "image_token_index": 32000,
     "text_config": {"max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05, "vocab_size": 32064},
     "vision_config": {
         "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
-        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
+        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
     },
     "vision_feature_layer": -2,
     "vision_feature_select_strategy": "default",
@@ -56,9 +57,19 @@ def test_keys_that_the_hub_file_of_llava_7b_leaves_out_are_those_of_the_classes(
     config = hf_config.read_llava_config(write(tmp_path, LLAVA_7B, CLIP_PREPROCESSOR))
     decoder, vision = config.decoder, config.vision
     assert (decoder.width, decoder.mlp_dim, decoder.num_layers, decoder.num_heads) == (4096, 11008, 32, 32)
-    assert (decoder.num_kv_heads, decoder.head_dim, decoder.rope_theta, decoder.norm_eps) == (32, 128, 1e4, 1e-5)
+    assert (decoder.num_kv_heads, decoder.head_dim, decoder.rope_theta, decoder.norm_eps) == (
+        32,
+        128,
+        1e4,
+        1e-5,
+    )
     assert (decoder.vocab_size, decoder.max_positions, decoder.tie_word_embeddings) == (32064, 4096, False)
-    assert (vision.width, vision.num_layers, vision.num_tokens, vision.hidden_act) == (1024, 24, 576, "quick_gelu")
+    assert (vision.width, vision.num_layers, vision.num_tokens, vision.hidden_act) == (
+        1024,
+        24,
+        576,
+        "quick_gelu",
+    )
     assert (vision.feature_layer, vision.keep_cls, vision.norm_eps) == (-2, False, 1e-5)
     assert config.bridge.kind == "mlp2x_gelu"
     assert vision.image_mean == tuple(CLIP_PREPROCESSOR["image_mean"])
@@ -80,7 +91,7 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize("config", ROUND_TRIPS.values(), ids=ROUND_TRIPS.keys())
 def test_a_config_written_for_hugging_face_reads_back_equal(tmp_path: Path, config: LlavaConfig) -> None:
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-    write(tmp_path, hf_config.to_llava(config, 4, tokens, "float32"), hf_config.to_preprocessor(hub.RULES))
+    write(tmp_path, hf_config.to_llava(config, 4, tokens, "float32"), hf_images.to_preprocessor(hub.RULES))
     assert hf_config.read_llava_config(tmp_path) == config
 
 
@@ -128,13 +139,22 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, change: dict[st
 
 
 def test_a_value_that_transformers_does_not_accept_is_refused_with_the_file(tmp_path: Path) -> None:
-    write(tmp_path, {**LLAVA_7B, "text_config": {"model_type": "llama", "hidden_size": "wide"}}, CLIP_PREPROCESSOR)
+    write(
+        tmp_path,
+        {**LLAVA_7B, "text_config": {"model_type": "llama", "hidden_size": "wide"}},
+        CLIP_PREPROCESSOR,
+    )
     with pytest.raises(UserError, match=r"config\.json: .*hidden_size"):
         hf_config.read_llava_config(tmp_path)
 
 
 def test_a_window_as_long_as_the_longest_sequence_is_no_window(tmp_path: Path) -> None:
-    mistral = {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 4096, "vocab_size": 50}
+    mistral = {
+        "model_type": "mistral",
+        "sliding_window": 4096,
+        "max_position_embeddings": 4096,
+        "vocab_size": 50,
+    }
     config = hf_config.read_decoder(write(tmp_path, mistral))
     assert (config.num_kv_heads, config.mlp_dim, config.vocab_size) == (8, 14336, 50)
 
@@ -168,31 +188,44 @@ RULES = {
 
 
 @pytest.mark.parametrize(("raw", "mode"), RULES.values(), ids=RULES.keys())
-def test_preprocessor_files_of_all_ages_give_the_image_rules(tmp_path: Path, raw: dict[str, Any], mode: Any) -> None:
+def test_preprocessor_files_of_all_ages_give_the_image_rules(
+    tmp_path: Path, raw: dict[str, Any], mode: Any
+) -> None:
     hub.dump(tmp_path / "preprocessor_config.json", raw)
     mean, std = tuple(CLIP_PREPROCESSOR["image_mean"]), tuple(CLIP_PREPROCESSOR["image_std"])
-    assert hf_config.read_image_rules(tmp_path) == ImageRules(mode, 336, mean, std)
+    assert hf_images.read_image_rules(tmp_path) == ImageRules(mode, 336, mean, std)
 
 
 def test_the_image_processor_inside_a_processor_config_is_read(tmp_path: Path) -> None:
     hub.dump(tmp_path / "processor_config.json", {"image_processor": CLIP_PREPROCESSOR, "patch_size": 14})
-    assert hf_config.read_image_rules(tmp_path).size == 336
+    assert hf_images.read_image_rules(tmp_path).size == 336
 
 
 def test_preprocessing_that_is_not_supported_is_told_at_once(tmp_path: Path) -> None:
     raw = {
-        **CLIP_PREPROCESSOR, "resample": 2, "do_center_crop": False, "rescale_factor": 1.0, "size": {"shortest_edge": 400},
+        **CLIP_PREPROCESSOR, "resample": 2, "do_center_crop": False, "rescale_factor": 1.0,
+        "size": {"shortest_edge": 400},
         "image_mean": 0.5,
     }  # fmt: skip
     hub.dump(tmp_path / "preprocessor_config.json", raw)
     with pytest.raises(UserError) as caught:
-        hf_config.read_image_rules(tmp_path)
-    for expected in ("resample=2", "do_center_crop=False", "rescale_factor=1.0", "crop_size=", "image_mean=0.5"):
+        hf_images.read_image_rules(tmp_path)
+    for expected in (
+        "resample=2",
+        "do_center_crop=False",
+        "rescale_factor=1.0",
+        "crop_size=",
+        "image_mean=0.5",
+    ):
         assert expected in str(caught.value)
 
 
 def test_pixels_of_another_size_than_the_tower_s_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, {**LLAVA_7B, "vision_config": {**LLAVA_7B["vision_config"], "image_size": 224}}, CLIP_PREPROCESSOR)
+    write(
+        tmp_path,
+        {**LLAVA_7B, "vision_config": {**LLAVA_7B["vision_config"], "image_size": 224}},
+        CLIP_PREPROCESSOR,
+    )
     with pytest.raises(UserError, match=r"crop_size=336, but the tower's image_size is 224"):
         hf_config.read_llava_config(tmp_path)
 

@@ -23,7 +23,9 @@ def texts(count: int) -> list[str]:
     result = ["", " ", "  two", "USER: ", "\n", "a\u2581b", "naïve 漢字 🙂", "There are 17 dogs."]
     result += ["".join(rng.choice(ALPHABET) for _ in range(rng.randint(1, 25))) for _ in range(count)]
     # Runs of one character are where the order of merges shows.
-    result += [rng.choice("a= .e0") * rng.randint(2, 40) + rng.choice(["", "x", " the"]) for _ in range(count // 4)]
+    result += [
+        rng.choice("a= .e0") * rng.randint(2, 40) + rng.choice(["", "x", " the"]) for _ in range(count // 4)
+    ]
     return [text for text in result if "</s>" not in text and "<s>" not in text]
 
 
@@ -74,7 +76,9 @@ def test_image_and_pad_follow_the_vocabulary_and_are_special(made: Path, tmp_pat
 def test_an_exported_tokenizer_exports_again_with_the_same_ids(made: Path, tmp_path: Path) -> None:
     export(made, tmp_path / "first")
     export(tmp_path / "first", tmp_path / "second")
-    first, second = (json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in ("first", "second"))
+    first, second = (
+        json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in ("first", "second")
+    )
     assert first == second
 
 
@@ -88,14 +92,21 @@ def test_a_directory_with_tokenizer_json_alone_keeps_its_ids(made: Path, tmp_pat
         assert theirs.encode(f"a<image>{text}").ids == [1, *ours.encode("a"), hub.PIECES, *ours.encode(text)]
 
 
-def test_pieces_behind_an_added_token_get_the_prefix_that_the_first_piece_gets(made: Path, tmp_path: Path) -> None:
+def test_pieces_behind_an_added_token_get_the_prefix_that_the_first_piece_gets(
+    made: Path, tmp_path: Path
+) -> None:
     """Transformers 5 writes prepend_scheme "first"; training encodes every chunk as a first one."""
     export(made, tmp_path / "first")
     (tmp_path / "first" / "tokenizer.model").unlink()
     hub.edit(
         tmp_path / "first" / "tokenizer.json",
         normalizer=None,
-        pre_tokenizer={"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+        pre_tokenizer={
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": "first",
+            "split": False,
+        },
     )
     ours = load_tokenizer(tmp_path / "first")
     theirs = export(tmp_path / "first", tmp_path / "second")
@@ -105,7 +116,9 @@ def test_pieces_behind_an_added_token_get_the_prefix_that_the_first_piece_gets(m
 def test_a_model_without_bos_in_front_is_exported_without(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "plain")
     hub.dump(tmp_path / "plain" / "tokenizer_config.json", {"add_bos_token": False})
-    assert export(tmp_path / "plain", tmp_path / "out").encode("dogs").ids == load_tokenizer(made).encode("dogs")
+    assert export(tmp_path / "plain", tmp_path / "out").encode("dogs").ids == load_tokenizer(made).encode(
+        "dogs"
+    )
 
 
 def test_a_sentencepiece_model_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ TABLE = names.table(hub.CONFIG)
 def load(folder: Path, dtype: type = np.float32, paths: list[str] | None = None) -> dict[str, jax.Array]:
     paths = list(TABLE) if paths is None else paths
     device = SingleDeviceSharding(jax.devices()[0])
-    return load_params(SafetensorsSource(folder), hub.CONFIG, dict.fromkeys(paths, device), dict.fromkeys(paths, dtype))
+    return load_params(
+        SafetensorsSource(folder), hub.CONFIG, dict.fromkeys(paths, device), dict.fromkeys(paths, dtype)
+    )
 
 
 def expected(path: str) -> np.ndarray:
@@ -73,13 +75,17 @@ shardings = {path: jax.NamedSharding(mesh, sharding.param_spec(path, s.shape, me
 params = load_params(Counting(pathlib.Path(sys.argv[1])), hub.CONFIG, shardings, dict.fromkeys(shapes, np.float32))
 equal = all(np.array_equal(p, test_load.expected(path)) for path, p in params.items())
 split = sum(p.addressable_shards[0].data.size < p.size for p in params.values())
-print(json.dumps({"equal": equal, "split": split, "read": Counting.elements, "all": sum(p.size for p in params.values())}))
+size = sum(p.size for p in params.values())
+print(json.dumps({"equal": equal, "split": split, "read": Counting.elements, "all": size}))
 """
 
 
 def test_on_a_mesh_each_slice_is_read_once_and_lands_in_its_place(tmp_path: Path) -> None:
     hub.write_llava(tmp_path, hub.CONFIG, TENSORS)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
     command = [sys.executable, "-c", SHARDED, str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -119,7 +125,9 @@ def test_a_part_of_the_model_needs_only_its_own_tensors(tmp_path: Path) -> None:
         load(tmp_path, paths=[*paths, "decoder/norm/scale"])
 
 
-def test_a_tied_head_that_is_stored_twice_is_no_error_and_a_missing_one_of_an_untied_model_is(tmp_path: Path) -> None:
+def test_a_tied_head_that_is_stored_twice_is_no_error_and_a_missing_one_of_an_untied_model_is(
+    tmp_path: Path,
+) -> None:
     hub.write_llava(tmp_path / "both", hub.CONFIG, TENSORS)
     check(SafetensorsSource(tmp_path / "both"), hub.with_decoder(hub.CONFIG, tie_word_embeddings=True))
     single = {name: tensor for name, tensor in TENSORS.items() if name != names.LM_HEAD}

@@ -14,7 +14,10 @@ from vflax.models.llava import LlavaConfig
 from vflax.weights import names
 
 KW = {"dtype": "float32", "param_dtype": "float32", "remat": "none", "attention": "reference"}
-BRIDGES = {kind: dataclasses.replace(hub.CONFIG, bridge=BridgeConfig(kind, 32, 42)) for kind in ("linear", "mlp3x_gelu")}
+BRIDGES = {
+    kind: dataclasses.replace(hub.CONFIG, bridge=BridgeConfig(kind, 32, 42))
+    for kind in ("linear", "mlp3x_gelu")
+}
 CONFIGS = {
     "plain": hub.CONFIG,
     "all tower layers": hub.with_vision(hub.CONFIG, feature_layer=-1),
@@ -37,7 +40,11 @@ def test_carried_and_computed_tower_layers_make_the_whole_tower(config: LlavaCon
     computed = {name for entry in names.table(config).values() for name in entry.names}
     carried = set(names.carried(config))
     assert not computed & carried
-    layers = {int(name.split(".layers.")[1].split(".")[0]) for name in computed | carried if "tower.vision_model.encoder" in name}
+    layers = {
+        int(name.split(".layers.")[1].split(".")[0])
+        for name in computed | carried
+        if "tower.vision_model.encoder" in name
+    }
     assert layers == set(range(config.vision.num_layers))
     assert "vision_tower.vision_model.post_layernorm.weight" in carried
 
@@ -62,10 +69,30 @@ def test_a_part_of_a_parameter_is_found_in_the_tensor_and_back() -> None:
 
 
 NAMINGS = {
-    "4.x hub": ("vision_tower.vision_model.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
-    "4.52 module": ("model.vision_tower.vision_model.", "model.multi_modal_projector.", "model.language_model.", "lm_head."),
-    "5.x module": ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head."),
-    "5.x saved": ("vision_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
+    "4.x hub": (
+        "vision_tower.vision_model.",
+        "multi_modal_projector.",
+        "language_model.model.",
+        "language_model.lm_head.",
+    ),
+    "4.52 module": (
+        "model.vision_tower.vision_model.",
+        "model.multi_modal_projector.",
+        "model.language_model.",
+        "lm_head.",
+    ),
+    "5.x module": (
+        "model.vision_tower.",
+        "model.multi_modal_projector.",
+        "model.language_model.",
+        "lm_head.",
+    ),
+    "5.x saved": (
+        "vision_tower.",
+        "multi_modal_projector.",
+        "language_model.model.",
+        "language_model.lm_head.",
+    ),
 }
 
 
@@ -81,7 +108,11 @@ def test_each_hugging_face_naming_of_a_llava_becomes_the_canonical_one(naming: t
 
 
 def test_buffers_and_text_towers_are_left_aside_and_unknown_names_stand_as_they_came() -> None:
-    for name in ("text_model.encoder.layers.0.mlp.fc1.weight", "logit_scale", "vision_model.embeddings.position_ids"):
+    for name in (
+        "text_model.encoder.layers.0.mlp.fc1.weight",
+        "logit_scale",
+        "vision_model.embeddings.position_ids",
+    ):
         assert names.canonical(name, names.CLIP_RULES) is None
     assert names.canonical("model.layers.3.self_attn.rotary_emb.inv_freq", names.DECODER_RULES) is None
     assert names.canonical("image_newline", names.LLAVA_RULES) == "image_newline"
@@ -90,4 +121,7 @@ def test_buffers_and_text_towers_are_left_aside_and_unknown_names_stand_as_they_
 def test_a_projector_of_the_original_llava_numbers_its_linears_over_the_activations() -> None:
     found = [names.canonical(f"model.mm_projector.{i}.weight", names.BRIDGE_RULES) for i in (0, 2, 4)]
     assert found == [f"multi_modal_projector.linear_{i}.weight" for i in (1, 2, 3)]
-    assert names.canonical("model.mm_projector.bias", names.BRIDGE_RULES) == "multi_modal_projector.linear_1.bias"
+    assert (
+        names.canonical("model.mm_projector.bias", names.BRIDGE_RULES)
+        == "multi_modal_projector.linear_1.bias"
+    )

@@ -13,7 +13,13 @@ import safetensors.numpy
 
 from vflax.errors import UserError
 from vflax.weights import safetensors_io
-from vflax.weights.safetensors_io import SafetensorsFile, TensorSpec, open_directory, plan_shards, write_shards
+from vflax.weights.safetensors_io import (
+    SafetensorsFile,
+    TensorSpec,
+    open_directory,
+    plan_shards,
+    write_shards,
+)
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -74,7 +80,10 @@ def test_shards_hold_at_most_the_given_bytes_and_the_index_finds_every_tensor(tm
 
 
 def test_a_tensor_larger_than_a_shard_gets_its_own() -> None:
-    specs = [TensorSpec(name, np.dtype(np.int8), (size,)) for name, size in (("a", 3), ("b", 100), ("c", 4), ("d", 5))]
+    specs = [
+        TensorSpec(name, np.dtype(np.int8), (size,))
+        for name, size in (("a", 3), ("b", 100), ("c", 4), ("d", 5))
+    ]
     assert [[spec.name for spec in shard] for shard in plan_shards(specs, 10)] == [["a"], ["b"], ["c", "d"]]
 
 
@@ -87,7 +96,10 @@ def test_a_truncated_file_is_refused_with_its_name_and_the_tensors_that_are_cut(
         SafetensorsFile(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x10\0\0", b"version https://git-lfs.github.com/spec/v1 ", b"\x08" + b"\0" * 7 + b"not json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x10\0\0", b"version https://git-lfs.github.com/spec/v1 ", b"\x08" + b"\0" * 7 + b"not json"],
+)
 def test_what_is_no_safetensors_file_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
@@ -113,7 +125,7 @@ def test_an_index_that_names_what_is_not_there_is_refused(tmp_path: Path) -> Non
         open_directory(tmp_path)
     index["weight_map"]["ghost"] = "model-00009-of-00009.safetensors"
     path.write_text(json.dumps(index))
-    with pytest.raises(UserError, match="model-00009-of-00009.safetensors: not there"):
+    with pytest.raises(UserError, match=r"model-00009-of-00009\.safetensors: not there"):
         open_directory(tmp_path)
 
 

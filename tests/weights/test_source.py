@@ -28,7 +28,9 @@ def test_opening_a_directory_reads_no_tensor(tmp_path: Path, monkeypatch) -> Non
 
 def test_two_tensors_for_one_weight_are_refused(tmp_path: Path) -> None:
     hub.write_tensors(tmp_path, {"lm_head.weight": np.ones(2), "language_model.lm_head.weight": np.ones(2)})
-    with pytest.raises(UserError, match=r"language_model\.lm_head\.weight in model\.safetensors and lm_head\.weight"):
+    with pytest.raises(
+        UserError, match=r"language_model\.lm_head\.weight in model\.safetensors and lm_head\.weight"
+    ):
         SafetensorsSource(tmp_path)
 
 
@@ -67,7 +69,10 @@ def test_without_a_projector_the_bridge_is_random_from_the_seed(tmp_path: Path) 
 
 def test_a_projector_of_another_kind_is_refused(tmp_path: Path) -> None:
     clip, llama, _ = write_parts(tmp_path, "")
-    hub.write_tensors(tmp_path / "linear", {"model.mm_projector.weight": np.ones((42, 32)), "model.mm_projector.bias": np.ones(42)})
+    hub.write_tensors(
+        tmp_path / "linear",
+        {"model.mm_projector.weight": np.ones((42, 32)), "model.mm_projector.bias": np.ones(42)},
+    )
     source = JoinedSource(hub.CONFIG, clip, llama, tmp_path / "linear" / "model.safetensors", 0)
     with pytest.raises(UserError, match=r"(?s)missing.*multi_modal_projector\.linear_2\.weight"):
         check(source, hub.CONFIG)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -27,7 +26,9 @@ TENSORS = {name: tensor.astype(np.float16) for name, tensor in hub.tensors_of(hu
 def made(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("run")
     hub.write_llava(folder / "hub", hub.CONFIG, TENSORS)
-    trained = run.write(folder / "work", SafetensorsSource(folder / "hub"), hub.CONFIG, TRAINED, "vicuna_v1", (3, 7))
+    trained = run.write(
+        folder / "work", SafetensorsSource(folder / "hub"), hub.CONFIG, TRAINED, "vicuna_v1", (3, 7)
+    )
     return folder / "work", trained
 
 
@@ -71,7 +72,9 @@ def test_the_dtype_that_a_trained_weight_came_in_is_kept(made) -> None:
 
 
 @pytest.mark.parametrize(("chunk_bytes", "span"), [(None, 6), (4 * 8 * 4, 1)])
-def test_a_stored_block_is_read_once_for_all_its_layers(tmp_path: Path, chunk_bytes: int | None, span: int) -> None:
+def test_a_stored_block_is_read_once_for_all_its_layers(
+    tmp_path: Path, chunk_bytes: int | None, span: int
+) -> None:
     leaf = jnp.arange(6 * 4 * 8, dtype=jnp.float32).reshape(6, 4, 8)
     tree = {"decoder.layers.x": leaf}
     fine = ocp.SaveArgs(chunk_byte_size=chunk_bytes, shard_axes=(0,))

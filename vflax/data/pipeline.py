@@ -63,6 +63,7 @@ class Data:
         self,
         train: _Part,
         heldout: _Part | None,
+        asked: Sequence[tuple[Source, Lengths]],
         format: RowFormat,
         specs: Sequence[SourceSpec],
         *,
@@ -72,6 +73,7 @@ class Data:
         process_count: int,
     ) -> None:
         self._train, self._heldout, self._format, self._specs = train, heldout, format, list(specs)
+        self._asked = list(asked)
         self._settings, self._threads = settings, threads
         self._process = {"process_index": process_index, "process_count": process_count}
         self.plan = train.plan
@@ -146,6 +148,11 @@ class Data:
         return self._heldout is not None
 
     @property
+    def has_questions(self) -> bool:
+        """Whether there is anything to ask: held-out samples of the training sources, or of evaluate.sources."""
+        return self._heldout is not None or bool(self._asked)
+
+    @property
     def heldout_capacity(self) -> int:
         """C of the held-out rows."""
         return self._need_heldout().capacity(self._format.max_length)
@@ -159,11 +166,14 @@ class Data:
             loader.close()
 
     def heldout_questions(self, per_task: int) -> list[Question]:
-        """At most `per_task` held-out samples of each task as questions, the same ones every time."""
-        part = self._need_heldout()
+        """At most `per_task` held-out samples of each task as questions, the same ones every time.
+
+        Those of evaluate.sources come after those of the training sources' own held-out split.
+        """
+        own = [] if self._heldout is None else zip(self._heldout.sources, self._heldout.lengths, strict=True)
         result: list[Question] = []
         with ThreadPoolExecutor(max(1, self._threads)) as pool:
-            for source, lengths in zip(part.sources, part.lengths, strict=True):
+            for source, lengths in [*own, *self._asked]:
                 chosen = choose(source.tasks, lengths.kept, per_task, self.plan.seed)
                 result += pool.map(lambda i, source=source: ask(source[i], self._format), chosen)
         return result
@@ -221,6 +231,7 @@ def build_data(
     seed: int,
     epochs: int,
     steps: int,
+    evaluate_sources: Sequence[Any] = (),
     cache: Path | None = None,
     accumulation: int = 1,
     process_index: int | None = None,
@@ -240,6 +251,8 @@ def build_data(
         seed: of every draw and permutation.
         epochs: length of the run where steps is 0.
         steps: length of the run, or 0.
+        evaluate_sources: config.evaluate.sources (path, split, include, exclude), more samples to ask; they are no
+            part of the held-out loss.
         cache: where lengths are kept when a dataset directory is read-only.
         accumulation: micro-batches per step; held-out batches are as large as one of them.
         process_index, process_count: which host this is; None asks JAX.
@@ -304,6 +317,7 @@ def build_data(
         _heldout(
             specs, config.eval_split, measure, plan, format, accumulation, rows_multiple // accumulation
         ),
+        [_asked(entry, resolve_path, measure) for entry in evaluate_sources],
         format,
         specs,
         settings=settings,
@@ -352,7 +366,7 @@ def _heldout(
         )
         if tokens.any():
             sources.append(source)
-            lengths.append(Lengths(tokens, images, supervised, found.findings, found.dropped_kinds))
+            lengths.append(dataclasses.replace(found, tokens=tokens, images=images, supervised=supervised))
     if not sources:
         return None
     mixture = Mixture(
@@ -377,6 +391,25 @@ def _heldout(
         sources, mixture, plan, format, total_steps=plan.total_steps(epochs=1), rows_multiple=rows_multiple
     )
     return _Part(sources, lengths, mixture, plan, rows)
+
+
+def _asked(
+    entry: Any, resolve_path: Callable[[str], str | os.PathLike[str]], measure: _Measure
+) -> tuple[Source, Lengths]:
+    """One of evaluate.sources, less the tasks that its filters leave out."""
+    spec = SourceSpec(
+        path=os.fspath(resolve_path(entry.path)),
+        split=entry.split,
+        include=tuple(entry.include),
+        exclude=tuple(entry.exclude),
+    )
+    source = open_source(spec.path, spec.split)
+    found = measure(source)
+    chosen = select(spec, np.asarray(source.tasks, object), strict=True)
+    tokens, images, supervised = (
+        np.where(chosen, a, 0) for a in (found.tokens, found.images, found.supervised)
+    )
+    return source, dataclasses.replace(found, tokens=tokens, images=images, supervised=supervised)
 
 
 def _spec(entry: Any, resolve_path: Callable[[str], str | os.PathLike[str]]) -> SourceSpec:

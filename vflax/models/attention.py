@@ -19,10 +19,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
 
 BACKENDS = ("auto", "reference", "cudnn")
+
+# The name under which a remat policy finds what attention hands to its backward pass.
+OUTPUT = "attention_output"
 
 # Finite: a query that may look at nothing then gets a plain mean instead of 0/0.
 _MASKED = -1e30
@@ -57,8 +61,8 @@ def attention(
     Raises:
         UserError: an unknown backend, or "cudnn" where it cannot run.
     """
-    chosen = _choose(q, backend)
     mask = _mask(q, k, q_segments, kv_segments, causal)
+    chosen = _choose(q, mask, backend)
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     return _reference(q, k, v, mask)
@@ -75,9 +79,9 @@ def check_backend(backend: str) -> None:
         )
 
 
-def _choose(q: jax.Array, backend: str) -> str:
+def _choose(q: jax.Array, mask: jax.Array | None, backend: str) -> str:
     check_backend(backend)
-    obstacle = _cudnn_obstacle(q)
+    obstacle = _cudnn_obstacle(q, mask)
     if backend == "auto":
         return "cudnn" if jax.default_backend() == "gpu" and obstacle is None else "reference"
     if backend == "cudnn" and obstacle is not None:
@@ -85,14 +89,14 @@ def _choose(q: jax.Array, backend: str) -> str:
     return backend
 
 
-def _cudnn_obstacle(q: jax.Array) -> str | None:
+def _cudnn_obstacle(q: jax.Array, mask: jax.Array | None) -> str | None:
     _, length, _, head_dim = q.shape
     if q.dtype not in _CUDNN_DTYPES:
         return f"it needs bfloat16 or float16, the model computes in {q.dtype}"
     if head_dim % 8 or head_dim > _CUDNN_MAX_HEAD_DIM:
         return f"head_dim must be a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}, it is {head_dim}"
-    if length % 2:
-        return f"it needs an even number of tokens, there are {length}"
+    if mask is not None and length % 2:
+        return f"with segments it needs an even number of tokens, there are {length}"
     return None
 
 
@@ -112,13 +116,65 @@ def _mask(
 def _reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    # [B, T, H, K] -> [B, T, KV, G, K]: G neighbouring query heads share one key head.
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    # [B, T, KV, G, K] x [B, U, KV, K] -> [B, KV, G, T, U]
-    scores = jnp.einsum("btngk,bunk->bngtu", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * (1.0 / math.sqrt(head_dim))
-    if mask is not None:
-        scores = jnp.where(mask[:, :, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    # [B, KV, G, T, U] x [B, U, KV, K] -> [B, T, KV, G, K] -> [B, T, H, K]
-    return jnp.einsum("bngtu,bunk->btngk", weights, v).reshape(batch, length, heads, head_dim)
+    # [B, T, H, K] -> [B, T, KV, G, K] -> [B, KV, G, T, K]: G neighbouring query heads share one key head.
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    # [B, U, KV, K] -> [B, KV, U, K]
+    mixed = _mix(grouped, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask)
+    # [B, KV, G, T, K] -> [B, T, KV, G, K] -> [B, T, H, K]
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
+@jax.custom_vjp
+def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """q [B, KV, G, T, K]; k, v [B, KV, U, K]; mask bool, broadcast to [B, 1, T, U] -> [B, KV, G, T, K].
+
+    The gradient is written out because autodiff keeps several float32 [T, U] arrays per head and layer, and takes
+    a row sum over U where one over K is enough (FlashAttention, arXiv 2205.14135, appendix B.2).
+    """
+    return _mix_forward(q, k, v, mask)[0]
+
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
+
+
+def _mix_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, _Residuals]:
+    scores = _scores(q, k, mask)
+    largest = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    # [B, KV, G, T, U] x [B, KV, U, K] -> [B, KV, G, T, K]
+    out = jnp.einsum("bngtu,bnuk->bngtk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = checkpoint_name((out / total).astype(q.dtype), OUTPUT)
+    largest, total = checkpoint_name(largest, OUTPUT), checkpoint_name(total, OUTPUT)
+    return out, (q, k, v, mask, out, largest, total)
+
+
+def _mix_backward(residuals: _Residuals, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q, k, v, mask, out, largest, total = residuals
+    weights = jnp.exp(_scores(q, k, mask) - largest) / total
+    # [B, KV, G, T, K] -> [B, KV, G, T, 1]: sum over u of weight times its gradient.
+    through_sum = (grad.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
+    # [B, KV, G, T, K] x [B, KV, U, K] -> [B, KV, G, T, U]
+    d_weights = jnp.einsum("bngtk,bnuk->bngtu", grad, v, preferred_element_type=jnp.float32)
+    d_scores = (weights * (d_weights - through_sum) * _scale(q)).astype(q.dtype)
+    # [B, KV, G, T, U] x [B, KV, G, T, K] -> [B, KV, U, K]
+    d_v = jnp.einsum("bngtu,bngtk->bnuk", weights.astype(v.dtype), grad)
+    d_k = jnp.einsum("bngtu,bngtk->bnuk", d_scores, q)
+    # [B, KV, G, T, U] x [B, KV, U, K] -> [B, KV, G, T, K]
+    d_q = jnp.einsum("bngtu,bnuk->bngtk", d_scores, k)
+    return d_q, d_k, d_v, None
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
+    # [B, KV, G, T, K] x [B, KV, U, K] -> float32 [B, KV, G, T, U]
+    scores = jnp.einsum("bngtk,bnuk->bngtu", q, k, preferred_element_type=jnp.float32) * _scale(q)
+    return scores if mask is None else jnp.where(mask[:, :, None], scores, _MASKED)
+
+
+def _scale(q: jax.Array) -> float:
+    return 1.0 / math.sqrt(q.shape[-1])

@@ -10,17 +10,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vflax.errors import UserError
+from vflax.models.attention import OUTPUT
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 # One object, not one per module: a graphdef compares its static parts, and two calls of normal() differ.
 KERNEL_INIT = nnx.initializers.normal(stddev=0.02)
 
+_weight_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 # What the backward pass may keep of a layer's forward pass. "none" is not a policy: nothing is recomputed.
 _POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots_no_batch": _weight_products,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        _weight_products, jax.checkpoint_policies.save_only_these_names(OUTPUT)
+    ),
 }
 REMAT_POLICIES = ("none", *_POLICIES)
 

@@ -108,8 +108,8 @@ class Llava(nnx.Module):
             rngs: its "params" stream draws the parameters.
             dtype: what matrix products compute in; norms, rotary positions, softmax and logits are float32.
             param_dtype: what parameters are kept in; they are cast to dtype where they are used.
-            remat: what the backward pass recomputes: "none", "full" (each layer), "dots" (all but matrix
-                products), "dots_no_batch" (all but products with weights).
+            remat: what the backward pass recomputes of a layer: "none"; "full", all of it; "dots_no_batch", all but
+                products with weights; "dots", all but these and what attention gives.
             attention: a backend's name, see vflax.models.attention.
         """
         check_remat(remat)

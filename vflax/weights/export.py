@@ -2,10 +2,10 @@
 
     python -m vflax.weights.export --model=WORKDIR --out=DIR
 
-The directory has the file and tensor names of the hub (transformers 4.x), which every transformers since 4.36 and the
-serving engines read. It is written under a temporary name, tensor by tensor, read back and compared, computed with,
-and only then given its name; export.json in it says what was checked. When anything fails, nothing is left behind and
-nothing else is touched.
+The directory has the file and tensor names of the hub (transformers 4.x), which every transformers since 4.36
+and the serving engines read. It is written under a temporary name, tensor by tensor, read back and compared,
+computed with, and only then given its name; export.json in it says what was checked. When anything fails,
+nothing is left behind and nothing else is touched.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
 from vflax.templates import Position, chat_template, check_position
 from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.weights import hf_config, names, verify
+from vflax.weights import hf_config, hf_images, names, verify
+from vflax.weights.hf_files import read_json
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
 from vflax.weights.load import check
 from vflax.weights.safetensors_io import TensorSpec, write_shards
@@ -54,12 +55,16 @@ RECORD = "export.json"
 
 @dataclass(frozen=True)
 class HubFiles:
-    """What a Hugging Face LLaVA directory says beside its weights; its chat template is known as Jinja only."""
+    """What a Hugging Face LLaVA directory says beside its weights.
+
+    chat: its chat template, known as Jinja only; stops: ids that end an answer.
+    """
 
     config: LlavaConfig
     tokenizer: Tokenizer
     rules: ImageRules
     chat: str
+    stops: tuple[int, ...]
 
 
 def open_model(folder: Path, step: str = "latest") -> tuple[TensorSource, ModelFiles | HubFiles]:
@@ -73,20 +78,18 @@ def open_model(folder: Path, step: str = "latest") -> tuple[TensorSource, ModelF
         UserError: when it is neither, or a file is missing, damaged or not supported.
     """
     if (folder / "model" / "config.json").is_file():
-        from vflax.checkpoint import (
-            find_step,
-        )  # Orbax takes seconds to import, and a hub directory needs none of it
+        # Orbax takes seconds to import, and a hub directory needs none of it.
+        from vflax.checkpoint import find_step
 
         return WorkdirSource(folder, find_step(folder, step)), ModelFiles.load(folder)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: neither a vflax WORKDIR (no model/ in it) nor a Hugging Face LLaVA directory (no config.json)"
         )
-    config = hf_config.read_llava_config(folder)
-    files = HubFiles(
-        config, load_tokenizer(folder), hf_config.read_image_rules(folder), _own_chat_template(folder)
-    )
-    raw, ids = hf_config.read_json(folder / "config.json"), special_ids(files.tokenizer)
+    config, tokenizer = hf_config.read_llava_config(folder), load_tokenizer(folder)
+    rules, chat = hf_images.read_image_rules(folder), _own_chat_template(folder)
+    files = HubFiles(config, tokenizer, rules, chat, _own_stops(folder, tokenizer))
+    raw, ids = read_json(folder / "config.json"), special_ids(files.tokenizer)
     said = raw.get("image_token_index", raw.get("image_token_id", ids.image))
     if said != ids.image:
         raise UserError(
@@ -102,13 +105,22 @@ def _own_chat_template(folder: Path) -> str:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            found = hf_config.read_json(folder / name).get("chat_template")
+            found = read_json(folder / name).get("chat_template")
             if isinstance(found, str):
                 return found
     raise UserError(
         f"{folder}: no chat template (chat_template.jinja). An export needs one; take it from where the weights come "
         "from, or write the one they were trained with there"
     )
+
+
+def _own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end an answer by a directory's generation_config.json, else the tokenizer's EOS."""
+    path = folder / "generation_config.json"
+    said = read_json(path).get("eos_token_id") if path.is_file() else None
+    if said is None:
+        return (tokenizer.eos_id,)
+    return tuple(said) if isinstance(said, list) else (int(said),)
 
 
 def export(
@@ -155,11 +167,12 @@ def export(
     padded = PaddedVocabularySource(wanted, rows)
     specs = [TensorSpec(name, padded.dtype(name), padded.shape(name)) for name in padded.names()]
     with _temporary(out, sum(spec.nbytes for spec in specs)) as folder:
-        write_shards(folder, "model", specs, max_shard_bytes, padded.read)
+        weights = write_shards(folder, "model", specs, max_shard_bytes, padded.read)
         _write_files(folder, files, config, _common(specs))
         record = {**_origin(source), **_verify(folder, files, config, wanted, padded)}
         record["dtypes"] = dict(collections.Counter(spec.dtype.name for spec in specs))
-        record["files"] = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+        others = [path for path in sorted(folder.iterdir()) if path.name not in weights]
+        record["files"] = weights | {path.name: _sha256(path) for path in others}
         _write_json(folder / RECORD, record)
         _put_in_place(folder, out)
     return record
@@ -190,7 +203,7 @@ def _write_files(folder: Path, files: ModelFiles | HubFiles, config: LlavaConfig
     """Everything beside the weights."""
     tokenizer = files.tokenizer
     if isinstance(files, HubFiles):
-        chat, stops = files.chat, [tokenizer.eos_id]
+        chat, stops = files.chat, list(files.stops)
     else:
         chat = chat_template(files.template, _position(files))
         stops = list(stop_ids(files.template, tokenizer))
@@ -202,7 +215,7 @@ def _write_files(folder: Path, files: ModelFiles | HubFiles, config: LlavaConfig
     }
     _write_json(folder / "config.json", hf_config.to_llava(config, ids.image, tokens, dtype))
     _write_json(folder / "generation_config.json", tokens)
-    _write_json(folder / "preprocessor_config.json", hf_config.to_preprocessor(files.rules))
+    _write_json(folder / "preprocessor_config.json", hf_images.to_preprocessor(files.rules))
     _write_json(folder / "processor_config.json", hf_config.to_processor(config))
     (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
 
@@ -243,7 +256,7 @@ def _verify(
     }
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def _check_out(out: Path, replace: bool) -> None:
@@ -290,15 +303,14 @@ def _put_in_place(folder: Path, out: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# --- command line ----------------------------------------------------------------------------------------------------
+# --- command line -------------------------------------------------------------------------------------------
 
 
 def parse_size(text: str) -> int:

@@ -1,8 +1,8 @@
 """The frozen store, WORKDIR/frozen/HASH: weights that do not learn, in the bytes and the dtype they came in.
 
-It holds the frozen parameters' tensors and the carried ones under canonical names, sharded safetensors, and frozen.json
-with a digest of each tensor. HASH is a digest of those, so equal content has one place whoever wrote it. Checkpoints
-refer to it instead of holding it again.
+It holds the frozen parameters' tensors and the carried ones under canonical names, sharded safetensors, and
+frozen.json with a digest of each tensor. HASH is a digest of those, so equal content has one place whoever
+wrote it. Checkpoints refer to it instead of holding it again.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
-"""Hugging Face's config.json and preprocessor_config.json to our configs, and back.
+"""Hugging Face's config.json to our model config, and back.
 
-Keys that a file leaves out equal the defaults of Hugging Face's classes (llava-hf/llava-1.5-7b-hf names no decoder
-width, for one), so those classes resolve them; no default of ours stands in. What the model cannot compute is refused
-by name, all of it at once.
+Keys that a file leaves out equal the defaults of Hugging Face's classes (llava-hf/llava-1.5-7b-hf names no
+decoder width, for one), so those classes resolve them; no default of ours stands in. What the model cannot
+compute is refused by name, all of it at once.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,63 +16,11 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig, RopeScaling
 from vflax.models.llava import LlavaConfig
+from vflax.weights.hf_files import Problems, read_json
+from vflax.weights.hf_images import read_or_note
 
 HF_BRIDGE = "mlp2x_gelu"
 DECODER_TYPES = ("llama", "mistral")
-# Pillow's number of the bicubic filter, as the preprocessor files write it.
-_BICUBIC = 3
-_LLAVA_PROCESSORS = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcessorPil")
-_CLIP_PROCESSORS = (
-    "CLIPImageProcessor",
-    "CLIPImageProcessorFast",
-    "CLIPImageProcessorPil",
-    "CLIPFeatureExtractor",
-)
-
-
-class _Problems:
-    """Collects what is wrong with one file, to be told at once."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.lines: list[str] = []
-
-    def expect(self, key: str, value: Any, allowed: tuple[Any, ...], remedy: str = "") -> None:
-        """Note `key` unless its value is one of `allowed`."""
-        if value not in allowed:
-            wanted = " or ".join(map(repr, allowed))
-            self.lines.append(f"{key}={value!r}: vflax supports {wanted}{'; ' + remedy if remedy else ''}")
-
-    def stop(self) -> None:
-        """Raise what was noted.
-
-        Raises:
-            UserError: if anything was.
-        """
-        if self.lines:
-            raise UserError(f"{self.file} is not supported:\n  " + "\n  ".join(self.lines))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: naming the file, when it is missing or broken.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not there") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def model_type(folder: Path) -> str:
-    """What a directory's config.json says it is."""
-    return str(read_json(folder / "config.json").get("model_type"))
 
 
 def read_llava_config(folder: Path) -> LlavaConfig:
@@ -85,7 +31,7 @@ def read_llava_config(folder: Path) -> LlavaConfig:
     """
     path = folder / "config.json"
     raw = read_json(path)
-    problems = _Problems(path)
+    problems = Problems(path)
     text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
     problems.expect("model_type", raw.get("model_type"), ("llava",))
     problems.expect("text_config.model_type", text.get("model_type", "llama"), DECODER_TYPES)
@@ -108,7 +54,7 @@ def read_llava_config(folder: Path) -> LlavaConfig:
     )
     _check_decoder(full["text_config"], "text_config.", problems)
     _check_vision(full["vision_config"], "vision_config.", problems)
-    rules = _read_image_rules(folder, problems, full["vision_config"]["image_size"])
+    rules = read_or_note(folder, problems, full["vision_config"]["image_size"])
     problems.stop()
     assert rules is not None  # a missing one is a problem, and problems have stopped
     tied = bool(full["tie_word_embeddings"] or full["text_config"]["tie_word_embeddings"])
@@ -131,7 +77,7 @@ def read_vision(folder: Path, feature_layer: int, keep_cls: bool) -> VisionConfi
     """
     path = folder / "config.json"
     raw = read_json(path)
-    problems = _Problems(path)
+    problems = Problems(path)
     problems.expect("model_type", raw.get("model_type"), ("clip", "clip_vision_model"))
     problems.stop()
     from transformers import CLIPConfig, CLIPVisionConfig
@@ -142,7 +88,7 @@ def read_vision(folder: Path, feature_layer: int, keep_cls: bool) -> VisionConfi
     else:
         full = _resolve(CLIPVisionConfig, raw, path)
         _check_vision(full, "", problems)
-    rules = _read_image_rules(folder, problems, full["image_size"])
+    rules = read_or_note(folder, problems, full["image_size"])
     problems.stop()
     assert rules is not None  # a missing one is a problem, and problems have stopped
     return _vision_config(full, feature_layer, keep_cls, rules)
@@ -173,7 +119,7 @@ def read_decoder(folder: Path) -> DecoderConfig:
     """
     path = folder / "config.json"
     raw = read_json(path)
-    problems = _Problems(path)
+    problems = Problems(path)
     problems.expect("model_type", raw.get("model_type"), DECODER_TYPES)
     problems.stop()
     from transformers import LlamaConfig, MistralConfig
@@ -197,7 +143,7 @@ def _resolve(kind: Any, raw: dict[str, Any], path: Path) -> dict[str, Any]:
     return resolved
 
 
-def _check_decoder(full: dict[str, Any], prefix: str, problems: _Problems) -> None:
+def _check_decoder(full: dict[str, Any], prefix: str, problems: Problems) -> None:
     problems.expect(f"{prefix}hidden_act", full["hidden_act"], ("silu",))
     # Mistral's class knows no biases; a file may still ask for them.
     for key in ("attention_bias", "mlp_bias"):
@@ -219,7 +165,7 @@ def _check_decoder(full: dict[str, Any], prefix: str, problems: _Problems) -> No
         problems.lines.append(f"{prefix}rope_scaling has no factor, which its type linear needs")
 
 
-def _check_vision(full: dict[str, Any], prefix: str, problems: _Problems) -> None:
+def _check_vision(full: dict[str, Any], prefix: str, problems: Problems) -> None:
     problems.expect(f"{prefix}hidden_act", full["hidden_act"], ("quick_gelu", "gelu"))
     problems.expect(f"{prefix}num_channels", full["num_channels"], (3,))
     for key in ("image_size", "patch_size"):
@@ -274,97 +220,7 @@ def _decoder_config(full: dict[str, Any], tied: bool) -> DecoderConfig:
     )
 
 
-# --- image preprocessing ---------------------------------------------------------------------------------------------
-
-
-def read_image_rules(folder: Path) -> ImageRules:
-    """Read preprocessor_config.json, or the image_processor of a processor_config.json (transformers 5.x).
-
-    Raises:
-        UserError: when there is neither, or for every key that is not supported.
-    """
-    problems = _Problems(folder / "preprocessor_config.json")
-    rules = _read_image_rules(folder, problems, None)
-    problems.stop()
-    assert rules is not None  # a missing one is a problem, and problems have stopped
-    return rules
-
-
-def _read_image_rules(folder: Path, problems: _Problems, size: int | None) -> ImageRules | None:
-    path, raw = folder / "preprocessor_config.json", None
-    if path.is_file():
-        raw = read_json(path)
-    elif (folder / "processor_config.json").is_file():
-        path = folder / "processor_config.json"
-        raw = read_json(path).get("image_processor")
-    if raw is None:
-        problems.lines.append(
-            f"{folder / 'preprocessor_config.json'}: not there. It says how images are normalised for these weights; "
-            "it comes with them (for CLIP ViT-L/14-336: openai/clip-vit-large-patch14-336 on the hub): put it there"
-        )
-        return None
-    own = _Problems(path)
-    rules = _image_rules(raw, own, size)
-    if own.file == problems.file:
-        problems.lines += own.lines
-    else:
-        problems.lines += [f"{path.name}: {line}" for line in own.lines]
-    return rules
-
-
-def _image_rules(raw: dict[str, Any], problems: _Problems, size: int | None) -> ImageRules | None:
-    """The rules of a preprocessor file; what it leaves out are CLIPImageProcessor's defaults."""
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
-    kind = raw.get("image_processor_type", raw.get("feature_extractor_type", "CLIPImageProcessor"))
-    problems.expect("image_processor_type", kind, (*_CLIP_PROCESSORS, *_LLAVA_PROCESSORS))
-    crop = _side(raw.get("crop_size", 224), ("height", "width"))
-    short = _side(raw.get("size", 224), ("shortest_edge",), ("height", "width"))
-    if crop is None or crop != short:
-        problems.lines.append(
-            f"size={raw.get('size')!r} and crop_size={raw.get('crop_size')!r}: vflax supports one square size for both"
-        )
-    if size is not None and crop is not None and crop != size:
-        problems.lines.append(f"crop_size={crop}, but the tower's image_size is {size}")
-    for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"):
-        problems.expect(key, raw.get(key, True), (True,))
-    problems.expect("resample", raw.get("resample", _BICUBIC), (_BICUBIC,))
-    factor = raw.get("rescale_factor", 1 / 255)
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        problems.lines.append(f"rescale_factor={factor!r}: vflax supports 1/255")
-    pad = bool(raw.get("do_pad", False))
-    if pad and kind in _CLIP_PROCESSORS:
-        problems.lines.append(
-            f"do_pad=true with {kind}: vflax pads as LlavaImageProcessor does; name that type"
-        )
-    mean, std = raw.get("image_mean", OPENAI_CLIP_MEAN), raw.get("image_std", OPENAI_CLIP_STD)
-    for key, value in (("image_mean", mean), ("image_std", std)):
-        if not isinstance(value, (list, tuple)) or len(value) != 3:
-            problems.lines.append(f"{key}={value!r}: expected three numbers")
-    if problems.lines or crop is None:
-        return None
-    return ImageRules("pad" if pad else "crop", crop, _three(mean), _three(std))
-
-
-def _side(value: Any, *keys: tuple[str, ...]) -> int | None:
-    """Side of a square given as a number or as an object with one of the key sets; None when it is no square."""
-    if isinstance(value, int):
-        return value
-    if isinstance(value, dict):
-        # transformers 5.x writes every key and null for those that do not apply.
-        given = {key: side for key, side in value.items() if side is not None}
-        for names in keys:
-            if set(given) == set(names) and len(set(given.values())) == 1:
-                return int(next(iter(given.values())))
-    return None
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-# --- our config to Hugging Face's ------------------------------------------------------------------------------------
+# --- our config to Hugging Face's ---------------------------------------------------------------------------
 
 
 def check_expressible(config: LlavaConfig) -> None:
@@ -458,27 +314,6 @@ def _tower_config(vision: VisionConfig) -> dict[str, Any]:
         "num_hidden_layers": vision.num_layers,
         "patch_size": vision.patch_size,
     }
-
-
-def to_preprocessor(rules: ImageRules) -> dict[str, Any]:
-    """Write preprocessor_config.json: LlavaImageProcessor for padding, CLIPImageProcessor for the centre crop."""
-    kind = "LlavaImageProcessor" if rules.mode == "pad" else "CLIPImageProcessor"
-    result: dict[str, Any] = {
-        "image_processor_type": kind,
-        "processor_class": "LlavaProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": rules.size},
-        "resample": _BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": rules.size, "width": rules.size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(rules.mean),
-        "image_std": list(rules.std),
-    }
-    return result | ({"do_pad": True} if rules.mode == "pad" else {})
 
 
 def to_processor(config: LlavaConfig) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Tokenizer files for a Hugging Face directory, made so that its ids equal those that training saw.
 
-Training encodes the text between images and special tokens chunk by chunk, each as a whole (vflax/conversation.py).
-A tokenizer.json splits at added tokens first and normalises each piece by itself, so it gives the same ids when every
-piece, not just the first, gets SentencePiece's dummy prefix; that is what Hugging Face calls the legacy behaviour.
+Training encodes the text between images and special tokens chunk by chunk, each as a whole
+(vflax/conversation.py). A tokenizer.json splits at added tokens first and normalises each piece by itself, so
+it gives the same ids when every piece, not just the first, gets SentencePiece's dummy prefix; that is what
+Hugging Face calls the legacy behaviour.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _from_sentencepiece(path: Path, tokenizer: Tokenizer) -> tuple[tokenizers.To
     names = [p.piece for p in proto.pieces if p.type in (kinds.UNKNOWN, kinds.CONTROL, kinds.USER_DEFINED)]
     specials = {name: vocab[name] for name in names if tokenizer.special_id(name) == vocab[name]}
     specials[unknown] = vocab[unknown]
-    # User-defined pieces are found in text; Hugging Face has them end a piece of text, as its own conversion does.
+    # User-defined pieces are found in text; Hugging Face has them end a piece of text, as its own conversion
+    # does.
     plain = [name for name in names if name not in specials]
     backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
     beyond = _declared(path.parent, tokenizer)
@@ -138,8 +140,8 @@ def _check_proto(proto: Any, bpe: int, path: Path) -> None:
 def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
     """The merge list of a SentencePiece BPE model, which keeps scores of results instead.
 
-    Every way to make a piece of two others is a merge. Better pieces go first; of several ways to one piece, the
-    longer left part, as in Hugging Face's own conversion.
+    Every way to make a piece of two others is a merge. Better pieces go first; of several ways to one piece,
+    the longer left part, as in Hugging Face's own conversion.
     """
     ranked = []
     for piece, score in scores.items():

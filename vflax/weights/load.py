@@ -36,7 +36,8 @@ def load_params(
         {parameter path: array} for the paths of `shardings`, in their order.
 
     Raises:
-        UserError: for all missing, mis-shaped and, when the whole model is loaded, unexpected tensors at once.
+        UserError: for all missing, mis-shaped and, when the whole model is loaded, unexpected tensors at
+            once.
     """
     table = names.table(config)
     unknown = sorted(set(shardings) - set(table))

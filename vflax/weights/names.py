@@ -2,10 +2,12 @@
 
 CANONICAL tensor names are those of Hugging Face's LLaVA files on the hub (transformers 4.x):
 
-    vision_tower.vision_model.*      multi_modal_projector.linear_i.*      language_model.model.*      language_model.lm_head.weight
+    vision_tower.vision_model.*      multi_modal_projector.linear_i.*      language_model.model.*
+    language_model.lm_head.weight
 
-Every other naming is brought to the canonical one by a list of (pattern, replacement) rules, so a new format is one
-more list. From canonical names to parameters there is one table, and both directions come from the same entry.
+Every other naming is brought to the canonical one by a list of (pattern, replacement) rules, so a new format
+is one more list. From canonical names to parameters there is one table, and both directions come from the
+same entry.
 """
 
 from __future__ import annotations
@@ -87,8 +89,8 @@ def table(config: LlavaConfig) -> dict[str, Entry]:
 def carried(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     """Tensors that belong to the checkpoint but are never computed: {canonical name: shape}.
 
-    They are the tower's layers behind the feature layer, and its last norm. They are kept as they came and written
-    back at export, because Hugging Face's classes want them.
+    They are the tower's layers behind the feature layer, and its last norm. They are kept as they came and
+    written back at export, because Hugging Face's classes want them.
     """
     vision = config.vision
     result: dict[str, tuple[int, ...]] = {}
@@ -193,9 +195,10 @@ def _decoder(config: LlavaConfig) -> list[Entry]:
     return entries
 
 
-# --- other namings ---------------------------------------------------------------------------------------------------
+# --- other namings ------------------------------------------------------------------------------------------
 
-# (pattern for the beginning or the whole of a name, replacement; None: not a weight of the model, left aside).
+# (pattern for the beginning or the whole of a name, replacement; None: not a weight of the model, left
+# aside).
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str] | None]]
 
 # Buffers that old files carry; both are computed from the config.
@@ -228,8 +231,8 @@ DECODER_RULES: Rules = (
     (r"^lm_head\.", "language_model.lm_head."),
 )
 
-# A bridge alone: in our naming, or the projector of the original LLaVA code, where linears and activations are
-# numbered together (0, 2, 4, ...) and a single linear has no number.
+# A bridge alone: in our naming, or the projector of the original LLaVA code, where linears and activations
+# are numbered together (0, 2, 4, ...) and a single linear has no number.
 BRIDGE_RULES: Rules = (
     (r"^(?:model\.)?multi_modal_projector\.", f"{BRIDGE}."),
     (

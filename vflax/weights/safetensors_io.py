@@ -1,8 +1,9 @@
 """safetensors files: read in slices, written as a stream.
 
-The format (https://github.com/huggingface/safetensors#format): 8 bytes of little-endian header length, a JSON header
-{name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps. Files are read, not mapped: mapped pages
-count as resident memory and would make a 14 GB file look, and on a small machine behave, like 14 GB of arrays.
+The format (https://github.com/huggingface/safetensors#format): 8 bytes of little-endian header length, a JSON
+header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps. Files are read, not mapped:
+mapped pages count as resident memory and would make a 14 GB file look, and on a small machine behave, like 14
+GB of arrays.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-# A slice over a later axis is cut out of blocks of rows of about this size, so that no whole tensor is held beside it.
+# A slice over a later axis is cut out of blocks of rows of about this size, so that no whole tensor is held
+# beside it.
 _BLOCK_BYTES = 32 << 20
 # The format's own limit: a longer header is damage.
 _MAX_HEADER = 100_000_000
@@ -68,7 +70,7 @@ class _Stored:
 
 
 class SafetensorsFile:
-    """One file, its header read and checked; tensors are read on demand, each read opens the file anew (thread-safe)."""
+    """One file, its header read and checked. Each read opens the file anew, so threads may share it."""
 
     def __init__(self, path: Path) -> None:
         """Read the header.
@@ -231,6 +233,8 @@ def write_file(path: Path, specs: Sequence[TensorSpec], read: Callable[[str], np
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             f.write(data)
             digest.update(data)
+            # Else it would be held while the next one is read.
+            del array, data
         f.flush()
         os.fsync(f.fileno())
     return digest.hexdigest()

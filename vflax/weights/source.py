@@ -77,9 +77,9 @@ class JoinedSource:
 class RandomSource:
     """Random float32 weights; each tensor is a pure function of (seed, its name, its shape), on any host.
 
-    Spreads are those of Hugging Face's initialisation: 0.02 for decoder, bridge and the tower's patch and position
-    embeddings; CLIP's own, which shrink with width and depth, for the tower's layers (Radford et al., arXiv
-    2103.00020, section 2.5, as in their code). Norm scales are one, biases zero.
+    Spreads are those of Hugging Face's initialisation: 0.02 for decoder, bridge and the tower's patch and
+    position embeddings; CLIP's own, which shrink with width and depth, for the tower's layers (Radford et
+    al., arXiv 2103.00020, section 2.5, as in their code). Norm scales are one, biases zero.
     """
 
     def __init__(self, config: LlavaConfig, seed: int, only: str = "") -> None:

@@ -57,7 +57,8 @@ class CastSource:
 class PaddedVocabularySource:
     """A source whose token embedding and output head have more rows.
 
-    The new rows are the mean of the old ones, so a logit of an id that never occurred in training is an average one.
+    The new rows are the mean of the old ones, so a logit of an id that never occurred in training is an
+    average one.
     """
 
     def __init__(self, base: TensorSource, vocab_size: int) -> None:

@@ -13,7 +13,7 @@ from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
 from vflax.weights.frozen import FrozenSource
-from vflax.weights.hf_config import read_json
+from vflax.weights.hf_files import read_json
 from vflax.weights.names import Entry, Index
 
 

@@ -1,0 +1,72 @@
+"""The command line: exit status, signals, wrong input."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import small
+from vflax.metrics import read_metrics
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vflax.launch", *args], env=small.environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
+    workdir = tmp_path / "run"
+    flags = ("--config.steps=400", "--config.checkpoint.every=0")
+    process = subprocess.Popen(
+        small.command(tmp_path, workdir, *flags), env=small.environment(), stdout=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not read_metrics(workdir / "metrics.jsonl"):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, out
+    status = json.loads((workdir / "status.json").read_text())
+    assert status["state"] == "preempted" and 0 < status["step"] < 400
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == [str(status["step"])]
+    assert "run the same command again" in out
+
+    again = small.launch(tmp_path, workdir, "--config.steps=400", "--config.checkpoint.every=0")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"continuing from step {status['step']}" in again.stdout
+    steps = [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
+    assert steps == list(range(1, 401))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config=configs/stage1.py:tiny", "--workdir=x", "--config.batch.sampels=3"], ["sampels", 'Did you mean "samples"']),
+        (["--config=configs/stage1.py:tiny", "--workdir=x", "--config.steps=many"], ["config.steps", "many"]),
+        (["--config=configs/stage7.py", "--workdir=x"], ["configs/stage7.py", "configs/stage1.py"]),
+        (["--config=configs/stage1.py:huge", "--workdir=x"], ["huge", "tiny"]),
+        (["--config=configs/stage1.py:tiny"], ["--workdir", "--help"]),
+        (["--config=configs/stage1.py:tiny", "--workdr=x"], ["workdr", "workdir"]),
+        (["--config=configs/stage1.py", "--workdir=WORKDIR"], ["config.init.checkpoint=runs/stage0", "WORKDIR"]),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_exit_status_1(args: list[str], words: list[str], tmp_path: Path):
+    result = run(*[a.replace("WORKDIR", str(tmp_path / "run")) for a in args])
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.stderr.startswith("error: ")
+    for word in words:
+        assert word in result.stderr
+
+
+def test_help_names_flags_and_config_keys():
+    result = run("--help")
+    assert result.returncode == 0
+    for text in ("--workdir", "--config.optimizer.lr=2e-05", "--config.batch.samples=128", "75 saved"):
+        assert text in result.stdout
