@@ -98,7 +98,7 @@ def base(stage: int, variant: str) -> ConfigDict:
                 "schedule": "cosine",  # [LLaVA-1.5]
                 "warmup": 0.03,  # [LLaVA-1.5] warmup_ratio
                 "decay": 0.0,  # [LLaVA-1.5]
-                "clip": 1.0,  # Prismatic's reproduction; in LLaVA's DeepSpeed configs clipping most likely never applied
+                "clip": 1.0,  # Prismatic's reproduction; LLaVA's DeepSpeed configs most likely never clipped
                 "b1": 0.9, "b2": 0.999, "eps": 1e-8,  # [LLaVA-1.5] adamw_torch
                 "moment_dtype": "float32",
             },

@@ -2,8 +2,8 @@
 
     --config=tests/real_data_config.py[:subset|all] --config.data.sources[0].path=DIR --config.tokenizer=FILE
 
-336 px, 14 px patches, 576 image tokens, features of the last layer but one, a LLaMA decoder with the LLaMA-2 vocabulary;
-only widths and depths are small. `subset` memorises a few samples, `all` learns on every one.
+336 px, 14 px patches, 576 image tokens, features of the last layer but one, a LLaMA decoder with the LLaMA-2
+vocabulary; only widths and depths are small. `subset` memorises a few samples, `all` learns on every one.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def get_config(variant: str = "subset") -> ConfigDict:
         config.data.max_length = 768
         config.data.packing = False
         config.data.slots = 1
-        config.steps = 150
+        config.steps = 60
         config.batch.samples = 12
-        config.checkpoint.every = 25
+        config.checkpoint.every = 10
     else:
         config.data.max_problem_share = 0.05
         config.steps = 400

@@ -10,7 +10,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-
 # What makes configs/stage1.py:tiny small; as flags for a subprocess and for a config in this process.
 CHANGES: dict[str, Any] = {
     "init.checkpoint": "",
@@ -47,7 +46,7 @@ def get_config():
     config = load_config("configs/stage1.py:tiny")
     config.model.update(ConfigDict({MODEL!r}))
     config.data.sources[0].cap = 4
-    for key, value in {({k: v for k, v in CHANGES.items() if "[" not in k})!r}.items():
+    for key, value in { ({k: v for k, v in CHANGES.items() if "[" not in k})!r}.items():
         config.update_from_flattened_dict({{key: value}})
     return config
 """
@@ -83,5 +82,9 @@ def command(folder: Path, workdir: Path, *flags: str) -> list[str]:
 def launch(folder: Path, workdir: Path, *flags: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return subprocess.run(
-        command(folder, workdir, *flags), env=environment(devices), capture_output=True, text=True, timeout=900
+        command(folder, workdir, *flags),
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=900,
     )

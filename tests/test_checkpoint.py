@@ -18,7 +18,10 @@ from vflax.step import TrainState, init_state
 
 def state_at(step: int) -> TrainState:
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    params = {"bridge/layers_0/kernel": jax.random.normal(jax.random.key(step), (3, 4)), "decoder/norm/scale": jnp.ones(5)}
+    params = {
+        "bridge/layers_0/kernel": jax.random.normal(jax.random.key(step), (3, 4)),
+        "decoder/norm/scale": jnp.ones(5),
+    }
     state = init_state(tx, params)
     _, opt_state = tx.update(jax.tree.map(jnp.ones_like, params), state.opt_state, params)
     return TrainState(jnp.int32(step), params, opt_state)

@@ -25,7 +25,7 @@ def test_all_mistakes_of_a_table_are_named_at_once():
 
 
 def test_a_rule_that_an_earlier_one_hides_is_an_error():
-    with pytest.raises(UserError, match="'bridge/.*' decides nothing"):
+    with pytest.raises(UserError, match=r"'bridge/\.\*' decides nothing"):
         freeze.verdicts(PATHS, ((r".*", "trainable"), (r"bridge/.*", "frozen")))
 
 

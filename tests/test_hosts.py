@@ -28,8 +28,10 @@ def start_pair(folder: Path, workdir: Path) -> list[subprocess.Popen[str]]:
         port = s.getsockname()[1]
     return [
         subprocess.Popen(
-            small.command(folder, workdir, *FLAGS)
-            + [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"],
+            [
+                *small.command(folder, workdir, *FLAGS), f"--coordinator=localhost:{port}", "--num_processes=2",
+                f"--process_id={i}",
+            ],
             env=small.environment(devices=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(2)

@@ -17,7 +17,11 @@ from vflax.metrics import read_metrics
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "vflax.launch", *args], env=small.environment(), capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "vflax.launch", *args],
+        env=small.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -47,13 +51,19 @@ def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--config=configs/stage1.py:tiny", "--workdir=x", "--config.batch.sampels=3"], ["sampels", 'Did you mean "samples"']),
+        (
+            ["--config=configs/stage1.py:tiny", "--workdir=x", "--config.batch.sampels=3"],
+            ["sampels", 'Did you mean "samples"'],
+        ),
         (["--config=configs/stage1.py:tiny", "--workdir=x", "--config.steps=many"], ["config.steps", "many"]),
         (["--config=configs/stage7.py", "--workdir=x"], ["configs/stage7.py", "configs/stage1.py"]),
         (["--config=configs/stage1.py:huge", "--workdir=x"], ["huge", "tiny"]),
         (["--config=configs/stage1.py:tiny"], ["--workdir", "--help"]),
         (["--config=configs/stage1.py:tiny", "--workdr=x"], ["workdr", "workdir"]),
-        (["--config=configs/stage1.py", "--workdir=WORKDIR"], ["config.init.checkpoint=runs/stage0", "WORKDIR"]),
+        (
+            ["--config=configs/stage1.py", "--workdir=WORKDIR"],
+            ["config.init.checkpoint=runs/stage0", "WORKDIR"],
+        ),
     ],
 )
 def test_wrong_input_is_one_clear_line_and_exit_status_1(args: list[str], words: list[str], tmp_path: Path):

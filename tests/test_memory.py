@@ -15,7 +15,9 @@ from vflax.models import llava
 def estimate(devices: int = 1, remat: str = "full", rules=((r".*", "trainable"),)) -> dict[str, int]:
     _, shapes = llava.abstract(toy.CONFIG, **toy.KW)
     mesh = AbstractMesh((1, devices, 1), sharding.AXES)
-    where = {p: jax.sharding.NamedSharding(mesh, sharding.param_spec(p, x.shape, mesh)) for p, x in shapes.items()}
+    where = {
+        p: jax.sharding.NamedSharding(mesh, sharding.param_spec(p, x.shape, mesh)) for p, x in shapes.items()
+    }
     return memory.estimate(
         toy.CONFIG, shapes, where, freeze.verdicts(shapes, rules), rows=4, max_length=24, slots=2,
         dtype="float32", moment_dtype="float32", remat=remat,
@@ -51,18 +53,20 @@ def test_the_estimate_is_near_what_the_compiler_needs():
     graphdef, params = toy.build()
     tx = optax.adam(1e-3)
     step = jax.jit(make_train_step(graphdef, tx, "global", 24), donate_argnums=0)
-    analysis = step.lower(init_state(tx, params), {}, toy.stacked(toy.batch(4), 1)).compile().memory_analysis()
+    analysis = (
+        step.lower(init_state(tx, params), {}, toy.stacked(toy.batch(4), 1)).compile().memory_analysis()
+    )
     needed = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     assert 0.5 < estimate(remat="none")["total"] / needed < 2
 
 
 def test_what_cannot_fit_is_refused_with_figures_and_the_tiny_variant():
-    with pytest.raises(UserError, match=r"about 2\.00 GiB per device .*1\.00 GiB free.*configs/stage1\.py:tiny"):
+    with pytest.raises(
+        UserError, match=r"about 2\.00 GiB per device .*1\.00 GiB free.*configs/stage1\.py:tiny"
+    ):
         memory.check_fits({"parameters": 2 * memory.GIB, "total": 2 * memory.GIB}, memory.GIB)
 
 
 def test_what_fits_and_what_is_unknown_pass():
     memory.check_fits({"total": memory.GIB // 2}, memory.GIB)
     memory.check_fits({"total": memory.GIB}, None)
-
-

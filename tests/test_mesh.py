@@ -32,7 +32,8 @@ for sizes in json.loads(sys.argv[1]):
     shardings = state_shardings(jax.eval_shape(lambda p: init_state(tx, p), trainable), where, replicated)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda p: init_state(tx, p), out_shardings=shardings)(trainable)
-        step = jax.jit(make_train_step(graphdef, tx, "global", 24), donate_argnums=0, out_shardings=(shardings, replicated))
+        train_step = make_train_step(graphdef, tx, "global", 24)
+        step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
         losses = []
         for i in range(5):
             batch = jax.device_put(toy.stacked(toy.batch(16, seed=i), 2), sharding.batch_sharding(mesh))

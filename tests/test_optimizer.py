@@ -58,7 +58,7 @@ def test_the_clip_bounds_the_global_norm_of_what_adam_sees():
     tx, _ = optimizer.make_optimizer(settings(clip=1.0), PATHS, 10)
     grads = jax.tree.map(lambda p: 100 * jnp.ones_like(p), params())
     _, state = tx.update(grads, tx.init(params()), params())
-    first = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)][0]
+    first = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2))
     total = np.sqrt(sum(g.size for g in grads.values()))
     np.testing.assert_allclose(first, 0.1 / total, rtol=1e-4)
 

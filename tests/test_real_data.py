@@ -40,15 +40,19 @@ def run(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     short = [s for s in samples if len(s["conversations"][1]["value"]) <= LONGEST_ANSWER
              and len(s["conversations"][0]["value"]) <= 300]  # fmt: skip
     (root / "annotation.json").write_text(json.dumps(short[:SAMPLES]))
-    convert("vision_flan", root / "annotation.json", shared_data / "vision-flan-samples" / "images", root / "data")
+    convert(
+        "vision_flan", root / "annotation.json", shared_data / "vision-flan-samples" / "images", root / "data"
+    )
     command = [
         sys.executable, "-m", "vflax.launch", f"--config={Path(__file__).parent / 'real_data_config.py'}:subset",
         f"--workdir={root / 'run'}", f"--config.data.sources[0].path={root / 'data'}",
         f"--config.tokenizer={shared_data / 'tokenizer' / 'llama2-tokenizer.model'}",
     ]  # fmt: skip
     environment = small.environment()
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while first.poll() is None and len(read_metrics(root / "run" / "metrics.jsonl")) < 60:
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while first.poll() is None and len(read_metrics(root / "run" / "metrics.jsonl")) < 25:
         time.sleep(0.2)
     assert first.poll() is None, first.communicate()[0][-3000:]
     os.kill(first.pid, signal.SIGKILL)
@@ -62,7 +66,7 @@ def run(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_killed_run_goes_on_and_learns_real_samples(run: Run):
     losses = {r["step"]: r["loss"] for r in read_metrics(run.workdir / "metrics.jsonl") if "loss" in r}
-    assert 60 <= run.killed_at < max(losses)
+    assert 25 <= run.killed_at < max(losses)
     assert list(losses) == list(range(1, max(losses) + 1))
     assert losses[1] > 8
     assert losses[max(losses)] < 0.3
@@ -84,7 +88,9 @@ def test_transformers_gives_the_same_greedy_answers(run: Run):
     from tests.parity.greedy_hf import compare_greedy
 
     count, different, near_ties = compare_greedy(run.workdir, per_task=1, max_new_tokens=24, split="train")
-    print(f"{count} prompts, {different} answers differ, {near_ties} where the top two logits are within 1e-4")
+    print(
+        f"{count} prompts, {different} answers differ, {near_ties} where the top two logits are within 1e-4"
+    )
     assert (count, different) == (SAMPLES, 0)
 
 
@@ -109,7 +115,10 @@ def losses_with_and_without_their_images(workdir: Path) -> tuple[float, float]:
         config.data.max_length, config.data.slots,
     )  # fmt: skip
     samples = [prepare(source[i], row_format) for i in range(len(source))]
-    others = [dataclasses.replace(s, images=o.images) for s, o in zip(samples, samples[1:] + samples[:1], strict=True)]
+    others = [
+        dataclasses.replace(s, images=o.images)
+        for s, o in zip(samples, samples[1:] + samples[:1], strict=True)
+    ]
     kw = {"dtype": "float32", "param_dtype": "float32", "remat": "none", "attention": "auto"}
     graphdef, shapes = llava.abstract(files.config, **kw)
     where = {path: SingleDeviceSharding(jax.devices()[0]) for path in shapes}

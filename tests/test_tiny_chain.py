@@ -92,5 +92,7 @@ def test_greedy_answers_equal_those_of_transformers(chain: Chain):
     from tests.parity.greedy_hf import compare_greedy
 
     count, different, near_ties = compare_greedy(chain.workdirs[1], per_task=4, max_new_tokens=12)
-    print(f"{count} prompts, {different} answers differ, {near_ties} of them where the top two logits are within 1e-4")
+    print(
+        f"{count} prompts, {different} answers differ, {near_ties} of them where the top two logits are within 1e-4"
+    )
     assert count >= 64 and different == 0

@@ -39,8 +39,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_everything_that_the_readme_names(finished: Path):
-    names = "config.json status.json metrics.jsonl tensorboard checkpoints frozen model export summary.json summary.html"
-    for name in [*names.split(), "loss.png", "samples.png"]:
+    names = "config.json status.json metrics.jsonl tensorboard checkpoints frozen model export"
+    for name in [*names.split(), "summary.json", "summary.html", "loss.png", "samples.png"]:
         assert (finished / name).exists(), name
     assert json.loads((finished / "status.json").read_text()) == {"state": "done", "step": 6, "reason": ""}
 
@@ -62,7 +62,16 @@ def test_the_summary_holds_the_facts_for_programs(finished: Path):
 def test_every_step_is_measured(finished: Path):
     records = [r for r in read_metrics(finished / "metrics.jsonl") if "loss" in r]
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
-    wanted = {"tokens_per_s", "images_per_s", "mfu", "data_wait", "grad_norm", "lr/base", "lr/bridge", "epoch"}
+    wanted = {
+        "tokens_per_s",
+        "images_per_s",
+        "mfu",
+        "data_wait",
+        "grad_norm",
+        "lr/base",
+        "lr/bridge",
+        "epoch",
+    }
     assert all(wanted <= r.keys() for r in records)
 
 
@@ -135,7 +144,9 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated(tmp_path: Path):
         train.run_with_start(config, tmp_path)
 
 
-def test_the_starting_point_is_made_by_the_config_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_starting_point_is_made_by_the_config_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from data_pipeline import mini
 
     made = mini.ensure()

@@ -29,7 +29,11 @@ def test_the_tiny_job_starts_from_the_wheel_outside_the_checkout(tmp_path: Path)
     elsewhere.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(site), "VFLAX_CACHE": str(tmp_path / "cache")}
-    where = [sys.executable, "-c", "import vflax, configs, data_pipeline; print(vflax.__file__, configs.__file__)"]
+    where = [
+        sys.executable,
+        "-c",
+        "import vflax, configs, data_pipeline; print(vflax.__file__, configs.__file__)",
+    ]
     found = subprocess.run(where, env=environment, cwd=elsewhere, capture_output=True, text=True, check=True)
     assert found.stdout.count(str(site)) == 2
 
@@ -39,7 +43,9 @@ def test_the_tiny_job_starts_from_the_wheel_outside_the_checkout(tmp_path: Path)
     steps: list[dict] = []
     while process.poll() is None and len(steps) < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
-        steps = [r for path in (tmp_path / "cache").glob("stage0-tiny-*/metrics.jsonl") for r in read_metrics(path)]
+        steps = [
+            r for path in (tmp_path / "cache").glob("stage0-tiny-*/metrics.jsonl") for r in read_metrics(path)
+        ]
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out

@@ -80,7 +80,9 @@ class Checkpointer:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(to_stored(state.trainable)),
+                params=ocp.args.StandardSave(
+                    to_stored(state.trainable), save_args=_per_layer(state.trainable)
+                ),
                 opt_state=ocp.args.StandardSave(_stored_opt(state)),
                 record=ocp.args.JsonSave({**record, "step": step}),
             ),
@@ -129,6 +131,18 @@ def _stored_opt(state: TrainState) -> dict[str, Any]:
     """Step and optimizer state as a flat dict with short, stable names: Optax nests tuples and "/" in keys."""
     leaves, _ = jax.tree.flatten((state.step, state.opt_state))
     return {f"{i:06d}": leaf for i, leaf in enumerate(leaves)}
+
+
+def _per_layer(params: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
+    """Store a stacked leaf in chunks of a layer, so that an export reads it layer by layer."""
+    return to_stored(
+        {
+            path: ocp.SaveArgs(chunk_byte_size=max(1, leaf.nbytes // leaf.shape[0]), shard_axes=(0,))
+            if "/layers/" in path
+            else ocp.SaveArgs()
+            for path, leaf in params.items()
+        }
+    )
 
 
 def find_step(workdir: Path, which: str) -> int:

@@ -114,7 +114,8 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSha
         if share > MAX_UNSHARDED:
             worst = sorted(whole, key=whole.__getitem__, reverse=True)[:5]
             raise UserError(
-                f"{share:.1%} of the model is not sharded over mesh {dict(mesh.shape)} (at most {MAX_UNSHARDED:.0%} may be): "
+                f"{share:.1%} of the model is not sharded over mesh {dict(mesh.shape)} "
+                f"(at most {MAX_UNSHARDED:.0%} may be): "
                 + ", ".join(f"{path} {tuple(params[path].shape)}" for path in worst)
                 + ". Choose config.mesh.fsdp and config.mesh.tensor so that they divide these shapes."
             )

@@ -50,7 +50,12 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
         from data_pipeline import mini  # only runs on built-in data need the offline side
 
         paths = mini.ensure()
-        known = {"stage0": paths.stage0, "stage1": paths.stage1, "stage2": paths.stage2, "tokenizer": paths.tokenizer}
+        known = {
+            "stage0": paths.stage0,
+            "stage1": paths.stage1,
+            "stage2": paths.stage2,
+            "tokenizer": paths.tokenizer,
+        }
         if name not in known:
             raise UserError(f"{value!r}: the built-in data has {', '.join(f'mini:{k}' for k in known)}")
         return known[name]
@@ -87,7 +92,9 @@ def open_start(config: ConfigDict) -> Start:
     if parts:
         missing = [f"config.init.{key}" for key in ("vision", "decoder") if not init[key]]
         if missing:
-            raise UserError(f"{' and '.join(missing)} must be given too: the bridge needs a tower and a decoder")
+            raise UserError(
+                f"{' and '.join(missing)} must be given too: the bridge needs a tower and a decoder"
+            )
         vision, decoder = Path(init.vision).expanduser(), Path(init.decoder).expanduser()
         llava = hf_config.join_configs(
             vision, decoder, bridge=config.model.bridge, feature_layer=config.model.feature_layer,
@@ -104,8 +111,8 @@ def open_start(config: ConfigDict) -> Start:
         return Start(last, files.config, _tokenizer(config, checkpoint / "model"))
     if not (checkpoint / "config.json").is_file():
         raise UserError(
-            f"config.init.checkpoint={config.init.checkpoint}: {checkpoint} is neither a vflax WORKDIR (no model/ in it) "
-            "nor a Hugging Face LLaVA directory (no config.json in it)"
+            f"config.init.checkpoint={config.init.checkpoint}: {checkpoint} is neither a vflax WORKDIR (no model/) "
+            "nor a Hugging Face LLaVA directory (no config.json)"
         )
     llava = hf_config.read_llava_config(checkpoint)
     _check_model_keys(config, llava)
@@ -141,7 +148,9 @@ def _random_start(config: ConfigDict) -> Start:
         "image_mean": tuple(model.vision.image_mean), "image_std": tuple(model.vision.image_std),
         "feature_layer": model.feature_layer, "keep_cls": model.keep_cls,
     })  # fmt: skip
-    decoder = DecoderConfig(**configs.plain(model.decoder), rope_scaling=None, vocab_size=tokenizer.vocab_size)
+    decoder = DecoderConfig(
+        **configs.plain(model.decoder), rope_scaling=None, vocab_size=tokenizer.vocab_size
+    )
     bridge = BridgeConfig(kind=model.bridge, in_width=vision.width, out_width=decoder.width)
     llava = LlavaConfig(vision, bridge, decoder)
     return Start(RandomSource(llava, config.seed), llava, tokenizer)

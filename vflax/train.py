@@ -91,11 +91,22 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 
     # --- Data: which samples make which step.
     data = build_data(
-        config.data, resolve_path, evaluate_sources=config.evaluate.sources, tokenizer=files.tokenizer, template=files.template, position=files.position,
-        rules=files.rules, num_image_tokens=files.config.vision.num_tokens, samples=config.batch.samples,
-        rows_multiple=sharding.batch_shards(mesh) * config.batch.accumulation, seed=config.seed,
-        epochs=config.epochs, steps=config.steps, cache=workdir / "preflight", accumulation=config.batch.accumulation,
-    )  # fmt: skip
+        config.data,
+        resolve_path,
+        evaluate_sources=config.evaluate.sources,
+        tokenizer=files.tokenizer,
+        template=files.template,
+        position=files.position,
+        rules=files.rules,
+        num_image_tokens=files.config.vision.num_tokens,
+        samples=config.batch.samples,
+        rows_multiple=sharding.batch_shards(mesh) * config.batch.accumulation,
+        seed=config.seed,
+        epochs=config.epochs,
+        steps=config.steps,
+        cache=workdir / "preflight",
+        accumulation=config.batch.accumulation,
+    )
     _say(data.describe())
     if resumed == data.total_steps and _is_done(config, workdir, resumed):
         checkpointer.close()
@@ -251,8 +262,8 @@ class _Loop:
         elapsed = max(now - clock, 1e-9)
         if not np.isfinite(values["loss"]):
             raise UserError(
-                f"the loss is {values['loss']} at step {step}. The last checkpoint is whole; continue from it with a lower "
-                "config.optimizer.lr in a new --workdir, or set config.optimizer.clip"
+                f"the loss is {values['loss']} at step {step}. The last checkpoint is whole; continue from it in a new "
+                "--workdir with a lower config.optimizer.lr, or set config.optimizer.clip"
             )
         if progress is None:
             return now
@@ -492,9 +503,17 @@ def _check_fits(config: ConfigDict, model: _Model, data: Data) -> None:
     mesh_shards = next(iter(model.shardings.values())).mesh
     rows = data.rows_per_step // config.batch.accumulation // sharding.batch_shards(mesh_shards)
     sizes = memory.estimate(
-        model.files.config, model.abstract, model.shardings, model.verdict, rows=rows, max_length=config.data.max_length,
-        slots=config.data.slots, dtype=config.dtype, moment_dtype=config.optimizer.moment_dtype, remat=config.remat,
-    )  # fmt: skip
+        model.files.config,
+        model.abstract,
+        model.shardings,
+        model.verdict,
+        rows=rows,
+        max_length=config.data.max_length,
+        slots=config.data.slots,
+        dtype=config.dtype,
+        moment_dtype=config.optimizer.moment_dtype,
+        remat=config.remat,
+    )
     limit = memory.device_limit()
     shown = f"{limit / memory.GIB:.2f} GiB free" if limit else "of unknown size"
     _say(f"memory: about {sizes['total'] / memory.GIB:.2f} GiB per device, {shown} (an estimate)")

@@ -211,7 +211,7 @@ def test_remat_policies_give_the_same_gradients_and_recompute_what_they_say(para
     for policy in ("none", "dots", "dots_no_batch", "full"):
         graphdef = graphdef_of(remat=policy)
         _, gradients[policy] = value_and_grad(params, graphdef, batch)
-        traced = jax.make_jaxpr(value_and_grad, static_argnums=1)(params, graphdef, batch)
+        traced = jax.make_jaxpr(jax.value_and_grad(loss_of), static_argnums=1)(params, graphdef, batch)
         products[policy] = str(traced).count("dot_general")
     for policy in ("dots", "dots_no_batch", "full"):
         for path, expected in gradients["none"].items():

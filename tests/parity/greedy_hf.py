@@ -11,7 +11,6 @@ import torch
 from jax.sharding import SingleDeviceSharding
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from vflax import config as configs
 from vflax.checkpoint import find_step
 from vflax.conversation import stop_ids
 from vflax.data.pipeline import build_data
@@ -66,7 +65,9 @@ def compare_greedy(
     image_id = model.config.image_token_index
     different = near_ties = 0
     for question, answer in zip(questions, ours(workdir, files, questions, max_new_tokens), strict=True):
-        pixels = (question.images.astype(np.float32) / 255 - np.float32(files.rules.mean)) / np.float32(files.rules.std)
+        pixels = (question.images.astype(np.float32) / 255 - np.float32(files.rules.mean)) / np.float32(
+            files.rules.std
+        )
         ids = torch.tensor(np.where(question.ids < 0, image_id, question.ids)[None], dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if len(pixels):

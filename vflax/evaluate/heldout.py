@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -104,9 +104,9 @@ def score(answered: Sequence[Answered]) -> dict[str, Any]:
 
     Returns:
         {"tasks": {task: {"n", "accuracy", "majority", "blind", "words", "short"}}, "accuracy", "majority", "blind"
-        (means over the tasks with short reference answers, None if there are none), "above_blind" (how many of these
-        stand at least 0.25 above blind), "short_tasks", "words_short", "words_long" (median words of an answer, None if there are no such tasks)}.
-        `majority` is the share of the commonest reference answer.
+        (means over the tasks with short reference answers), "above_blind" (how many of these stand at least 0.25
+        above blind), "short_tasks", "words_short", "words_long" (median words of an answer)}. What there are no such
+        tasks for is None. `majority` is the share of the commonest reference answer.
     """
     by_task: dict[str, list[Answered]] = collections.defaultdict(list)
     for item in answered:
