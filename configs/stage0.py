@@ -34,9 +34,9 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.model.vision = ConfigDict(common.TINY_VISION)
         config.model.decoder = ConfigDict(common.TINY_DECODER)
         config.freeze = ((r".*", "trainable"),)
-        config.epochs = 12
-        config.batch.samples = 64
-        config.optimizer.lr = 1e-3
+        config.epochs = 6
+        config.batch.samples = 32
+        config.optimizer.lr = 1.5e-3
         return config
     config.init.vision = "weights/clip-vit-large-patch14-336"
     config.init.decoder = f"weights/vicuna-{variant}-v1.5"

@@ -23,9 +23,9 @@ def get_config(variant: str = "13b") -> ConfigDict:
         common.tiny(config)
         config.init.checkpoint = "cache:stage0-tiny"  # made by the config below on first use, then kept
         config.init.make = "configs/stage0.py:tiny"
-        config.epochs = 12
-        config.batch.samples = 64
-        config.optimizer.lr = 1e-3
+        config.epochs = 6
+        config.batch.samples = 32
+        config.optimizer.lr = 1.5e-3
         config.evaluate.tasks = ("loss", "accuracy")
         config.evaluate.max_new_tokens = 12
         return config

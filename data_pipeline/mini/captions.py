@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.mini.scenes import NUMBERS, PLACES, SIDES, STRIPES, Scene
+from data_pipeline.mini.scenes import NUMBERS, PLACES, SIDES, Scene
 
 Values = dict[str, Any]
 
@@ -51,11 +51,10 @@ def parity(digit: int) -> str:
 def _single(v: Values, rng: random.Random) -> str:
     return rng.choice(
         (
-            "a {size} {fill} {color} {shape} {at} on {background}.",
-            "{at} a {size} {color} {shape}, {fill}, on {background}.",
-            "{background} background, {color} {shape}, {fill}, {size}, {at}.",
+            "a {size} {color} {shape} at the {place} on {background}.",
+            "at the {place} a {size} {color} {shape} on {background}.",
         )
-    ).format(**v, at=at_place(v["place"]))
+    ).format(**v)
 
 
 def _group(v: Values, rng: random.Random) -> str:
@@ -66,12 +65,6 @@ def _group(v: Values, rng: random.Random) -> str:
             "{background} background with {number} {things}, {color}.",
         )
     ).format(**v, number=NUMBERS[v["count"]], things=things)
-
-
-def _mix(v: Values, rng: random.Random) -> str:
-    order = rng.sample(range(2), 2)
-    parts = [f"{NUMBERS[v['counts'][i]]} {v['colors'][i]}" for i in order]
-    return f"{parts[0]} and {parts[1]} {plural(v['shape'], max(v['counts']))} on {v['background']}."
 
 
 def _pair(v: Values, rng: random.Random) -> str:
@@ -99,8 +92,8 @@ def _digit(v: Values, rng: random.Random) -> str:
 
 
 def _digits(v: Values, rng: random.Random) -> str:
-    wording = rng.choice(("{place} {digit}", "{digit} {place}"))
-    parts = [wording.format(place=place, digit=v["digits"][i]) for i, place in _shuffled_places(rng)]
+    parts = [f"{side} {digit}" for side, digit in zip(SIDES["row"], v["digits"], strict=True)]
+    rng.shuffle(parts)
     return f"digits, {', '.join(parts)}, {v['color']} on {v['background']}."
 
 
@@ -115,19 +108,17 @@ def _quad(v: Values, rng: random.Random) -> str:
 
 def _shuffled_places(rng: random.Random) -> list[tuple[int, str]]:
     """The four corners with their numbers, in any order."""
-    return rng.sample(list(enumerate(PLACES[:4])), 4)
+    return rng.sample(list(enumerate(PLACES)), 4)
 
 
 def _word(v: Values, rng: random.Random) -> str:
+    spelled = f"first letter {v['word'][0]}, last letter {v['word'][-1]}"
     return rng.choice(
-        ("the word {word} in {color} {at} on {background}.", "{color} word {word} {at} on {background}.")
-    ).format(**v, at=at_place(v["place"]))
-
-
-def _letters(v: Values, rng: random.Random) -> str:
-    parts = [f"{side} {letter}" for side, letter in zip(STRIPES["row"], v["letters"], strict=True)]
-    rng.shuffle(parts)
-    return f"letters, {', '.join(parts)}, {v['color']} on {v['background']}."
+        (
+            "the word {word} in {color} {at} on {background}, {spelled}.",
+            "{color} word {word} {at} on {background}, {spelled}.",
+        )
+    ).format(**v, at=at_place(v["place"]), spelled=spelled)
 
 
 def _bars(v: Values, rng: random.Random) -> str:
@@ -136,28 +127,12 @@ def _bars(v: Values, rng: random.Random) -> str:
     return f"bar chart, {NUMBERS[v['count']]} bars, {', '.join(v['colors'])}; {', '.join(ends)}; on {v['background']}."
 
 
-def _pie(v: Values, rng: random.Random) -> str:
-    large, middle, small = v["colors"]
-    return rng.choice(
-        (
-            f"pie chart, largest {large}, then {middle}, smallest {small}, on {v['background']}.",
-            f"pie chart, smallest {small}, then {middle}, largest {large}, on {v['background']}.",
-        )
-    )
-
-
 def _arrow(v: Values, rng: random.Random) -> str:
     return rng.choice(
         (
             "a {size} {color} arrow pointing {direction} on {background}.",
             "arrow pointing {direction}, {color}, {size}, on {background}.",
         )
-    ).format(**v)
-
-
-def _texture(v: Values, rng: random.Random) -> str:
-    return rng.choice(
-        ("{pitch} {color} {texture} on {background}.", "{texture}, {pitch}, {color} on {background}.")
     ).format(**v)
 
 
@@ -182,58 +157,16 @@ def _odd(v: Values, rng: random.Random) -> str:
     ).format(**v, four=plural(v["shape"], 4), usual=usual, odd=odd, at=at_place(v["place"]))
 
 
-def _face(v: Values, rng: random.Random) -> str:
-    return rng.choice(
-        (
-            "a {size} {color} face, {mood}, on {background}.",
-            "a {mood} face, {color}, {size}, on {background}.",
-        )
-    ).format(**v)
-
-
-def _die(v: Values, rng: random.Random) -> str:
-    return rng.choice(
-        (
-            "a {color} die with {number} {dots} {spots} on {background}.",
-            "{number} {dots} {spots} on a {color} die on {background}.",
-        )
-    ).format(**v, number=NUMBERS[v["count"]], spots=plural("dot", v["count"]))
-
-
-def _icon(v: Values, rng: random.Random) -> str:
-    return rng.choice(
-        ("a {size} {color} {icon} on {background}.", "a {icon}, {color}, {size}, on {background}.")
-    ).format(**v)
-
-
-def _glass(v: Values, rng: random.Random) -> str:
-    level = v["level"] if v["level"] == "full" else v["level"] + " full"
-    return rng.choice(
-        (
-            "a {size} glass, {filled}, of {color} juice on {background}.",
-            "{color} juice, glass {filled}, {size}, on {background}.",
-        )
-    ).format(**v, filled=level)
-
-
 _CAPTIONS: dict[str, Callable[[Values, random.Random], str]] = {
     "single": _single,
     "group": _group,
-    "mix": _mix,
     "pair": _pair,
     "quad": _quad,
     "digit": _digit,
     "digits": _digits,
     "word": _word,
-    "letters": _letters,
     "bars": _bars,
-    "pie": _pie,
     "arrow": _arrow,
-    "texture": _texture,
     "flag": _flag,
     "odd": _odd,
-    "face": _face,
-    "die": _die,
-    "icon": _icon,
-    "glass": _glass,
 }

@@ -1,4 +1,4 @@
-"""Drawing on a 64 x 64 canvas: colours, shapes, fills, text.
+"""Drawing on a 64 x 64 canvas: colours, shapes, text.
 
 Coordinates are floats in output pixels (0..64, y down). Everything is drawn at twice the size and averaged down,
 so edges are smooth and a half-pixel shift is visible. Nothing here draws random numbers except `Canvas.tint`.
@@ -34,11 +34,8 @@ BACKGROUNDS: dict[str, Rgb] = {
     "white": (246, 246, 246),
     "black": (14, 14, 14),
     "gray": (146, 146, 146),
-    "brown": (98, 56, 24),
-    "tan": (222, 202, 164),
 }
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "moon")
-FILLS = ("solid", "outlined", "striped", "dotted")
 
 
 def _circle(steps: int = 30) -> list[Point]:
@@ -112,57 +109,12 @@ class Canvas:
     def polygon(self, points: Sequence[Point], color: Rgb) -> None:
         self._draw.polygon([(x * _ZOOM, y * _ZOOM) for x, y in points], fill=color)
 
-    def line(self, points: Sequence[Point], color: Rgb, width: float) -> None:
-        scaled = [(x * _ZOOM, y * _ZOOM) for x, y in points]
-        self._draw.line(scaled, fill=color, width=round(width * _ZOOM), joint="curve")
-
     def box(self, x0: float, y0: float, x1: float, y1: float, color: Rgb) -> None:
         self._draw.rectangle((x0 * _ZOOM, y0 * _ZOOM, x1 * _ZOOM - 1, y1 * _ZOOM - 1), fill=color)
 
-    def disc(self, x: float, y: float, radius: float, color: Rgb) -> None:
-        self._draw.ellipse(
-            [(x - radius) * _ZOOM, (y - radius) * _ZOOM, (x + radius) * _ZOOM, (y + radius) * _ZOOM],
-            fill=color,
-        )
-
-    def slice(self, x: float, y: float, radius: float, start: float, end: float, color: Rgb) -> None:
-        """A pie slice from `start` to `end` degrees, clockwise from three o'clock."""
-        bounds = ((x - radius) * _ZOOM, (y - radius) * _ZOOM, (x + radius) * _ZOOM, (y + radius) * _ZOOM)
-        self._draw.pieslice(bounds, start, end, fill=color)
-
-    def arc(
-        self, x: float, y: float, radius: float, start: float, end: float, color: Rgb, width: float
-    ) -> None:
-        bounds = ((x - radius) * _ZOOM, (y - radius) * _ZOOM, (x + radius) * _ZOOM, (y + radius) * _ZOOM)
-        self._draw.arc(bounds, start, end, fill=color, width=round(width * _ZOOM))
-
-    def shape(self, name: str, x: float, y: float, size: float, color: Rgb, fill: str = "solid") -> None:
+    def shape(self, name: str, x: float, y: float, size: float, color: Rgb) -> None:
         """A shape of about `size` pixels across around (x, y)."""
-        points = [(x + px * size / 2, y + py * size / 2) for px, py in OUTLINES[name]]
-        if fill == "solid":
-            self.polygon(points, color)
-            return
-        if fill != "outlined":
-            self._patterned(points, color, fill)
-        inner = [(x + px * (size - 2) / 2, y + py * (size - 2) / 2) for px, py in OUTLINES[name]]
-        self.line([*inner, inner[0], inner[1]], color, 2.5)
-
-    def _patterned(self, points: Sequence[Point], color: Rgb, fill: str) -> None:
-        mask = Image.new("L", self.image.size, 0)
-        ImageDraw.Draw(mask).polygon([(x * _ZOOM, y * _ZOOM) for x, y in points], fill=255)
-        layer = Image.new("RGB", self.image.size, color if fill == "dotted" else self.background)
-        draw = ImageDraw.Draw(layer)
-        if fill == "striped":
-            for top in range(0, SIZE * _ZOOM, 6 * _ZOOM):
-                draw.rectangle((0, top, SIZE * _ZOOM, top + 3 * _ZOOM - 1), fill=color)
-        else:
-            radius = 1.6 * _ZOOM
-            for row in range(3 * _ZOOM, SIZE * _ZOOM, 6 * _ZOOM):
-                for column in range(3 * _ZOOM, SIZE * _ZOOM, 6 * _ZOOM):
-                    draw.ellipse(
-                        (column - radius, row - radius, column + radius, row + radius), fill=self.background
-                    )
-        self.image.paste(layer, (0, 0), mask)
+        self.polygon([(x + px * size / 2, y + py * size / 2) for px, py in OUTLINES[name]], color)
 
     def text(self, text: str, x: float, y: float, width: float, height: float, color: Rgb) -> None:
         """Text as large as fits into `width` x `height` pixels, its ink centred on (x, y)."""

@@ -31,25 +31,17 @@ COUNTS = {
 }
 # Share of the captions per kind of scene; a kind with more to tell apart gets more.
 CAPTION_WEIGHTS = {
-    "single": 2.5,
+    "single": 2.0,
     "group": 1.5,
-    "mix": 1.5,
     "pair": 2.5,
-    "quad": 4.0,
-    "digit": 1.0,
-    "digits": 3.0,
-    "word": 1.5,
-    "letters": 2.0,
+    "quad": 3.0,
+    "digit": 2.0,
+    "digits": 2.0,
+    "word": 2.0,
     "bars": 1.5,
-    "pie": 1.0,
     "arrow": 1.0,
-    "texture": 0.7,
     "flag": 1.0,
     "odd": 1.0,
-    "face": 0.7,
-    "die": 0.8,
-    "icon": 1.0,
-    "glass": 0.7,
 }
 CAPTION_REQUESTS = (
     "Write a short caption for this image.",

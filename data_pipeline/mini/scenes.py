@@ -17,23 +17,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.mini.draw import BACKGROUNDS, COLORS, FILLS, SHAPES, Rgb
+from data_pipeline.mini.draw import BACKGROUNDS, COLORS, SHAPES, Rgb
 
 COLOR_NAMES = tuple(COLORS)
 BACKGROUND_NAMES = tuple(BACKGROUNDS)
-PLACES = ("top left", "top right", "bottom left", "bottom right", "center")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
 SIZES = ("large", "small")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 WORDS = (
     "BED", "BOX", "BUS", "CAR", "CAT", "COW", "CUP", "DOG", "EGG", "FAN",
     "FOX", "HAT", "JAM", "KEY", "MAP", "OWL", "PIG", "SUN", "TOY", "ZIP",
 )  # fmt: skip
-LETTERS = tuple("ABCDEFGHJKLMNPRSTUXZ")
-DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
-TEXTURES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "dots", "checks", "grid")
-MOODS = ("happy", "sad", "surprised", "bored")
-ICONS = ("house", "tree", "fish", "boat", "cup", "flower", "umbrella", "car", "mushroom", "key")
-LEVELS = ("quarter", "half", "three quarters", "full")
+DIRECTIONS = ("right", "down", "left", "up")
 SIDES = {"row": ("left", "right"), "column": ("top", "bottom")}
 STRIPES = {"row": ("left", "middle", "right"), "column": ("top", "middle", "bottom")}
 
@@ -129,7 +124,6 @@ def _single(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]
     return {
         "shape": s.pick(fixed, "shape", SHAPES),
         "color": s.pick(fixed, "color", COLOR_NAMES),
-        "fill": s.pick(fixed, "fill", FILLS),
         "size": s.pick(fixed, "size", SIZES),
         "place": s.pick(fixed, "place", PLACES),
         "background": s.pick(fixed, "background", BACKGROUND_NAMES),
@@ -140,20 +134,7 @@ def _group(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     return {
         "shape": s.pick(fixed, "shape", SHAPES),
         "color": s.pick(fixed, "color", COLOR_NAMES),
-        "count": s.pick(fixed, "count", range(1, 6)),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
-    }
-
-
-def _mix(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    # The two colours stand in the order of COLORS: the same scene must not have two keys.
-    colors = s.distinct(fixed, "colors", COLOR_NAMES, 2)
-    counts = [given or s.rng.randint(1, 4) for given in fixed.get("counts", [0, 0])]
-    order = sorted(range(2), key=lambda i: COLOR_NAMES.index(colors[i]))
-    return {
-        "shape": s.pick(fixed, "shape", SHAPES),
-        "colors": [colors[i] for i in order],
-        "counts": [counts[i] for i in order],
+        "count": s.pick(fixed, "count", range(1, 7)),
         "background": s.pick(fixed, "background", BACKGROUND_NAMES),
     }
 
@@ -204,15 +185,6 @@ def _word(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _letters(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    color = s.pick(fixed, "color", COLOR_NAMES)
-    return {
-        "letters": s.distinct(fixed, "letters", LETTERS, 3),
-        "color": color,
-        "background": s.pick(fixed, "background", PAPERS[color]),
-    }
-
-
 def _bars(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     """Bars from left to right; `ranks` orders their heights, 0 the shortest."""
     count = s.pick(fixed, "count", (3, 4))
@@ -230,29 +202,11 @@ def _bars(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pie(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    """Three slices, `colors` from the largest to the smallest; `clockwise` is the order they are drawn in."""
-    return {
-        "colors": s.distinct(fixed, "colors", COLOR_NAMES, 3),
-        "clockwise": s.pick(fixed, "clockwise", (True, False)),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
-    }
-
-
 def _arrow(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     return {
         "direction": s.pick(fixed, "direction", DIRECTIONS),
         "color": s.pick(fixed, "color", COLOR_NAMES),
         "size": s.pick(fixed, "size", SIZES),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
-    }
-
-
-def _texture(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "texture": s.pick(fixed, "texture", TEXTURES),
-        "color": s.pick(fixed, "color", COLOR_NAMES),
-        "pitch": s.pick(fixed, "pitch", ("fine", "wide")),
         "background": s.pick(fixed, "background", BACKGROUND_NAMES),
     }
 
@@ -269,43 +223,7 @@ def _odd(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     return {
         "shape": s.pick(fixed, "shape", SHAPES),
         "colors": s.distinct(fixed, "colors", COLOR_NAMES, 2),
-        "place": s.pick(fixed, "place", PLACES[:4]),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
-    }
-
-
-def _face(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "mood": s.pick(fixed, "mood", MOODS),
-        "color": s.pick(fixed, "color", COLOR_NAMES),
-        "size": s.pick(fixed, "size", SIZES),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
-    }
-
-
-def _die(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "count": s.pick(fixed, "count", range(1, 7)),
-        "color": s.pick(fixed, "color", COLOR_NAMES),
-        "dots": s.pick(fixed, "dots", ("white", "black")),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
-    }
-
-
-def _icon(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "icon": s.pick(fixed, "icon", ICONS),
-        "color": s.pick(fixed, "color", COLOR_NAMES),
-        "size": s.pick(fixed, "size", SIZES),
-        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
-    }
-
-
-def _glass(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "level": s.pick(fixed, "level", LEVELS),
-        "color": s.pick(fixed, "color", COLOR_NAMES),
-        "size": s.pick(fixed, "size", SIZES),
+        "place": s.pick(fixed, "place", PLACES),
         "background": s.pick(fixed, "background", BACKGROUND_NAMES),
     }
 
@@ -313,21 +231,13 @@ def _glass(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
 KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any]]] = {
     "single": _single,
     "group": _group,
-    "mix": _mix,
     "pair": _pair,
     "quad": _quad,
     "digit": _handwritten(1),
-    "digits": _handwritten(4),
+    "digits": _handwritten(2),
     "word": _word,
-    "letters": _letters,
     "bars": _bars,
-    "pie": _pie,
     "arrow": _arrow,
-    "texture": _texture,
     "flag": _flag,
     "odd": _odd,
-    "face": _face,
-    "die": _die,
-    "icon": _icon,
-    "glass": _glass,
 }

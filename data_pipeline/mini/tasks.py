@@ -13,20 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.mini.captions import on_side, parity
-from data_pipeline.mini.draw import FILLS, SHAPES
+from data_pipeline.mini.draw import SHAPES
 from data_pipeline.mini.scenes import (
     BACKGROUND_NAMES,
     COLOR_NAMES,
     DIRECTIONS,
-    ICONS,
-    LETTERS,
-    LEVELS,
-    MOODS,
     NUMBERS,
     PLACES,
     SIDES,
     STRIPES,
-    TEXTURES,
     WORDS,
     Scene,
 )
@@ -120,36 +115,13 @@ def _larger_truth(v: Values, slots: Values) -> str:
 
 def _where(rng: random.Random, answer: str) -> tuple[Values, Values]:
     shape = rng.choice(SHAPES)
-    return {"shapes": [shape if place == answer else None for place in PLACES[:4]]}, {"shape": shape}
+    return {"shapes": [shape if place == answer else None for place in PLACES]}, {"shape": shape}
 
 
 def _presence(rng: random.Random, answer: str) -> tuple[Values, Values]:
     asked, *others = rng.sample(SHAPES, len(SHAPES))
     shapes = _slot(rng, asked, 4)[0] if answer == "yes" else others[:4]
     return {"shapes": shapes}, {"shape": asked}
-
-
-def _count_color(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    color, other = rng.sample(COLOR_NAMES, 2)
-    count = NUMBERS.index(answer)
-    return {"colors": [color, other], "counts": [count, 0]}, {"color": color}
-
-
-def _count_color_truth(v: Values, slots: Values) -> str:
-    return NUMBERS[v["counts"][v["colors"].index(slots["color"])]]
-
-
-def _digit_at_place(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    digits, at = _slot(rng, answer, 4)
-    return {"digits": [None if digit is None else int(digit) for digit in digits]}, {
-        "place": PLACES[at],
-        "at": at,
-    }
-
-
-def _letter_at_side(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    letters, at = _slot(rng, answer, 3)
-    return {"letters": letters}, {"side": STRIPES["row"][at], "at": at}
 
 
 def _parity(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -162,16 +134,26 @@ def _stripe(rng: random.Random, answer: str) -> tuple[Values, Values]:
     return {"colors": colors, "layout": layout}, {"side": STRIPES[layout][at], "at": at}
 
 
-def _slice(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    at = rng.choice((0, 2))
-    return {"colors": [answer if i == at else None for i in range(3)]}, {
-        "size": ("largest", "", "smallest")[at],
+_DIGITS = tuple("0123456789")
+_COLORED_SHAPES = tuple(f"{color} {shape}" for color in COLOR_NAMES for shape in SHAPES)
+
+
+def _digit_at_side(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    digits, at = _slot(rng, answer, 2)
+    return {"digits": [None if digit is None else int(digit) for digit in digits]}, {
+        "side": on_side(SIDES["row"][at]),
         "at": at,
     }
 
 
-_DIGITS = tuple("0123456789")
-_COLORED_SHAPES = tuple(f"{color} {shape}" for color in COLOR_NAMES for shape in SHAPES)
+def _ends(at: int) -> tuple[str, ...]:
+    """The letters that stand at the beginning (0) or end (-1) of a word."""
+    return tuple(sorted({word[at] for word in WORDS}))
+
+
+def _word_with(at: int) -> Callable[[random.Random, str], tuple[Values, Values]]:
+    return lambda rng, answer: ({"word": rng.choice([word for word in WORDS if word[at] == answer])}, {})
+
 
 TASKS: tuple[Task, ...] = (
     _plain(
@@ -202,13 +184,6 @@ TASKS: tuple[Task, ...] = (
         "Name the place of the object." + _SHORT,
         "Where in the picture is the shape? {options}",
     ),
-    _plain(
-        "SHAPES+fill", "single", "fill", FILLS,
-        "How is the shape filled? {options}",
-        "What fill does the shape have?" + _ONE_WORD,
-        "Is the shape solid, outlined, striped or dotted?",
-        "Name the fill of the object." + _ONE_WORD,
-    ),
     Task(
         "SHAPES+color_and_shape", "single", _COLORED_SHAPES,
         lambda rng, answer: (dict(zip(("color", "shape"), answer.split(), strict=True)), {}),
@@ -220,7 +195,7 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        "COUNTING+how_many", "group", NUMBERS[1:6],
+        "COUNTING+how_many", "group", NUMBERS[1:7],
         lambda rng, answer: ({"count": NUMBERS.index(answer)}, {}),
         lambda v, slots: NUMBERS[v["count"]],
         (
@@ -228,14 +203,6 @@ TASKS: tuple[Task, ...] = (
             "Count the shapes." + _ONE_WORD,
             "What is the number of objects in the picture?" + _ONE_WORD,
             "How many shapes do you see?",
-        ),
-    ),
-    Task(
-        "COUNTING+by_color", "mix", NUMBERS[1:5], _count_color, _count_color_truth,
-        (
-            "How many {color} objects are there?" + _ONE_WORD,
-            "Count the {color} shapes." + _ONE_WORD,
-            "How many shapes are {color}?" + _ONE_WORD,
         ),
     ),
     Task(
@@ -301,7 +268,7 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        "GRID+where", "quad", PLACES[:4],
+        "GRID+where", "quad", PLACES,
         _where, lambda v, slots: PLACES[v["shapes"].index(slots["shape"])],
         (
             "Where is the {shape}? {options}",
@@ -338,12 +305,12 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        "HANDWRITING+digit_at_place", "digits", _DIGITS,
-        _digit_at_place, lambda v, slots: str(v["digits"][slots["at"]]),
+        "HANDWRITING+digit_at_side", "digits", _DIGITS,
+        _digit_at_side, lambda v, slots: str(v["digits"][slots["at"]]),
         (
-            "Which digit is at the {place}?" + _SHORT,
-            "Read the digit at the {place}." + _SHORT,
-            "What is the {place} one of the four digits?",
+            "Which digit is {side}?" + _SHORT,
+            "Read the digit {side}." + _SHORT,
+            "What is the digit {side}?",
         ),
     ),
     _plain(
@@ -360,12 +327,19 @@ TASKS: tuple[Task, ...] = (
         "Name the color of the word.",
     ),
     Task(
-        "READING+letter_at_side", "letters", LETTERS,
-        _letter_at_side, lambda v, slots: v["letters"][slots["at"]],
+        "READING+first_letter", "word", _ends(0), _word_with(0), lambda v, slots: v["word"][0],
         (
-            "Read the {side} letter." + _SHORT,
-            "Which letter is the {side} one?" + _SHORT,
-            "What is the {side} one of the three letters?",
+            "What is the first letter of the word?" + _SHORT,
+            "Which letter does the word begin with?" + _SHORT,
+            "Name the first letter.",
+        ),
+    ),
+    Task(
+        "READING+last_letter", "word", _ends(-1), _word_with(-1), lambda v, slots: v["word"][-1],
+        (
+            "What is the last letter of the word?" + _SHORT,
+            "Which letter does the word end with?" + _SHORT,
+            "Name the last letter.",
         ),
     ),
     _plain(
@@ -379,14 +353,6 @@ TASKS: tuple[Task, ...] = (
         "What color is the shortest bar?" + _ONE_WORD,
         "Which bar is the shortest? Answer with its color.",
         "Name the color of the shortest bar in the chart.",
-    ),
-    Task(
-        "CHARTS+pie_slice", "pie", COLOR_NAMES, _slice, lambda v, slots: v["colors"][slots["at"]],
-        (
-            "What color is the {size} part of the pie chart?" + _ONE_WORD,
-            "Which color has the {size} part?" + _ONE_WORD,
-            "Name the color of the {size} part of the chart.",
-        ),
     ),
     _plain(
         "SIGNS+arrow_direction", "arrow", "direction", DIRECTIONS,
@@ -402,12 +368,6 @@ TASKS: tuple[Task, ...] = (
             "Name the color of the {side} part.",
         ),
     ),
-    _plain(
-        "PATTERNS+texture", "texture", "texture", TEXTURES,
-        "What pattern is this? {options}",
-        "Name the pattern in the picture." + _SHORT,
-        "Which pattern do you see?" + _SHORT,
-    ),
     Task(
         "PATTERNS+odd_color", "odd", COLOR_NAMES,
         lambda rng, answer: ({"colors": [None, answer]}, {}), lambda v, slots: v["colors"][1],
@@ -418,37 +378,9 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     _plain(
-        "PATTERNS+odd_position", "odd", "place", PLACES[:4],
+        "PATTERNS+odd_position", "odd", "place", PLACES,
         "Where is the odd one?" + _SHORT,
         "One shape has another color. Where is it? {options}",
         "Name the place of the one that is different." + _SHORT,
-    ),
-    _plain(
-        "OBJECTS+naming", "icon", "icon", ICONS,
-        "What is this?" + _ONE_WORD,
-        "Name the object in the picture." + _ONE_WORD,
-        "Which object do you see?" + _ONE_WORD,
-        "What does the picture show?",
-    ),
-    _plain(
-        "OBJECTS+face_mood", "face", "mood", MOODS,
-        "How does the face look? {options}",
-        "What is the mood of the face?" + _ONE_WORD,
-        "Is the face happy, sad, surprised or bored?",
-    ),
-    Task(
-        "OBJECTS+die", "die", NUMBERS[1:7],
-        lambda rng, answer: ({"count": NUMBERS.index(answer)}, {}), lambda v, slots: NUMBERS[v["count"]],
-        (
-            "What number does the die show?" + _ONE_WORD,
-            "Read the die." + _ONE_WORD,
-            "How many dots are on the die?",
-        ),
-    ),
-    _plain(
-        "OBJECTS+glass_level", "glass", "level", LEVELS,
-        "How full is the glass? {options}",
-        "How much juice is in the glass?" + _SHORT,
-        "Say how full the glass is." + _SHORT,
     ),
 )  # fmt: skip

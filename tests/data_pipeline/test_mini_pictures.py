@@ -69,7 +69,7 @@ def test_no_held_out_picture_has_the_pixels_of_a_training_picture() -> None:
     assert not pixels["train"] & pixels["test"]
 
 
-@pytest.mark.parametrize("kind", ["single", "group", "arrow", "icon", "word", "face"])
+@pytest.mark.parametrize("kind", ["single", "group", "arrow", "word"])
 def test_the_object_and_the_background_have_the_colors_of_the_scene(kind: str) -> None:
     for scene, pixels in _scenes(kind):
         names = _names(pixels)
@@ -82,17 +82,13 @@ def test_an_object_is_where_the_scene_says() -> None:
     for scene, pixels in _scenes("single", 80):
         rows, columns = np.nonzero(_names(pixels) == scene.values["color"])
         y, x = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
-        vertical = "top" if y < 26 else "bottom" if y > 38 else ""
-        horizontal = "left" if x < 26 else "right" if x > 38 else ""
-        assert (f"{vertical} {horizontal}".strip() or "center") == scene.values["place"], scene.key
+        found = f"{'top' if y < 32 else 'bottom'} {'left' if x < 32 else 'right'}"
+        assert found == scene.values["place"], scene.key
 
 
 def test_objects_can_be_counted() -> None:
     for scene, pixels in _scenes("group"):
         assert _blobs(_names(pixels), scene.values["color"]) == scene.values["count"], scene.key
-    for scene, pixels in _scenes("mix"):
-        names = _names(pixels)
-        assert [_blobs(names, color) for color in scene.values["colors"]] == scene.values["counts"], scene.key
 
 
 def test_the_corners_of_a_grid_have_their_colors() -> None:
@@ -103,7 +99,7 @@ def test_the_corners_of_a_grid_have_their_colors() -> None:
     for scene, pixels in _scenes("odd"):
         names = _names(pixels)
         usual, odd = scene.values["colors"]
-        expected = [odd if place == scene.values["place"] else usual for place in PLACES[:4]]
+        expected = [odd if place == scene.values["place"] else usual for place in PLACES]
         assert [_commonest(names[part], COLOR_NAMES)[0] for part in quarters] == expected
 
 
@@ -127,30 +123,8 @@ def test_the_tallest_and_the_shortest_bar_are_those_of_the_scene() -> None:
         assert heights[order[-1]] - heights[order[-2]] >= 4
 
 
-def test_the_parts_of_a_pie_have_the_order_of_the_scene() -> None:
-    for scene, pixels in _scenes("pie"):
-        assert _commonest(_names(pixels), COLOR_NAMES)[:3] == scene.values["colors"], scene.key
-
-
 def test_the_parts_of_a_flag_have_their_colors() -> None:
     for scene, pixels in _scenes("flag"):
         names = _names(pixels)
         along = names[32, [10, 32, 54]] if scene.values["layout"] == "row" else names[[10, 32, 54], 32]
         assert along.tolist() == scene.values["colors"], scene.key
-
-
-def test_the_dots_of_a_die_can_be_counted() -> None:
-    for scene, pixels in _scenes("die"):
-        names, v = _names(pixels), scene.values
-        die = np.nonzero(names == v["color"])
-        inside = names[die[0].min() + 1 : die[0].max(), die[1].min() + 1 : die[1].max()]
-        assert _blobs(inside, v["dots"]) == v["count"], scene.key
-
-
-def test_a_glass_is_as_full_as_the_scene_says() -> None:
-    shares = {"quarter": 0.25, "half": 0.5, "three quarters": 0.75, "full": 1.0}
-    for scene, pixels in _scenes("glass"):
-        juice = np.nonzero(_names(pixels) == scene.values["color"])
-        inner = 49 if scene.values["size"] == "large" else 37
-        height = juice[0].max() - juice[0].min() + 1
-        assert abs(height / inner - shares[scene.values["level"]]) < 0.08, scene.key
