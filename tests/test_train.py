@@ -125,7 +125,7 @@ def test_a_changed_identity_key_is_refused_by_name_and_nothing_is_lost(copy: Pat
 def test_other_data_than_the_checkpoint_was_trained_on_is_refused(copy: Path):
     # The path may change, since data may move; what lies there may not.
     config = small.config(steps=8)
-    config.data.sources[0].path = "mini:stage2"
+    config.data.sources[0].path = "mini:stage0"
     with pytest.raises(UserError, match="data fingerprint"):
         train.run_with_start(config, copy)
     assert json.loads((copy / "status.json").read_text())["state"] == "failed"

@@ -14,6 +14,7 @@ from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.loss import cross_entropy_sum, supervised_positions, supervised_tokens
 from vflax.models import llava
+from vflax.sharding import BATCH_AXES, constrain
 
 Params = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -84,6 +85,7 @@ def make_train_step(
         def accumulate(
             carry: tuple[jax.Array, Params], micro: Batch
         ) -> tuple[tuple[jax.Array, Params], None]:
+            micro = {name: constrain(leaf, BATCH_AXES) for name, leaf in micro.items()}
             loss, grads = jax.value_and_grad(micro_loss)(state.trainable, micro)
             return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), None
 

@@ -12,6 +12,7 @@ from flax import nnx
 from vflax.errors import UserError
 from vflax.models.clip_vit import exact_gelu
 from vflax.models.layers import linear
+from vflax.sharding import BATCH_AXES, constrain
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,7 @@ class Bridge(nnx.Module):
         for i in range(self.config.num_linears):
             if i:
                 x = exact_gelu(x)
-            x = getattr(self, f"layers_{i}")(x)
+            # Not for speed alone: without this pin XLA's partitioner gave a wrong gradient of the first linear on a
+            # (2, 2, 2) mesh (tests/test_mesh.py holds it).
+            x = constrain(getattr(self, f"layers_{i}")(x), BATCH_AXES)
         return x
