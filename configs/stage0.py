@@ -36,7 +36,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.freeze = ((r".*", "trainable"),)
         config.epochs = 6
         config.batch.samples = 32
-        config.optimizer.lr = 1.5e-3
+        config.optimizer.lr = 2e-3
         return config
     config.init.vision = "weights/clip-vit-large-patch14-336"
     config.init.decoder = f"weights/vicuna-{variant}-v1.5"

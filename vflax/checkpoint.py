@@ -18,6 +18,8 @@ from vflax.errors import UserError
 from vflax.step import TrainState
 
 _RECORD = "record"
+# A leaf below this many bytes is read whole.
+_LARGE_LEAF = 2**26
 
 
 def to_stored(flat: dict[str, Any]) -> dict[str, Any]:
@@ -134,11 +136,11 @@ def _stored_opt(state: TrainState) -> dict[str, Any]:
 
 
 def _per_layer(params: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
-    """Store a stacked leaf in chunks of a layer, so that an export reads it layer by layer."""
+    """Store a large stacked leaf in chunks of a layer, so that an export reads it layer by layer."""
     return to_stored(
         {
-            path: ocp.SaveArgs(chunk_byte_size=max(1, leaf.nbytes // leaf.shape[0]), shard_axes=(0,))
-            if "/layers/" in path
+            path: ocp.SaveArgs(chunk_byte_size=leaf.nbytes // leaf.shape[0], shard_axes=(0,))
+            if "/layers/" in path and leaf.nbytes > _LARGE_LEAF
             else ocp.SaveArgs()
             for path, leaf in params.items()
         }

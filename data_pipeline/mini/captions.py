@@ -48,6 +48,12 @@ def parity(digit: int) -> str:
     return "odd" if digit % 2 else "even"
 
 
+def _mosaic(v: Values, rng: random.Random) -> str:
+    things = [f"{color} {name}" for color, name in zip(v["colors"], v["names"], strict=True)]
+    rows = [" ".join(things[i : i + 4]) for i in range(0, 16, 4)]
+    return f"{', '.join(rows)}, on {v['background']}."
+
+
 def _single(v: Values, rng: random.Random) -> str:
     return rng.choice(
         (
@@ -158,6 +164,7 @@ def _odd(v: Values, rng: random.Random) -> str:
 
 
 _CAPTIONS: dict[str, Callable[[Values, random.Random], str]] = {
+    "mosaic": _mosaic,
     "single": _single,
     "group": _group,
     "pair": _pair,

@@ -238,6 +238,7 @@ def _odd(v: Values, rng: random.Random) -> Story:
     return f"four {things}", facts, [reason]
 
 
+# One for each kind of scene that stage 2 shows; sixteen things at once would make too long a story.
 _STORIES: dict[str, Callable[[Values, random.Random], Story]] = {
     "single": _single,
     "group": _group,
@@ -251,3 +252,5 @@ _STORIES: dict[str, Callable[[Values, random.Random], Story]] = {
     "flag": _flag,
     "odd": _odd,
 }
+
+KINDS = tuple(_STORIES)

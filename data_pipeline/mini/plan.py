@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.mini.captions import caption
+from data_pipeline.mini.long_answers import KINDS as STORY_KINDS
 from data_pipeline.mini.long_answers import PROMPTS, long_answer
 from data_pipeline.mini.scenes import KINDS, Sampler, Scene
 from data_pipeline.mini.tasks import TASKS, Task
@@ -31,6 +32,7 @@ COUNTS = {
 }
 # Share of the captions per kind of scene; a kind with more to tell apart gets more.
 CAPTION_WEIGHTS = {
+    "mosaic": 16.0,  # sixteen names in one picture: nothing teaches a tower faster what things look like
     "single": 2.0,
     "group": 1.5,
     "pair": 2.5,
@@ -150,9 +152,8 @@ def _stage2(digit_labels: Sequence[int], split: str, scale: float) -> Iterator[I
     rng = random.Random(f"{SEED} stage2 {split}")
     sampler = Sampler(rng, digit_labels)
     first = _first_number("stage2", split, scale)
-    kinds = tuple(KINDS)
     for number in range(first, first + _count("stage2", split, scale)):
         task = tuple(PROMPTS)[number % len(PROMPTS)]
-        scene = sampler.draw(kinds[number // len(PROMPTS) % len(kinds)], held_out=split == "test")
+        scene = sampler.draw(STORY_KINDS[number // len(PROMPTS) % len(STORY_KINDS)], held_out=split == "test")
         human = _place_marker(rng, rng.choice(PROMPTS[task]))
         yield Item("stage2", split, task, number, scene, human, long_answer(scene, task, rng))

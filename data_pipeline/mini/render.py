@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from data_pipeline.mini.draw import BACKGROUNDS, COLORS, Canvas, Point, Rgb
-from data_pipeline.mini.scenes import DIRECTIONS, PLACES, Scene
+from data_pipeline.mini.draw import BACKGROUNDS, COLORS, SHAPES, Canvas, Point, Rgb
+from data_pipeline.mini.scenes import ARROWS, DIGITS, DIRECTIONS, PLACES, Scene
 
 # A cell is what the tiny tower sees as one patch; objects fill a cell or a block of two by two.
 _CELL = 16
@@ -33,7 +33,9 @@ def render(scene: Scene, rng: random.Random, digits: np.ndarray) -> Image.Image:
     """
     background = scene.values.get("background", "white")
     canvas = Canvas(BACKGROUNDS[background], rng)
-    if "originals" in scene.values:
+    if scene.kind == "mosaic":
+        _mosaic(scene, rng, canvas, digits)
+    elif "originals" in scene.values:
         _handwritten(scene, rng, canvas, digits)
     else:
         _PAINTERS[scene.kind](scene, rng, canvas)
@@ -81,7 +83,7 @@ def _pair(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
 def _quad(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     v = scene.values
     for block, shape, color in zip(_CORNERS, v["shapes"], v["colors"], strict=True):
-        _object(rng, canvas, shape, canvas.tint(COLORS[color]), block, True)
+        _object(rng, canvas, shape, canvas.tint(COLORS[color]), block, False)
 
 
 def _odd(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
@@ -91,13 +93,29 @@ def _odd(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
         _object(rng, canvas, v["shape"], odd if place == v["place"] else usual, block, True)
 
 
+def _mosaic(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray) -> None:
+    """Sixteen things, one to a cell."""
+    originals = iter(scene.values["originals"])
+    for i, (name, color) in enumerate(zip(scene.values["names"], scene.values["colors"], strict=True)):
+        x, y = _near(rng, (8 + _CELL * (i % 4), 8 + _CELL * (i // 4)))
+        ink = canvas.tint(COLORS[color])
+        if name in SHAPES:
+            canvas.shape(name, x, y, _SMALL, ink)
+        elif name in ARROWS:
+            _draw_arrow(canvas, DIRECTIONS[ARROWS.index(name)], x, y, _SMALL, ink)
+        elif name in DIGITS:
+            canvas.stencil(Image.fromarray(digits[next(originals)]), x, y, _CELL, _CELL, ink)
+        else:
+            canvas.text(name, x, y, 13, 14, ink)
+
+
 def _handwritten(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray) -> None:
-    """One digit in any block, or two side by side."""
+    """One digit anywhere, or two side by side, each in a cell."""
     originals, color = scene.values["originals"], _color(scene, canvas)
     blocks: list[Point] = [rng.choice(_CORNERS)] if len(originals) == 1 else [(16, 32), (48, 32)]
     for block, index in zip(blocks, originals, strict=True):
-        x, y = _near(rng, block)
-        canvas.stencil(Image.fromarray(digits[index]), x, y, 32, 32, color)
+        x, y = _near(rng, _cell_of(rng, block))
+        canvas.stencil(Image.fromarray(digits[index]), x, y, _CELL, _CELL, color)
 
 
 def _word(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
@@ -122,11 +140,14 @@ def _arrow(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     large = v["size"] == "large"
     block = rng.choice(_CORNERS)
     x, y = _near(rng, block if large else _cell_of(rng, block))
-    half = (_LARGE if large else _SMALL) / 2
+    _draw_arrow(canvas, v["direction"], x, y, _LARGE if large else _SMALL, _color(scene, canvas))
+
+
+def _draw_arrow(canvas: Canvas, direction: str, x: float, y: float, size: float, color: Rgb) -> None:
     outline = [(-1.0, -0.25), (0.1, -0.25), (0.1, -0.8), (1.0, 0.0), (0.1, 0.8), (0.1, 0.25), (-1.0, 0.25)]
-    for _ in range(DIRECTIONS.index(v["direction"])):  # a quarter turn clockwise each
+    for _ in range(DIRECTIONS.index(direction)):  # a quarter turn clockwise each
         outline = [(-py, px) for px, py in outline]
-    canvas.polygon([(x + half * px, y + half * py) for px, py in outline], _color(scene, canvas))
+    canvas.polygon([(x + px * size / 2, y + py * size / 2) for px, py in outline], color)
 
 
 def _flag(scene: Scene, rng: random.Random, canvas: Canvas) -> None:

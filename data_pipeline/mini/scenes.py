@@ -28,7 +28,10 @@ WORDS = (
     "BED", "BOX", "BUS", "CAR", "CAT", "COW", "CUP", "DOG", "EGG", "FAN",
     "FOX", "HAT", "JAM", "KEY", "MAP", "OWL", "PIG", "SUN", "TOY", "ZIP",
 )  # fmt: skip
+LETTERS = tuple(sorted(set("".join(WORDS))))
+DIGITS = tuple("0123456789")
 DIRECTIONS = ("right", "down", "left", "up")
+ARROWS = tuple(f"{direction} arrow" for direction in DIRECTIONS)
 SIDES = {"row": ("left", "right"), "column": ("top", "bottom")}
 STRIPES = {"row": ("left", "middle", "right"), "column": ("top", "middle", "bottom")}
 
@@ -64,7 +67,7 @@ class Scene:
     @property
     def held_out(self) -> bool:
         """Whether this scene belongs to the held-out side, in every stage."""
-        if "originals" in self.values:
+        if self.values.get("originals"):
             sides = {original_held_out(index) for index in self.values["originals"]}
             if len(sides) != 1:
                 raise ValueError(f"digits of both sides in one scene: {self.key}")
@@ -175,6 +178,19 @@ def _handwritten(count: int) -> Callable[[Sampler, bool, dict[str, Any]], dict[s
     return values
 
 
+def _mosaic(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Sixteen small things in reading order: shapes, letters, arrows and handwritten digits, each in its colour."""
+    background = s.pick(fixed, "background", BACKGROUND_NAMES)
+    inks = [name for name in COLOR_NAMES if background in PAPERS[name]]
+    names = [s.rng.choice(s.rng.choice((SHAPES, LETTERS, ARROWS, DIGITS))) for _ in range(16)]
+    return {
+        "names": names,
+        "originals": [s.original(held_out, int(name)) for name in names if name in DIGITS],
+        "colors": [s.rng.choice(inks) for _ in range(16)],
+        "background": background,
+    }
+
+
 def _word(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     color = s.pick(fixed, "color", COLOR_NAMES)
     return {
@@ -229,6 +245,7 @@ def _odd(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any]]] = {
+    "mosaic": _mosaic,
     "single": _single,
     "group": _group,
     "pair": _pair,

@@ -77,9 +77,11 @@ class JoinedSource:
 class RandomSource:
     """Random float32 weights; each tensor is a pure function of (seed, its name, its shape), on any host.
 
-    Spreads are those of Hugging Face's initialisation: 0.02 for decoder, bridge and the tower's patch and
-    position embeddings; CLIP's own, which shrink with width and depth, for the tower's layers (Radford et
-    al., arXiv 2103.00020, section 2.5, as in their code). Norm scales are one, biases zero.
+    Spreads are those of Hugging Face's initialisation: 0.02 for decoder, bridge and patch embedding; CLIP's own, which
+    shrink with width and depth, for the tower's layers (Radford et al., arXiv 2103.00020, section 2.5, as in their
+    code). Norm scales are one, biases zero. Two things are ours, so that a narrow model learns from scratch: a linear
+    of the decoder or bridge with fewer than 1,024 inputs is drawn wider, so that its outputs spread as they do at
+    that width; and a position counts as much as a patch's content from the first step on.
     """
 
     def __init__(self, config: LlavaConfig, seed: int, only: str = "") -> None:
@@ -139,4 +141,9 @@ class RandomSource:
             return width**-0.5 * (2 * layers) ** -0.5
         if name.endswith(".mlp.fc1.weight"):
             return (2 * width) ** -0.5
+        if name.endswith(".position_embedding.weight"):
+            # What a patch of 3 P^2 pixel values of unit spread becomes under a kernel of spread 0.02.
+            return 0.02 * (3 * self._vision.patch_size**2) ** 0.5
+        if re.search(r"_(proj|[12])\.weight$|projector\.linear\.weight$", name):
+            return 0.02 * max(1.0, (1024 / self._shapes[name][-1]) ** 0.5)
         return 0.02
