@@ -9,11 +9,18 @@ fi
 name=$1 zone=$2 accelerator=$3
 shift 3
 tpu=(gcloud compute tpus tpu-vm)
-here=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/.." && pwd)
+archive=$(mktemp --suffix=.tar)
+trap 'rm -f "$archive"' EXIT
+git -C "$root" archive --output="$archive" HEAD
 
 "${tpu[@]}" describe "$name" --zone="$zone" >/dev/null 2>&1 ||
   "${tpu[@]}" create "$name" --zone="$zone" --accelerator-type="$accelerator" --version="${TPU_RUNTIME:-tpu-ubuntu2204-base}"
-"${tpu[@]}" scp --recurse --worker=all --zone="$zone" "$here" "$name:vflax"
-"${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="python3 -m venv \$HOME/venv && \$HOME/venv/bin/pip install -q -e '\$HOME/vflax[tpu]'"
+"${tpu[@]}" scp --worker=all --zone="$zone" "$archive" "$name:vflax.tar"
+# The runtime's own Python may be older than 3.11; uv brings one that is not.
+install='rm -rf vflax && mkdir vflax && tar xf vflax.tar -C vflax
+python3 -m pip install -q --user uv
+python3 -m uv venv -q --allow-existing --python 3.12 venv && python3 -m uv pip install -q --python venv/bin/python "./vflax[tpu]"'
+"${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="$install"
 printf -v flags '%q ' "$@"
-"${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="cd vflax && \$HOME/venv/bin/python -m vflax.launch --distributed $flags"
+"${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="venv/bin/python -m vflax.launch --distributed $flags"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,9 +83,19 @@ def device_limit() -> int | None:
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+        return _host_memory() // jax.local_device_count()
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
+
+
+def _host_memory() -> int:
+    """Bytes that this host can give without swapping; all that it has, where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_fits(sizes: Mapping[str, int], limit: int | None) -> None:

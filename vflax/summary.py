@@ -101,7 +101,6 @@ def write_summary(workdir: Path, facts: Mapping[str, Any], answered: Sequence[An
         facts: what stands in summary.json: stage, variant, steps, first_loss, last_loss, checkpoint, export, seconds,
             evaluation (None, or vflax.evaluate.heldout.score's dict with "loss").
     """
-    write_json(workdir / "summary.json", facts)
     images = [plot_loss(workdir).name]
     if answered:
         images.append(contact_sheet(workdir, answered).name)
@@ -128,6 +127,8 @@ table{{border-collapse:collapse}}td,th{{border:1px solid #ddd;padding:.2rem .6re
 <h1>{title}</h1><table>{rows}</table>{table}{pictures}</html>
 """
     (workdir / "summary.html").write_text(page)
+    # Last, because with it a run counts as finished.
+    write_json(workdir / "summary.json", facts)
 
 
 def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -48,7 +48,9 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
         The exit status: 0 finished, 75 saved and to be run again.
     """
     start = checkpoint_path(config)
-    if start is not None and config.init.make and not (start / "summary.json").is_file():
+    # A run that has a checkpoint of its own reads nothing but its WORKDIR.
+    begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    if start is not None and config.init.make and not begun and not (start / "summary.json").is_file():
         _say(
             f"[bold]{config.init.checkpoint}[/] is not there yet: making it with {config.init.make} in {start}"
         )
@@ -260,10 +262,10 @@ class _Loop:
         values = {name: float(value) for name, value in measured.items()}
         now = time.perf_counter()
         elapsed = max(now - clock, 1e-9)
-        if not np.isfinite(values["loss"]):
+        if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
             raise UserError(
-                f"the loss is {values['loss']} at step {step}. The last checkpoint is whole; continue from it in a new "
-                "--workdir with a lower config.optimizer.lr, or set config.optimizer.clip"
+                f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step {step}. Start "
+                "again with a lower config.optimizer.lr, or set config.optimizer.clip"
             )
         if progress is None:
             return now
@@ -325,8 +327,10 @@ class _Loop:
             scored = heldout.score(answered)
             shown = ("accuracy", "blind", "words_short", "words_long")
             flat |= {f"eval/{name}": scored[name] for name in shown if scored[name] is not None}
-        if flat and jax.process_index() == 0:
-            self.metrics.write(int(state.step), flat)
+        if jax.process_index() == 0:
+            if flat:
+                self.metrics.write(int(state.step), flat)
+            write_status(self.workdir, "running", int(state.step))
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - began
         return flat, scored, answered
 
