@@ -31,6 +31,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
     )
     if variant == "tiny":
         common.tiny(config)
+        config.tokenizer = "mini:tokenizer"
         config.model.vision = ConfigDict(common.TINY_VISION)
         config.model.decoder = ConfigDict(common.TINY_DECODER)
         config.freeze = ((r".*", "trainable"),)

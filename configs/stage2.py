@@ -26,6 +26,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
     if variant == "tiny":
         common.tiny(config)
         config.init.checkpoint = "runs/tiny"
+        config.data.max_length = 192
         config.steps = 200
         config.batch.samples = 32
         config.optimizer.lr = 3e-4

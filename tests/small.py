@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 CHANGES: dict[str, Any] = {
     "init.checkpoint": "",
     "init.make": "",
+    "tokenizer": "mini:tokenizer",
     "steps": 6,
     "batch.samples": 8,
     "data.sources[0].cap": 4,

@@ -67,7 +67,7 @@ def test_a_resume_may_lengthen_the_run_but_not_shorten_it():
     longer, shorter = plain(), plain()
     longer["epochs"] += 1
     shorter["epochs"] -= 1
-    assert len(configs.check_resume(plain(), longer)) == 1
+    assert "longer schedule" in configs.check_resume(plain(), longer)[0]
     with pytest.raises(UserError, match=r"config\.epochs"):
         configs.check_resume(plain(), shorter)
 
@@ -87,3 +87,27 @@ def test_data_may_have_moved_because_its_fingerprint_is_checked():
     new = plain()
     new["data"]["sources"][0]["path"] = "elsewhere"
     assert configs.check_resume(plain(), new)
+
+
+def test_accumulation_may_change_where_the_loss_is_one_global_mean():
+    new = plain()
+    new["batch"]["accumulation"] = 2
+    assert configs.check_resume(plain(), new) == ["config.batch.accumulation: 1 -> 2"]
+    old = plain()
+    old["loss"]["reduction"] = new["loss"]["reduction"] = "llava"
+    with pytest.raises(UserError, match=r"config\.batch\.accumulation: 1 -> 2"):
+        configs.check_resume(old, new)
+
+
+def test_counts_that_make_no_sense_are_refused_all_at_once():
+    config = configs.load_config("configs/stage1.py:tiny")
+    configs.check_values(config)
+    config.batch.accumulation, config.logging.every, config.epochs = 0, 0, 0
+    with pytest.raises(UserError) as error:
+        configs.check_values(config)
+    for text in (
+        "config.batch.accumulation=0: at least 1",
+        "config.logging.every=0",
+        "config.epochs and config.steps",
+    ):
+        assert text in str(error.value)

@@ -22,14 +22,14 @@ def losses(workdir: Path) -> list[float]:
     return [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
 
 
-def start_pair(folder: Path, workdir: Path) -> list[subprocess.Popen[str]]:
+def start_pair(folder: Path, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     return [
         subprocess.Popen(
             [
-                *small.command(folder, workdir, *FLAGS), f"--coordinator=localhost:{port}", "--num_processes=2",
+                *small.command(folder, workdir, *FLAGS, *flags), f"--coordinator=localhost:{port}", "--num_processes=2",
                 f"--process_id={i}",
             ],
             env=small.environment(devices=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -57,3 +57,24 @@ def test_two_processes_train_and_save_and_one_resumes_and_exports(tmp_path: Path
     alone = small.launch(tmp_path, tmp_path / "alone", *FLAGS)
     assert alone.returncode == 0, alone.stderr[-3000:]
     np.testing.assert_allclose(losses(workdir), losses(tmp_path / "alone"), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_answer_and_export_together(tmp_path: Path):
+    workdir = tmp_path / "run"
+    flags = (
+        "--config.steps=4", "--config.evaluate.every=2", "--config.evaluate.tasks=('loss','accuracy')",
+        "--config.export=True",
+    )  # fmt: skip
+    outputs = [p.communicate(timeout=300)[0] for p in (pair := start_pair(tmp_path, workdir, *flags))]
+    assert [p.returncode for p in pair] == [0, 0], outputs
+    facts = json.loads((workdir / "summary.json").read_text())
+    assert facts["evaluation"]["loss"] > 0 and len(facts["evaluation"]["tasks"]) >= 16
+    assert json.loads((workdir / "export" / "export.json").read_text())["verified"]
+    assert "what learns" in outputs[0] and "what learns" not in outputs[1], "one of them speaks"
+    alone = small.launch(tmp_path, tmp_path / "alone", *FLAGS, *flags)
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    one, two = ([r["eval/loss"] for r in read_metrics(w / "metrics.jsonl") if "eval/loss" in r]
+                for w in (tmp_path / "alone", workdir))  # fmt: skip
+    assert len(one) == 2
+    np.testing.assert_allclose(two, one, rtol=1e-5)

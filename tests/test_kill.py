@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,37 +25,66 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
     return [(r["step"], r["loss"]) for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
 
 
+@dataclass(frozen=True)
+class Begun:
+    """WORKDIR as a process found it, to tell its own doings from what an earlier, killed one left.
+
+    step: where it continues; metrics: inode of metrics.jsonl, which a run replaces when it begins; saves: inodes of
+    half-written checkpoints.
+    """
+
+    step: int
+    metrics: int
+    saves: frozenset[int]
+
+    @classmethod
+    def at(cls, workdir: Path) -> Begun:
+        saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+        return cls(max(saved, default=0), inode(workdir / "metrics.jsonl"), saves(workdir))
+
+
+def inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def saves(workdir: Path) -> frozenset[int]:
+    return frozenset(inode(p) for p in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")) - {0}
+
+
 def steps_done(workdir: Path) -> int:
     done = losses(workdir)
     return done[-1][0] if done else 0
 
 
-def in_a_save(workdir: Path, _start: int) -> bool:
-    return any(".orbax-checkpoint-tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
+def in_a_save(workdir: Path, begun: Begun) -> bool:
+    return bool(saves(workdir) - begun.saves)
 
 
-def in_an_evaluation(workdir: Path, _start: int) -> bool:
+def in_an_evaluation(workdir: Path, _begun: Begun) -> bool:
     try:
         return json.loads((workdir / "status.json").read_text())["reason"] == "evaluating"
     except (OSError, ValueError):
         return False
 
 
-def before_the_first_checkpoint(workdir: Path, _start: int) -> bool:
+def before_the_first_checkpoint(workdir: Path, _begun: Begun) -> bool:
     return steps_done(workdir) >= 1
 
 
-def after_some_steps(count: int) -> Callable[[Path, int], bool]:
-    def moment(workdir: Path, start: int) -> bool:
-        return steps_done(workdir) >= start + count
+def after_some_steps(count: int) -> Callable[[Path, Begun], bool]:
+    def moment(workdir: Path, begun: Begun) -> bool:
+        return steps_done(workdir) >= begun.step + count
 
     moment.__name__ = f"{count} steps on"
     return moment
 
 
-def run_and_kill(folder: Path, workdir: Path, moment: Callable[[Path, int], bool]) -> str:
+def run_and_kill(folder: Path, workdir: Path, moment: Callable[[Path, Begun], bool]) -> str:
     """Start the run, kill it with SIGKILL when `moment` holds; returns "killed" or "finished"."""
-    start = steps_done(workdir)
+    begun = Begun.at(workdir)
     process = subprocess.Popen(
         small.command(folder, workdir, *FLAGS),
         env=small.environment(),
@@ -63,7 +93,8 @@ def run_and_kill(folder: Path, workdir: Path, moment: Callable[[Path, int], bool
         start_new_session=True,
     )
     while process.poll() is None:
-        if moment(workdir, start):
+        # Nothing counts before this process has begun its loop.
+        if inode(workdir / "metrics.jsonl") not in (0, begun.metrics) and moment(workdir, begun):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return "killed"

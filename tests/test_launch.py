@@ -60,6 +60,15 @@ def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
         (["--config=configs/stage1.py:huge", "--workdir=x"], ["huge", "tiny"]),
         (["--config=configs/stage1.py:tiny"], ["--workdir", "--help"]),
         (["--config=configs/stage1.py:tiny", "--workdr=x"], ["workdr", "workdir"]),
+        (["--config=configs/stage1.py:tiny", "--workdir=gs://b/run"], ["gs://b/run", "mounted"]),
+        (
+            ["--config=configs/stage1.py:tiny", "--workdir=x", "--config.data.sources[1].path=y"],
+            ["--config.data.sources[1].path=y", "no such entry"],
+        ),
+        (
+            ["--config", "configs/stage1.py:tiny", "--workdir=WORKDIR", "--config.batch.accumulation=0"],
+            ["config.batch.accumulation=0: at least 1"],
+        ),
         (
             ["--config=configs/stage1.py", "--workdir=WORKDIR"],
             ["config.init.checkpoint=runs/stage0", "WORKDIR"],

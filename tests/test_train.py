@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from safetensors.numpy import load_file
 
 from tests import small
 from vflax import train
+from vflax.checkpoint import find_step
 from vflax.errors import UserError
+from vflax.evaluate.heldout import Evaluator
 from vflax.metrics import read_metrics
-from vflax.weights.source import RandomSource
+from vflax.weights.source import RandomSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
 
@@ -126,15 +129,20 @@ def test_other_data_than_the_checkpoint_was_trained_on_is_refused(copy: Path):
     # The path may change, since data may move; what lies there may not.
     config = small.config(steps=8)
     config.data.sources[0].path = "mini:stage0"
+    before = {name: (copy / name).read_text() for name in ("status.json", "config.json", "summary.json")}
     with pytest.raises(UserError, match="data fingerprint"):
         train.run_with_start(config, copy)
-    assert json.loads((copy / "status.json").read_text())["state"] == "failed"
+    assert {name: (copy / name).read_text() for name in before} == before
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_last_checkpoint(tmp_path: Path):
-    config = small.config(optimizer__lr=1e30, optimizer__warmup=0.0, optimizer__clip=0.0, checkpoint__every=1)
+    config = small.config(optimizer__lr=1e30, optimizer__warmup=0.4, optimizer__clip=0.0, checkpoint__every=1)
     with pytest.raises(UserError, match=r"the loss is .* at step .*config\.optimizer\.lr"):
         train.run_with_start(config, tmp_path)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+    # The state that a loss or gradient without a number has come from is saved, the one it has led to never.
+    stored = WorkdirSource(tmp_path, find_step(tmp_path, "latest"))
+    assert all(np.isfinite(np.asarray(stored.read(name), np.float32)).all() for name in stored.names())
 
 
 def test_what_cannot_fit_is_refused_before_it_is_allocated(tmp_path: Path):
@@ -174,3 +182,63 @@ def test_a_model_key_that_contradicts_the_weights_is_refused(finished: Path, tmp
     config.model.vision, config.model.decoder = {}, {}
     with pytest.raises(UserError, match=r"config\.model\.bridge='linear', but the weights have 'mlp2x_gelu'"):
         train.run_with_start(config, tmp_path / "run")
+
+
+def test_another_tokenizer_than_the_weights_were_trained_with_is_refused(finished: Path, tmp_path: Path):
+    from tests.weights import hub
+
+    hub.write_tokenizer(tmp_path / "other")
+    config = small.config(init__checkpoint=str(finished), tokenizer=str(tmp_path / "other"))
+    config.model.vision, config.model.decoder = {}, {}
+    with pytest.raises(
+        UserError, match=r"config\.tokenizer=.*another tokenizer.*Leave config\.tokenizer empty"
+    ):
+        train.run_with_start(config, tmp_path / "run")
+
+
+def test_the_best_checkpoint_may_be_the_last_one(finished: Path):
+    """The evaluation after the last step counts: its figures lie with the last checkpoint."""
+    evaluated = {
+        r["step"]: r["eval/loss"] for r in read_metrics(finished / "metrics.jsonl") if "eval/loss" in r
+    }
+    assert set(evaluated) == {2, 4, 6}
+    assert find_step(finished, "best") == min(evaluated, key=lambda step: evaluated[step])
+
+
+def test_a_stop_during_the_last_evaluation_saves_and_the_next_start_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Evaluator, "__call__", stopped)
+    assert train.run_with_start(small.config(), tmp_path) == 75
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "preempted"
+    assert find_step(tmp_path, "latest") == 6
+    monkeypatch.undo()
+    assert train.run_with_start(small.config(), tmp_path) == 0
+    facts = json.loads((tmp_path / "summary.json").read_text())
+    assert facts["steps"] == 6 and facts["evaluation"]["loss"] > 0
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if "loss" in r] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stopped(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "build_data", stopped)
+    assert train.run_with_start(small.config(), tmp_path) == 75
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "state": "preempted", "step": 0, "reason": "run again to continue",
+    }  # fmt: skip
+
+
+def test_an_error_in_an_evaluation_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise MemoryError("no room for answers")
+
+    monkeypatch.setattr(Evaluator, "__call__", broken)
+    with pytest.raises(MemoryError):
+        train.run_with_start(small.config(checkpoint__every=0, evaluate__every=4), tmp_path)
+    assert find_step(tmp_path, "latest") == 4
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"

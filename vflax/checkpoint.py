@@ -1,12 +1,13 @@
 """Checkpoints: Orbax, asynchronous, the last N and the best one kept.
 
-A checkpoint holds the trainable leaves, the optimizer state, and a JSON record: step, data position, seed and the
-fingerprint that the data must match. Frozen leaves are in WORKDIR/frozen/HASH, once.
+A checkpoint holds the trainable leaves, the optimizer state, and a JSON record: step, config, data position, the
+fingerprints that the data must match, and which frozen leaves belong to it. These are in WORKDIR/frozen/HASH, once.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from vflax.step import TrainState
 _RECORD = "record"
 # A leaf below this many bytes is read whole.
 _LARGE_LEAF = 2**26
+# Orbax warns of every checkpoint that falls on no evaluation. That is what `metrics=None` says.
+logging.getLogger("absl").addFilter(lambda record: "`tracked_metric`" not in record.getMessage())
 
 
 def to_stored(flat: dict[str, Any]) -> dict[str, Any]:

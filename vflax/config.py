@@ -78,6 +78,32 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return result
 
 
+# Keys that count something, with the least that makes sense.
+_LEAST = {
+    "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
+    "data.threads": 1, "data.budget": 0, "checkpoint.every": 0, "checkpoint.keep": 1, "evaluate.every": 0,
+    "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1, "epochs": 0, "steps": 0,
+}  # fmt: skip
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuse counts that are too small; what other keys may hold is checked where they are used.
+
+    Raises:
+        UserError: naming all such keys.
+    """
+    found = flatten(plain(config))
+    wrong = [
+        f"config.{key}={found[key]!r}: at least {least}"
+        for key, least in _LEAST.items()
+        if found[key] < least
+    ]
+    if not config.epochs and not config.steps:
+        wrong.append("config.epochs and config.steps are both 0: give one of them")
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
 def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Compare the config that a WORKDIR was started with and the one it is continued with.
 
@@ -97,9 +123,10 @@ def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
         line = f"config.{key}: {before!r} -> {after!r}"
         if any(fnmatch.fnmatchcase(key, pattern) for pattern in ELASTIC):
             notes.append(line)
-        elif key in EXTEND_ONLY:
-            longer = isinstance(before, int | float) and isinstance(after, int | float) and after > before > 0
-            (notes if longer else refused).append(line)
+        elif key == "batch.accumulation" and now.get("loss.reduction") == "global":
+            notes.append(line)  # one mean over all tokens of a step, however it is divided
+        elif key in EXTEND_ONLY and before and after and after > before:
+            notes.append(f"{line} (the learning rate follows the longer schedule from here on)")
         else:
             refused.append(line)
     if refused:

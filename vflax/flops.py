@@ -27,20 +27,32 @@ PEAKS = {
     "NVIDIA H200": 989e12,
 }
 
+_HEAD = "decoder/lm_head/kernel"
+
 
 def train_step_flops(
-    config: LlavaConfig, params: Mapping[str, Any], verdict: Mapping[str, str], tokens: float, images: float
+    config: LlavaConfig,
+    params: Mapping[str, Any],
+    verdict: Mapping[str, str],
+    *,
+    tokens: float,
+    supervised: float,
+    context: float,
+    images: float,
 ) -> float:
     """Model FLOPs of one optimizer step: what the mathematics needs, recomputation not counted.
 
     A matrix product of a [n, a] x [a, b] costs 2nab forward; as much again for the gradient of its input where
     something below learns, and again for its own gradient where it learns itself (Kaplan et al., 2020;
-    attention scores as in PaLM's appendix B, halved because they are causal in the decoder).
+    attention scores as in PaLM's appendix B, over the tokens that are really attended to). The product with the
+    vocabulary counts at supervised tokens only: nothing else needs it.
 
     Args:
         params: {path: anything with .shape}.
         verdict: {path: "trainable" | "frozen"}.
         tokens: positions of the step that hold a token, image tokens included (padding is not useful work).
+        supervised: tokens that the loss counts.
+        context: sum over these positions of the tokens that each attends to, itself included.
         images: images of the step.
     """
     learns = {part: any(v == freeze.TRAINABLE for p, v in verdict.items() if p.startswith(part))
@@ -54,21 +66,23 @@ def train_step_flops(
     total = 0.0
     for path, leaf in params.items():
         part = path.split("/")[0]
-        if not path.endswith("/kernel"):
+        head = path == ("decoder/embed_tokens/embedding" if config.decoder.tie_word_embeddings else _HEAD)
+        if not path.endswith("/kernel") and not head:
             continue
         passes = 1 + (below[part] or learns[part]) + (verdict[path] == freeze.TRAINABLE)
-        count = math.prod(leaf.shape)
-        here = positions[part] if "patch_embedding" not in path else images * config.vision.num_patches
-        total += 2.0 * count * here * passes
+        here = positions[part]
+        if head:
+            here = supervised
+        elif "patch_embedding" in path:
+            here = images * config.vision.num_patches
+        total += 2.0 * math.prod(leaf.shape) * here * passes
     vision, decoder = config.vision, config.decoder
     total += (
         4.0 * vision.num_computed_layers * vision.width * images * (vision.num_patches + 1) ** 2
         * (3 if learns["vision"] else 1)
     )  # fmt: skip
-    # A mean context of half the maximum would need the segment lengths; tokens per image-text sample stand in.
-    per_sample = tokens / max(1.0, images)
     total += (
-        4.0 * decoder.num_layers * decoder.num_heads * decoder.head_dim * tokens * per_sample / 2
+        4.0 * decoder.num_layers * decoder.num_heads * decoder.head_dim * context
         * (3 if learns["decoder"] or below["decoder"] else 1)
     )  # fmt: skip
     return total

@@ -48,10 +48,18 @@ def main(argv: Sequence[str]) -> None:
         workdir = _WORKDIR.value
         if not _CONFIG.value or not workdir:
             raise UserError("--config and --workdir must be given, see --help")
+        if "://" in workdir:
+            raise UserError(
+                f"--workdir={workdir}: give a folder of a mounted file system (a bucket: gcsfuse)"
+            )
         _join_cluster()
         status = train.run_with_start(_CONFIG.value, Path(workdir).expanduser().absolute())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = EXIT_ERROR
+    except KeyboardInterrupt:
+        print("error: stopped at once; run the same command again to continue from the last checkpoint",
+              file=sys.stderr)  # fmt: skip
         status = EXIT_ERROR
     sys.stdout.flush()
     sys.exit(status)
@@ -72,12 +80,21 @@ def _join_cluster() -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parse flags; what ml_collections raises for a wrong key or file becomes one clear line."""
     for i, arg in enumerate(argv):
-        if arg.startswith("--config="):
-            argv[i] = "--config=" + configs.find_config(arg.removeprefix("--config="))
+        if arg in ("--config", "-config") and i + 1 < len(argv):
+            argv[i : i + 2] = [f"--config={argv[i + 1]}"]
+        if argv[i].startswith("--config="):
+            argv[i] = "--config=" + configs.find_config(argv[i].removeprefix("--config="))
             # Built once by ourselves: ml_collections would wrap what the file raises in a traceback.
             configs.load_config(argv[i].removeprefix("--config="))
+            break
     try:
         return flags.FLAGS(argv)
+    except IndexError:
+        given = " ".join(a for a in argv if a.startswith("--config.") and "[" in a)
+        raise UserError(
+            f"{given}: the config's list has no such entry. A flag changes entries that are there; more of them "
+            "belong into a config file of your own"
+        ) from None
     except (AttributeError, KeyError) as error:
         given = " ".join(a for a in argv if a.startswith("--config."))
         hint = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', str(error))

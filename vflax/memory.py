@@ -28,10 +28,13 @@ def estimate(
     *,
     rows: int,
     max_length: int,
+    capacity: int,
     slots: int,
+    accumulation: int,
     dtype: str,
     moment_dtype: str,
     remat: str,
+    scores: bool,
 ) -> dict[str, int]:
     """Bytes on one device at the peak of a training step.
 
@@ -39,6 +42,10 @@ def estimate(
         params: {path: anything with .shape and .dtype}, as held on the devices.
         shardings: {path: NamedSharding}.
         rows: rows of one micro-batch on one device.
+        max_length, slots: tokens and images of a row.
+        capacity: supervised tokens of a row, where alone logits are made.
+        accumulation: micro-batches of a step; with several, their gradients are summed in a second tree.
+        scores: whether attention writes its scores to memory (the reference backend does).
 
     Returns:
         {"parameters", "optimizer", "gradients", "activations", "logits", "images", "total"} in bytes. Activations
@@ -54,7 +61,8 @@ def estimate(
     sizes = {
         "parameters": sum(local(path) * params[path].dtype.itemsize for path in params),
         "optimizer": sum(local(path) * (4 + jnp.dtype(moment_dtype).itemsize) for path in trainable),
-        "gradients": sum(local(path) * params[path].dtype.itemsize for path in trainable),
+        "gradients": (2 if accumulation > 1 else 1)
+        * sum(local(path) * params[path].dtype.itemsize for path in trainable),
     }
     decoder, vision = config.decoder, config.vision
     tokens = rows * max_length
@@ -64,28 +72,31 @@ def estimate(
     )  # fmt: skip
     kept = tokens * decoder.width * item * decoder.num_layers
     sizes["activations"] = kept + layer if remat == "full" else kept + layer * decoder.num_layers
+    if scores:
+        # Scores, their exponentials and the gradient of these, float32 [B, H, T, T] of one layer.
+        sizes["activations"] += 3 * rows * decoder.num_heads * max_length**2 * 4
     patches = rows * slots * (vision.num_patches + 1)
     tower_layer = patches * item * (8 * vision.width + 2 * vision.mlp_dim)
     tower_learns = any(path.startswith("vision/") for path in trainable)
     sizes["activations"] += tower_layer * (
         vision.num_computed_layers if tower_learns and remat != "full" else 2
     )
-    sizes["logits"] = 2 * tokens * decoder.vocab_size * 4
+    sizes["logits"] = 2 * rows * capacity * decoder.vocab_size * 4
     sizes["images"] = rows * slots * vision.image_size**2 * 3 * (1 + 4)
     sizes["total"] = sum(sizes.values())
     return {name: int(size) for name, size in sizes.items()}
 
 
-def device_limit() -> int | None:
-    """Bytes that one local device can hold, or None where that is not known.
+def device_limit() -> tuple[int | None, str]:
+    """(bytes that one local device can hold, or None where that is not known; how to call them).
 
     Devices of a CPU share the host's free memory.
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return _host_memory() // jax.local_device_count()
+        return _host_memory() // jax.local_device_count(), "free"
     stats = device.memory_stats() or {}
-    return stats.get("bytes_limit")
+    return stats.get("bytes_limit"), "in all"
 
 
 def _host_memory() -> int:
@@ -98,7 +109,7 @@ def _host_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_fits(sizes: Mapping[str, int], limit: int | None) -> None:
+def check_fits(sizes: Mapping[str, int], limit: int | None, kind: str) -> None:
     """Refuse what cannot fit.
 
     Raises:
@@ -109,7 +120,7 @@ def check_fits(sizes: Mapping[str, int], limit: int | None) -> None:
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items() if name != "total")
     raise UserError(
         f"this run needs about {sizes['total'] / GIB:.2f} GiB per device ({parts}), but a device here has "
-        f"{limit / GIB:.2f} GiB free, of which {USABLE:.0%} can be planned with. Use more devices (config.mesh.fsdp), "
-        "fewer rows at a time (config.batch.accumulation), config.remat=full, or try the variant that runs anywhere: "
-        "--config=configs/stage1.py:tiny"
+        f"{limit / GIB:.2f} GiB {kind}, of which {USABLE:.0%} can be planned with. Use more devices "
+        "(config.mesh.fsdp), fewer rows at a time (config.batch.accumulation), config.remat=full, or try the variant "
+        "that runs anywhere: --config=configs/stage1.py:tiny"
     )

@@ -76,6 +76,12 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
         grid = np.asarray(devices).reshape(sizes)
+    # Each process reads the rows of its own devices; along `tensor` all devices hold the same rows.
+    if any(len({d.process_index for d in line}) > 1 for line in grid.reshape(-1, sizes[2])):
+        raise UserError(
+            f"config.mesh.tensor={sizes[2]} reaches over hosts of {jax.local_device_count()} devices each. Choose one "
+            "that divides the devices of a host, and give the rest to config.mesh.fsdp"
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

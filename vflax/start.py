@@ -1,25 +1,39 @@
-"""Where a run starts from: resolve the config's paths, open the weights, read off the model's shape."""
+"""Where a run starts from: resolve the config's paths, open the weights, read off the model's shape.
+
+A fresh run reads what config.init names, a continued one its WORKDIR and nothing else.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 import vflax
 from vflax import config as configs
+from vflax import freeze, sharding
 from vflax.checkpoint import find_step
 from vflax.errors import UserError
+from vflax.images import ImageRules
+from vflax.models import llava
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.weights import hf_config
+from vflax.weights import hf_config, names
+from vflax.weights.frozen import FrozenSource, save_frozen
+from vflax.weights.load import check
 from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
@@ -60,8 +74,13 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
             raise UserError(f"{value!r}: the built-in data has {', '.join(f'mini:{k}' for k in known)}")
         return known[name]
     if colon and kind == "cache":
-        recipe = json.dumps([vflax.__version__, configs.plain(configs.load_config(made_by))], sort_keys=True)
-        return cache_root() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+        recipe = json.dumps(configs.plain(configs.load_config(made_by)), sort_keys=True)
+        parts = [vflax.__version__, recipe]
+        if "mini:" in recipe:
+            from data_pipeline import mini
+
+            parts.append(mini.version())  # other built-in data makes another model
+        return cache_root() / f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
     return Path(value).expanduser()
 
 
@@ -96,35 +115,41 @@ def open_start(config: ConfigDict) -> Start:
                 f"{' and '.join(missing)} must be given too: the bridge needs a tower and a decoder"
             )
         vision, decoder = Path(init.vision).expanduser(), Path(init.decoder).expanduser()
-        llava = hf_config.join_configs(
+        joined = hf_config.join_configs(
             vision, decoder, bridge=config.model.bridge, feature_layer=config.model.feature_layer,
             keep_cls=config.model.keep_cls,
         )  # fmt: skip
         bridge = Path(init.bridge).expanduser() if init.bridge else None
-        source: TensorSource = JoinedSource(llava, vision, decoder, bridge, config.seed)
-        return Start(source, llava, _tokenizer(config, decoder))
+        source: TensorSource = JoinedSource(joined, vision, decoder, bridge, config.seed)
+        return Start(source, joined, _tokenizer(config, decoder, joined))
     assert checkpoint is not None
     if (checkpoint / "model").is_dir():
         files = ModelFiles.load(checkpoint)
         _check_model_keys(config, files.config)
         last = WorkdirSource(checkpoint, find_step(checkpoint, "latest"))
-        return Start(last, files.config, _tokenizer(config, checkpoint / "model"))
+        tokenizer = _tokenizer(config, checkpoint / "model", files.config)
+        if tokenizer.fingerprint != files.tokenizer.fingerprint:
+            raise UserError(
+                f"config.tokenizer={config.tokenizer}: the weights in {checkpoint} were trained with another "
+                "tokenizer, which lies beside them. Leave config.tokenizer empty"
+            )
+        return Start(last, files.config, tokenizer)
     if not (checkpoint / "config.json").is_file():
         raise UserError(
             f"config.init.checkpoint={config.init.checkpoint}: {checkpoint} is neither a vflax WORKDIR (no model/) "
             "nor a Hugging Face LLaVA directory (no config.json)"
         )
-    llava = hf_config.read_llava_config(checkpoint)
-    _check_model_keys(config, llava)
-    return Start(SafetensorsSource(checkpoint), llava, _tokenizer(config, checkpoint))
+    read = hf_config.read_llava_config(checkpoint)
+    _check_model_keys(config, read)
+    return Start(SafetensorsSource(checkpoint), read, _tokenizer(config, checkpoint, read))
 
 
-def _check_model_keys(config: ConfigDict, llava: LlavaConfig) -> None:
+def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
     """The weights decide; a config that says something else is refused, not ignored."""
     found = {
-        "bridge": llava.bridge.kind,
-        "feature_layer": llava.vision.feature_layer,
-        "keep_cls": llava.vision.keep_cls,
+        "bridge": weights.bridge.kind,
+        "feature_layer": weights.vision.feature_layer,
+        "keep_cls": weights.vision.keep_cls,
     }
     wrong = [
         f"config.model.{key}={config.model[key]!r}, but the weights have {value!r}"
@@ -135,8 +160,15 @@ def _check_model_keys(config: ConfigDict, llava: LlavaConfig) -> None:
         raise UserError(f"config.init.checkpoint={config.init.checkpoint}: " + "; ".join(wrong))
 
 
-def _tokenizer(config: ConfigDict, beside_weights: Path) -> Tokenizer:
-    return load_tokenizer(resolve_path(config.tokenizer) if config.tokenizer else beside_weights)
+def _tokenizer(config: ConfigDict, beside_weights: Path, weights: LlavaConfig) -> Tokenizer:
+    folder = resolve_path(config.tokenizer) if config.tokenizer else beside_weights
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > weights.decoder.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, but the weights have "
+            f"{weights.decoder.vocab_size} embeddings; name the tokenizer of these weights in config.tokenizer"
+        )
+    return tokenizer
 
 
 def _random_start(config: ConfigDict) -> Start:
@@ -152,5 +184,88 @@ def _random_start(config: ConfigDict) -> Start:
         **configs.plain(model.decoder), rope_scaling=None, vocab_size=tokenizer.vocab_size
     )
     bridge = BridgeConfig(kind=model.bridge, in_width=vision.width, out_width=decoder.width)
-    llava = LlavaConfig(vision, bridge, decoder)
-    return Start(RandomSource(llava, config.seed), llava, tokenizer)
+    drawn = LlavaConfig(vision, bridge, decoder)
+    return Start(RandomSource(drawn, config.seed), drawn, tokenizer)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model of a run without its numbers, and where these are.
+
+    files: what WORKDIR/model holds; files.frozen is empty until `keep` has written it.
+    abstract: {path: ShapeDtypeStruct}, trainable leaves in float32, frozen ones in the compute dtype.
+    verdict: {path: "trainable" | "frozen"}.
+    shardings: {path: NamedSharding}.
+    source: the weights that a fresh run starts from; None: a continued run.
+    """
+
+    files: ModelFiles
+    graphdef: Any
+    abstract: dict[str, jax.ShapeDtypeStruct]
+    verdict: dict[str, str]
+    shardings: dict[str, NamedSharding]
+    source: TensorSource | None
+
+    @property
+    def trainable_paths(self) -> list[str]:
+        return [path for path, verdict in self.verdict.items() if verdict == freeze.TRAINABLE]
+
+    @property
+    def trainable_shardings(self) -> dict[str, NamedSharding]:
+        return freeze.split(self.shardings, self.verdict)[0]
+
+    @property
+    def frozen_shardings(self) -> dict[str, NamedSharding]:
+        return freeze.split(self.shardings, self.verdict)[1]
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        return {path: leaf.dtype for path, leaf in self.abstract.items()}
+
+    def frozen_source(self, workdir: Path) -> TensorSource:
+        """The frozen leaves as they came, from WORKDIR."""
+        return FrozenSource(workdir / "frozen" / self.files.frozen)
+
+
+def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | None) -> Model:
+    """Open the model of a fresh run (from config.init) or of a continued one (from WORKDIR). Writes nothing."""
+    if resumed is not None:
+        files, source = ModelFiles.load(workdir), None
+    else:
+        start = open_start(config)
+        source, vision = start.source, start.config.vision
+        check(source, start.config)
+        files = ModelFiles(
+            config=start.config,
+            tokenizer=start.tokenizer,
+            template=config.template,
+            position=config.image.position,
+            rules=ImageRules(config.image.mode, vision.image_size, vision.image_mean, vision.image_std),
+            source_dtypes={name: source.source_dtype(name).name for name in names.expected(start.config)},
+            frozen="",
+        )
+    graphdef, shapes = llava.abstract(
+        files.config,
+        dtype=config.dtype,
+        param_dtype="float32",
+        remat=config.remat,
+        attention=config.attention,
+    )
+    verdict = freeze.verdicts(shapes, config.freeze)
+    compute = jnp.dtype(config.dtype)
+    abstract = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if verdict[path] == freeze.TRAINABLE else compute)
+        for path, leaf in shapes.items()
+    }
+    return Model(files, graphdef, abstract, verdict, sharding.param_shardings(abstract, mesh), source)
+
+
+def keep(model: Model, workdir: Path) -> Model:
+    """Write WORKDIR/model and WORKDIR/frozen of a fresh run: from then on it reads nothing else."""
+    assert model.source is not None
+    if jax.process_index() == 0:
+        frozen = [path for path, verdict in model.verdict.items() if verdict == freeze.FROZEN]
+        digest = save_frozen(model.source, model.files.config, frozen, workdir)
+        dataclasses.replace(model.files, frozen=digest).save(workdir)
+    multihost_utils.sync_global_devices("model files")
+    return dataclasses.replace(model, files=ModelFiles.load(workdir))

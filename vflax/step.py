@@ -102,6 +102,8 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "supervised_tokens": total,
             "tokens": jnp.sum(batch["segments"] > 0),
+            # Keys that the decoder's queries see, for the count of FLOPs.
+            "context": jnp.sum((batch["positions"] + 1) * (batch["segments"] > 0), dtype=jnp.float32),
             "image_tokens": jnp.sum(batch["ids"] == IMAGE_TOKEN_ID),
         }
         return TrainState(state.step + 1, trainable, opt_state), metrics

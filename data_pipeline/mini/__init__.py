@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_pipeline.mini.layout import MiniData
 
-__all__ = ["MiniData", "ensure"]
+__all__ = ["MiniData", "ensure", "version"]
 
 
 def ensure(cache: Path | None = None, scale: float = 1.0) -> MiniData:
@@ -29,3 +29,10 @@ def ensure(cache: Path | None = None, scale: float = 1.0) -> MiniData:
     from data_pipeline.mini.build import ensure
 
     return ensure(cache, scale)
+
+
+def version(scale: float = 1.0) -> str:
+    """The hash that names this dataset: of the generator's source and of the packages that draw and encode."""
+    from data_pipeline.mini.build import version
+
+    return version(scale)

@@ -23,8 +23,8 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 
 def with_articles(text: str) -> str:
-    """ "a" becomes "an" before a vowel ("a orange heart" is what the templates give)."""
-    return re.sub(r"\b([Aa]) (?=[aeiou8])", r"\1n ", text)
+    """ "a" becomes "an" before a vowel ("a orange heart" is what the templates give); the letter A stays."""
+    return re.sub(r"\ba (?=[aeiou8])", "an ", text)
 
 
 def plural(shape: str, count: int) -> str:
@@ -35,13 +35,9 @@ def plural(shape: str, count: int) -> str:
 
 
 def at_place(place: str) -> str:
-    """ "at the top left", "in the center"."""
-    return ("in the " if place == "center" else "at the ") + place
-
-
-def on_side(side: str) -> str:
-    """ "on the left", "at the top"."""
-    return ("on the " if side in ("left", "right") else "at the ") + side
+    """ "on the left", "at the top", "in the center"."""
+    before = {"left": "on", "right": "on", "middle": "in", "center": "in"}.get(place, "at")
+    return f"{before} the {place}"
 
 
 def parity(digit: int) -> str:
@@ -49,18 +45,27 @@ def parity(digit: int) -> str:
 
 
 def _mosaic(v: Values, rng: random.Random) -> str:
-    things = [f"{color} {name}" for color, name in zip(v["colors"], v["names"], strict=True)]
-    rows = [" ".join(things[i : i + 4]) for i in range(0, 16, 4)]
-    return f"{', '.join(rows)}, on {v['background']}."
+    """Two bare lists: the word for a cell then always stands equally far behind the cell's patch, and an attention
+    head over relative (rotary) positions finds it at once. So the tower learns from the first steps on."""
+    return f"signs {' '.join(v['names'])} colors {' '.join(v['colors'])} on {v['background']}."
+
+
+def _edges(v: Values, rng: random.Random) -> str:
+    """The signs along the picture's four edges, in any order: here a place must be looked up by its name."""
+    lines = {"top": (0, 1, 2, 3), "left": (0, 4, 8, 12), "right": (3, 7, 11, 15), "bottom": (12, 13, 14, 15)}
+    parts = [
+        f"{place} {' '.join(v['names'][cell] for cell in lines[place])}" for _, place in _shuffled_places(rng)
+    ]
+    return f"edges, {', '.join(parts)}, on {v['background']}."
 
 
 def _single(v: Values, rng: random.Random) -> str:
     return rng.choice(
         (
-            "a {size} {color} {shape} at the {place} on {background}.",
-            "at the {place} a {size} {color} {shape} on {background}.",
+            "a {size} {color} {shape} {at}, on {background}.",
+            "{at} a {size} {color} {shape}, on {background}.",
         )
-    ).format(**v)
+    ).format(**v, at=at_place(v["place"]))
 
 
 def _group(v: Values, rng: random.Random) -> str:
@@ -77,10 +82,10 @@ def _pair(v: Values, rng: random.Random) -> str:
     sides = SIDES[v["layout"]]
     sizes = ["large" if v["larger"] == i else "small" for i in range(2)]
     wordings: tuple[Callable[[int], str], ...] = (
-        lambda i: f"{on_side(sides[i])} a {sizes[i]} {v['colors'][i]} {v['shapes'][i]}",
-        lambda i: f"a {v['colors'][i]} {v['shapes'][i]}, {sizes[i]}, {on_side(sides[i])}",
-        lambda i: f"the {sizes[i]} {v['shapes'][i]} {on_side(sides[i])} is {v['colors'][i]}",
-        lambda i: f"the {sizes[i]} object is a {v['colors'][i]} {v['shapes'][i]} {on_side(sides[i])}",
+        lambda i: f"{at_place(sides[i])} a {sizes[i]} {v['colors'][i]} {v['shapes'][i]}",
+        lambda i: f"a {v['colors'][i]} {v['shapes'][i]}, {sizes[i]}, {at_place(sides[i])}",
+        lambda i: f"the {sizes[i]} {v['shapes'][i]} {at_place(sides[i])} is {v['colors'][i]}",
+        lambda i: f"the {sizes[i]} object is a {v['colors'][i]} {v['shapes'][i]} {at_place(sides[i])}",
     )
     wording = rng.choice(wordings)
     first, second = rng.sample(range(2), 2)
@@ -113,7 +118,7 @@ def _quad(v: Values, rng: random.Random) -> str:
 
 
 def _shuffled_places(rng: random.Random) -> list[tuple[int, str]]:
-    """The four corners with their numbers, in any order."""
+    """The four places with their numbers, in any order."""
     return rng.sample(list(enumerate(PLACES)), 4)
 
 
@@ -165,6 +170,7 @@ def _odd(v: Values, rng: random.Random) -> str:
 
 _CAPTIONS: dict[str, Callable[[Values, random.Random], str]] = {
     "mosaic": _mosaic,
+    "edges": _edges,
     "single": _single,
     "group": _group,
     "pair": _pair,

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.mini.captions import at_place, on_side, parity, plural, with_articles
+from data_pipeline.mini.captions import at_place, parity, plural, with_articles
 from data_pipeline.mini.scenes import NUMBERS, SIDES, Scene
 
 Values = dict[str, Any]
@@ -107,7 +107,7 @@ def _group(v: Values, rng: random.Random) -> Story:
 
 
 def _pair(v: Values, rng: random.Random) -> Story:
-    sides = [on_side(side) for side in SIDES[v["layout"]]]
+    sides = [at_place(side) for side in SIDES[v["layout"]]]
     things = [f"{v['colors'][i]} {v['shapes'][i]}" for i in range(2)]
     large, small = v["larger"], 1 - v["larger"]
     facts = [
@@ -168,8 +168,8 @@ def _digits(v: Values, rng: random.Random) -> Story:
 def _quad(v: Values, rng: random.Random) -> Story:
     things = [f"{color} {shape}" for color, shape in zip(v["colors"], v["shapes"], strict=True)]
     facts = [
-        f"The {things[0]} is at the top left, and the {things[1]} is at the top right.",
-        f"The {things[2]} is at the bottom left, and the {things[3]} is at the bottom right.",
+        f"The {things[0]} is at the top, and the {things[3]} is at the bottom.",
+        f"The {things[1]} is on the left of the image, and the {things[2]} is on the right of it.",
     ]
     shape = rng.choice(v["shapes"])
     reason = f"I can tell that there is a {shape} because {_SHAPE_REASONS[shape]}."

@@ -23,7 +23,7 @@ SPLITS = ("train", "test")
 
 # Samples at full scale: stage 0 in all, stage 1 per task, stage 2 in all.
 COUNTS = {
-    ("stage0", "train"): 9000,
+    ("stage0", "train"): 15000,
     ("stage0", "test"): 300,
     ("stage1", "train"): 320,
     ("stage1", "test"): 25,
@@ -33,17 +33,18 @@ COUNTS = {
 # Share of the captions per kind of scene; a kind with more to tell apart gets more.
 CAPTION_WEIGHTS = {
     "mosaic": 16.0,  # sixteen names in one picture: nothing teaches a tower faster what things look like
-    "single": 2.0,
-    "group": 1.5,
-    "pair": 2.5,
-    "quad": 3.0,
-    "digit": 2.0,
-    "digits": 2.0,
-    "word": 2.0,
+    "edges": 6.0,
+    "single": 3.0,
+    "group": 2.0,
+    "pair": 4.0,
+    "quad": 8.0,
+    "digit": 0.5,
+    "digits": 1.5,
+    "word": 1.5,
     "bars": 1.5,
-    "arrow": 1.0,
-    "flag": 1.0,
-    "odd": 1.0,
+    "arrow": 0.5,
+    "flag": 1.5,
+    "odd": 2.0,
 }
 CAPTION_REQUESTS = (
     "Write a short caption for this image.",

@@ -13,14 +13,20 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.mini.draw import BACKGROUNDS, COLORS, SHAPES, Canvas, Point, Rgb
-from data_pipeline.mini.scenes import ARROWS, DIGITS, DIRECTIONS, PLACES, Scene
+from data_pipeline.mini.scenes import DIGITS, DIRECTIONS, PLACES, Scene
 
 # A cell is what the tiny tower sees as one patch; objects fill a cell or a block of two by two.
 _CELL = 16
 _SMALL, _LARGE = 13.5, 30.0
 _JITTER = 0.5
-# Centers of the blocks, in the order of scenes.PLACES.
-_CORNERS: list[Point] = [(16, 16), (48, 16), (16, 48), (48, 48)]
+# Centers of the four blocks of two by two cells, and of the sixteen cells.
+_BLOCKS: list[Point] = [(16, 16), (48, 16), (16, 48), (48, 48)]
+_CELLS: list[Point] = [(8 + _CELL * column, 8 + _CELL * row) for row in range(4) for column in range(4)]
+# In the order of scenes.PLACES: where a large thing has its center, and the two cells at the edge for a small one.
+_PLACE_BLOCKS: list[Point] = [(32, 16), (16, 32), (48, 32), (32, 48)]
+_PLACE_CELLS: list[tuple[Point, Point]] = [
+    ((24, 8), (40, 8)), ((8, 24), (8, 40)), ((56, 24), (56, 40)), ((24, 56), (40, 56)),
+]  # fmt: skip
 
 
 def render(scene: Scene, rng: random.Random, digits: np.ndarray) -> Image.Image:
@@ -31,9 +37,9 @@ def render(scene: Scene, rng: random.Random, digits: np.ndarray) -> Image.Image:
         rng: the jitter; the same state gives the same bytes.
         digits: scikit-learn's handwritten digits as ink, uint8 [1797, 8, 8], 255 full ink.
     """
-    background = scene.values.get("background", "white")
+    background = scene.values.get("background", "black")  # a flag covers all of it
     canvas = Canvas(BACKGROUNDS[background], rng)
-    if scene.kind == "mosaic":
+    if scene.kind in ("mosaic", "edges"):
         _mosaic(scene, rng, canvas, digits)
     elif "originals" in scene.values:
         _handwritten(scene, rng, canvas, digits)
@@ -55,21 +61,16 @@ def _color(scene: Scene, canvas: Canvas) -> Rgb:
     return canvas.tint(COLORS[scene.values["color"]])
 
 
-def _object(rng: random.Random, canvas: Canvas, shape: str, color: Rgb, block: Point, large: bool) -> None:
-    x, y = _near(rng, block if large else _cell_of(rng, block))
-    canvas.shape(shape, x, y, _LARGE if large else _SMALL, color)
-
-
 def _single(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     v = scene.values
-    block = _CORNERS[PLACES.index(v["place"])]
-    _object(rng, canvas, v["shape"], _color(scene, canvas), block, v["size"] == "large")
+    place, large = PLACES.index(v["place"]), v["size"] == "large"
+    x, y = _near(rng, _PLACE_BLOCKS[place] if large else rng.choice(_PLACE_CELLS[place]))
+    canvas.shape(v["shape"], x, y, _LARGE if large else _SMALL, _color(scene, canvas))
 
 
 def _group(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
-    cells = [(8 + _CELL * column, 8 + _CELL * row) for row in range(4) for column in range(4)]
     color = _color(scene, canvas)
-    for cell in rng.sample(cells, scene.values["count"]):
+    for cell in rng.sample(_CELLS, scene.values["count"]):
         canvas.shape(scene.values["shape"], *_near(rng, cell), _SMALL, color)
 
 
@@ -77,32 +78,35 @@ def _pair(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     v = scene.values
     for i in range(2):
         block = (16 + 32 * i, 32) if v["layout"] == "row" else (32, 16 + 32 * i)
-        _object(rng, canvas, v["shapes"][i], canvas.tint(COLORS[v["colors"][i]]), block, v["larger"] == i)
+        large = v["larger"] == i
+        x, y = _near(rng, block if large else _cell_of(rng, block))
+        canvas.shape(v["shapes"][i], x, y, _LARGE if large else _SMALL, canvas.tint(COLORS[v["colors"][i]]))
 
 
 def _quad(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     v = scene.values
-    for block, shape, color in zip(_CORNERS, v["shapes"], v["colors"], strict=True):
-        _object(rng, canvas, shape, canvas.tint(COLORS[color]), block, False)
+    for cells, shape, color in zip(_PLACE_CELLS, v["shapes"], v["colors"], strict=True):
+        canvas.shape(shape, *_near(rng, rng.choice(cells)), _SMALL, canvas.tint(COLORS[color]))
 
 
 def _odd(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     v = scene.values
     usual, odd = (canvas.tint(COLORS[name]) for name in v["colors"])
-    for place, block in zip(PLACES, _CORNERS, strict=True):
-        _object(rng, canvas, v["shape"], odd if place == v["place"] else usual, block, True)
+    for place, cells in zip(PLACES, _PLACE_CELLS, strict=True):
+        color = odd if place == v["place"] else usual
+        canvas.shape(v["shape"], *_near(rng, rng.choice(cells)), _SMALL, color)
 
 
 def _mosaic(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray) -> None:
     """Sixteen things, one to a cell."""
     originals = iter(scene.values["originals"])
     for i, (name, color) in enumerate(zip(scene.values["names"], scene.values["colors"], strict=True)):
-        x, y = _near(rng, (8 + _CELL * (i % 4), 8 + _CELL * (i // 4)))
+        x, y = _near(rng, _CELLS[i])
         ink = canvas.tint(COLORS[color])
         if name in SHAPES:
             canvas.shape(name, x, y, _SMALL, ink)
-        elif name in ARROWS:
-            _draw_arrow(canvas, DIRECTIONS[ARROWS.index(name)], x, y, _SMALL, ink)
+        elif name in DIRECTIONS:
+            _draw_arrow(canvas, name, x, y, _SMALL, ink)
         elif name in DIGITS:
             canvas.stencil(Image.fromarray(digits[next(originals)]), x, y, _CELL, _CELL, ink)
         else:
@@ -112,7 +116,7 @@ def _mosaic(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray
 def _handwritten(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray) -> None:
     """One digit anywhere, or two side by side, each in a cell."""
     originals, color = scene.values["originals"], _color(scene, canvas)
-    blocks: list[Point] = [rng.choice(_CORNERS)] if len(originals) == 1 else [(16, 32), (48, 32)]
+    blocks: list[Point] = [rng.choice(_BLOCKS)] if len(originals) == 1 else [(16, 32), (48, 32)]
     for block, index in zip(blocks, originals, strict=True):
         x, y = _near(rng, _cell_of(rng, block))
         canvas.stencil(Image.fromarray(digits[index]), x, y, _CELL, _CELL, color)
@@ -138,7 +142,7 @@ def _bars(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
 def _arrow(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
     v = scene.values
     large = v["size"] == "large"
-    block = rng.choice(_CORNERS)
+    block = rng.choice(_BLOCKS)
     x, y = _near(rng, block if large else _cell_of(rng, block))
     _draw_arrow(canvas, v["direction"], x, y, _LARGE if large else _SMALL, _color(scene, canvas))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.mini.captions import on_side, parity
+from data_pipeline.mini.captions import at_place, parity
 from data_pipeline.mini.draw import SHAPES
 from data_pipeline.mini.scenes import (
     BACKGROUND_NAMES,
@@ -78,7 +78,7 @@ def _side_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Values
     def wish(rng: random.Random, answer: str) -> tuple[Values, Values]:
         values, at = _slot(rng, answer, 2)
         layout = rng.choice(("row", "column"))
-        return {name: values, "layout": layout}, {"side": on_side(SIDES[layout][at]), "at": at}
+        return {name: values, "layout": layout}, {"side": at_place(SIDES[layout][at]), "at": at}
 
     return wish
 
@@ -86,7 +86,7 @@ def _side_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Values
 def _corner_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Values]]:
     def wish(rng: random.Random, answer: str) -> tuple[Values, Values]:
         values, at = _slot(rng, answer, 4)
-        return {name: values}, {"place": PLACES[at], "at": at}
+        return {name: values}, {"side": at_place(PLACES[at]), "at": at}
 
     return wish
 
@@ -141,7 +141,7 @@ _COLORED_SHAPES = tuple(f"{color} {shape}" for color in COLOR_NAMES for shape in
 def _digit_at_side(rng: random.Random, answer: str) -> tuple[Values, Values]:
     digits, at = _slot(rng, answer, 2)
     return {"digits": [None if digit is None else int(digit) for digit in digits]}, {
-        "side": on_side(SIDES["row"][at]),
+        "side": at_place(SIDES["row"][at]),
         "at": at,
     }
 
@@ -235,18 +235,18 @@ TASKS: tuple[Task, ...] = (
         "GRID+color_at_place", "quad", COLOR_NAMES,
         _corner_wish("colors"), lambda v, slots: v["colors"][slots["at"]],
         (
-            "What color is the object at the {place}?" + _ONE_WORD,
-            "Name the color of the shape at the {place}." + _ONE_WORD,
-            "Which color do you see at the {place}?",
+            "What color is the object {side}?" + _ONE_WORD,
+            "Name the color of the shape {side}." + _ONE_WORD,
+            "Which color do you see {side}?",
         ),
     ),
     Task(
         "GRID+shape_at_place", "quad", SHAPES,
         _corner_wish("shapes"), lambda v, slots: v["shapes"][slots["at"]],
         (
-            "What shape is at the {place}?" + _ONE_WORD,
-            "Name the shape at the {place}." + _ONE_WORD,
-            "Which shape do you see at the {place}?",
+            "What shape is {side}?" + _ONE_WORD,
+            "Name the shape {side}." + _ONE_WORD,
+            "Which shape do you see {side}?",
         ),
     ),
     Task(

@@ -32,7 +32,7 @@ def train_tokenizer(items: Iterable[Item]) -> bytes:
         vocab_size=VOCAB_SIZE,
         hard_vocab_limit=False,  # a small scale has fewer words than that
         byte_fallback=True,
-        split_digits=True,
+        split_digits=False,  # one piece for a digit and the space before it, as for any other word
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=True,
@@ -55,6 +55,6 @@ def _texts(items: Iterable[Item]) -> Iterator[str]:
         for _ in range(_ANSWER_WEIGHT if item.stage == "stage1" else 1):
             yield item.answer
     for template in TEMPLATES.values():
-        if template.system:
+        if template.family != "plain":
             for _ in range(_SYSTEM_WEIGHT):
-                yield f"{template.system} USER: ASSISTANT:"
+                yield f"{template.system} {'[INST] [/INST]' if template.family == 'inst' else 'USER: ASSISTANT:'}"

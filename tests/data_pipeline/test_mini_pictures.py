@@ -82,8 +82,8 @@ def test_an_object_is_where_the_scene_says() -> None:
     for scene, pixels in _scenes("single", 80):
         rows, columns = np.nonzero(_names(pixels) == scene.values["color"])
         y, x = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
-        found = f"{'top' if y < 32 else 'bottom'} {'left' if x < 32 else 'right'}"
-        assert found == scene.values["place"], scene.key
+        distance = {"top": y, "left": x, "right": 63 - x, "bottom": 63 - y}  # of its center from each edge
+        assert min(distance, key=lambda place: distance[place]) == scene.values["place"], scene.key
 
 
 def test_objects_can_be_counted() -> None:
@@ -91,16 +91,17 @@ def test_objects_can_be_counted() -> None:
         assert _blobs(_names(pixels), scene.values["color"]) == scene.values["count"], scene.key
 
 
-def test_the_corners_of_a_grid_have_their_colors() -> None:
-    quarters = (np.s_[:32, :32], np.s_[:32, 32:], np.s_[32:, :32], np.s_[32:, 32:])
+def test_the_four_places_have_their_colors() -> None:
+    # The strip along each edge, between the corners, in the order of PLACES.
+    strips = (np.s_[:16, 16:48], np.s_[16:48, :16], np.s_[16:48, 48:], np.s_[48:, 16:48])
     for scene, pixels in _scenes("quad"):
         names = _names(pixels)
-        assert [_commonest(names[part], COLOR_NAMES)[0] for part in quarters] == scene.values["colors"]
+        assert [_commonest(names[part], COLOR_NAMES)[0] for part in strips] == scene.values["colors"]
     for scene, pixels in _scenes("odd"):
         names = _names(pixels)
         usual, odd = scene.values["colors"]
         expected = [odd if place == scene.values["place"] else usual for place in PLACES]
-        assert [_commonest(names[part], COLOR_NAMES)[0] for part in quarters] == expected
+        assert [_commonest(names[part], COLOR_NAMES)[0] for part in strips] == expected
 
 
 def test_the_larger_object_of_a_pair_covers_more_and_lies_on_its_side() -> None:

@@ -54,4 +54,11 @@ def test_without_short_answers_there_is_no_accuracy():
 
 def test_an_unknown_task_is_named():
     with pytest.raises(UserError, match=r"config\.evaluate\.tasks: bleu unknown"):
-        heldout.check_tasks(("loss", "bleu"))
+        heldout.check_tasks(("loss", "bleu"), "eval/loss")
+
+
+def test_a_best_metric_that_nothing_measures_is_refused_with_those_that_are():
+    heldout.check_tasks(("loss", "accuracy"), "eval/accuracy")
+    heldout.check_tasks((), "")
+    with pytest.raises(UserError, match=r"best_metric='eval/accuracy' is not measured.*gives eval/loss\."):
+        heldout.check_tasks(("loss",), "eval/accuracy")

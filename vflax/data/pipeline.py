@@ -56,7 +56,6 @@ class Data:
         rows_per_step: rows of a global step, empty ones included: a multiple of rows_multiple.
         capacity: C, no row of the run has more supervised tokens.
         findings: {data path: {split: {kind: ids of samples}}}, what the preflight found.
-        fingerprint: hex digest of `identity`.
     """
 
     def __init__(
@@ -93,8 +92,11 @@ class Data:
 
     def epoch_at(self, step: int) -> float:
         """Epochs done after so many steps, e.g. 1.25."""
-        epoch, local = self.plan.locate(step)
-        return epoch + local / self.plan.steps_per_epoch(epoch)
+        if step == 0:
+            return 0.0
+        # By the step before, so that the end of a run asks for no plan of an epoch that it never enters.
+        epoch, local = self.plan.locate(step - 1)
+        return epoch + (local + 1) / self.plan.steps_per_epoch(epoch)
 
     def samples_seen(self, step: int) -> int:
         """Samples that so many steps took, repeats counted."""
@@ -135,10 +137,6 @@ class Data:
             "lengths": _digest(*(array.tobytes() for array in arrays)),
             "plan": _digest(json.dumps([PLAN_VERSION, self._settings], sort_keys=True).encode()),
         }
-
-    @property
-    def fingerprint(self) -> str:
-        return _digest(json.dumps(self.identity(), sort_keys=True).encode())
 
     # -- held-out samples -------------------------------------------------------------------------------
 
@@ -210,11 +208,6 @@ class Data:
             + f"; filled {stats.fill:.1%} of the tokens, {stats.slot_fill:.1%} of the image slots",
         ]
         return "\n".join(lines)
-
-
-def heldout_questions(data: Data, per_task: int) -> list[Question]:
-    """See Data.heldout_questions."""
-    return data.heldout_questions(per_task)
 
 
 def build_data(

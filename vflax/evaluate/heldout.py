@@ -5,16 +5,28 @@ from __future__ import annotations
 import collections
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vflax import conversation
+from vflax.data.pipeline import Data
 from vflax.data.questions import Question
 from vflax.errors import UserError
 from vflax.generate.greedy import greedy
+from vflax.sharding import BATCH_AXES
+from vflax.step import make_eval_step
+from vflax.workdir import ModelFiles
 
-TASKS = ("loss", "accuracy")
+# What config.evaluate.tasks may name, and the metrics that each gives.
+TASKS = {
+    "loss": ("eval/loss",),
+    "accuracy": ("eval/accuracy", "eval/blind", "eval/words_short", "eval/words_long"),
+}
+# Questions answered at a time.
+_BATCH = 64
 # A task whose reference answers are longer than this in the median is judged by length, not by exact match.
 SHORT_ANSWER_WORDS = 5
 
@@ -28,11 +40,82 @@ class Answered:
     blind: str
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuse a name in config.evaluate.tasks that is none."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    metrics: {"eval/loss": ...}, flat numbers; empty where there was nothing to evaluate.
+    facts: the same and more for summary.json (see `score`); None where there was nothing.
+    answered: every question with its answers.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] | None = None
+    answered: list[Answered] = field(default_factory=list)
+
+
+class Evaluator:
+    """Evaluates parameters on the held-out samples of a run's data, as config.evaluate says."""
+
+    def __init__(self, options: Any, graphdef: Any, files: ModelFiles, data: Data, mesh: Mesh) -> None:
+        """
+        Args:
+            options: config.evaluate.
+            graphdef: the model without its parameters.
+            files: tokenizer and template.
+            data: what to evaluate on.
+            mesh: where the parameters lie.
+        """
+        self._options, self._graphdef, self._files, self._data = options, graphdef, files, data
+        self._placement = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        if data.has_heldout:
+            self._step = jax.jit(
+                make_eval_step(graphdef, data.heldout_capacity),
+                out_shardings=NamedSharding(mesh, PartitionSpec()),
+            )
+
+    def __call__(self, params: Any) -> Evaluation:
+        """Evaluate {path: array}; every process of a run calls it."""
+        metrics: dict[str, float] = {}
+        facts: dict[str, Any] = {}
+        answered: list[Answered] = []
+        if "loss" in self._options.tasks and self._data.has_heldout:
+            batches = (
+                {k: jax.make_array_from_process_local_data(self._placement, v) for k, v in rows.items()}
+                for rows in self._data.heldout_batches()
+            )
+            facts["loss"] = metrics["eval/loss"] = heldout_loss(self._step, params, batches)
+        if "accuracy" in self._options.tasks and self._data.has_questions:
+            answered = self._answer(params)
+            scored = score(answered)
+            facts |= scored
+            shown = [(name, scored[name.removeprefix("eval/")]) for name in TASKS["accuracy"]]
+            metrics |= {name: value for name, value in shown if value is not None}
+        return Evaluation(metrics, facts or None, answered)
+
+    def _answer(self, params: Any) -> list[Answered]:
+        files = self._files
+        questions = self._data.heldout_questions(self._options.samples_per_task)
+        options = {
+            "tokenizer": files.tokenizer, "eos_ids": conversation.stop_ids(files.template, files.tokenizer),
+            "max_new_tokens": self._options.max_new_tokens, "batch_size": _BATCH,
+        }  # fmt: skip
+        seen = answer(params, self._graphdef, questions, **options)
+        blind = answer(params, self._graphdef, permute_images(questions), **options)
+        return [Answered(q, a, b) for q, a, b in zip(questions, seen, blind, strict=True)]
+
+
+def check_tasks(tasks: Sequence[str], best_metric: str) -> None:
+    """Refuse a name in config.evaluate.tasks that is none, and a config.checkpoint.best_metric that none gives."""
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown:
         raise UserError(f"config.evaluate.tasks: {', '.join(unknown)} unknown; there are: {', '.join(TASKS)}")
+    given = [metric for task in tasks for metric in TASKS[task]]
+    if best_metric and best_metric not in given:
+        raise UserError(
+            f"config.checkpoint.best_metric={best_metric!r} is not measured: config.evaluate.tasks={tuple(tasks)} "
+            f"gives {', '.join(given) or 'nothing'}. Choose one of these, or '' to keep no best checkpoint"
+        )
 
 
 def heldout_loss(
@@ -48,9 +131,9 @@ def heldout_loss(
 
 
 def permute_images(questions: Sequence[Question]) -> list[Question]:
-    """Give each question the images of the next one of its task whose answer may differ: a model that looks fails.
+    """Give each question the images of the next one of its task, as many and as large: a model that looks then fails.
 
-    A task with a single question keeps its images.
+    A question whose neighbour has other images (and the only one of a task) keeps its own.
     """
     by_task: dict[str, list[int]] = collections.defaultdict(list)
     for i, question in enumerate(questions):

@@ -41,7 +41,7 @@ from vflax.weights.load import check
 from vflax.weights.safetensors_io import TensorSpec, write_shards
 from vflax.weights.source import SafetensorsSource, TensorSource, WorkdirSource
 from vflax.weights.views import CastSource, PaddedVocabularySource
-from vflax.workdir import ModelFiles
+from vflax.workdir import ModelFiles, remove_abandoned
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -282,8 +282,9 @@ def _temporary(out: Path, needed: int) -> Iterator[Path]:
         raise UserError(
             f"{parent}: {free / 1e9:.1f} GB free, the export needs {needed / 1e9:.1f} GB; choose another --out"
         )
+    remove_abandoned(parent, f".{out.name}.tmp-")
+    remove_abandoned(parent, f".{out.name}.old-")
     folder = parent / f".{out.name}.tmp-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         yield folder

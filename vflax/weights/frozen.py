@@ -22,6 +22,7 @@ from vflax.weights import names
 from vflax.weights.load import check
 from vflax.weights.safetensors_io import CODES, TensorSpec, write_shards
 from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
+from vflax.workdir import remove_abandoned
 
 _STEM, _RECORD = "frozen", "frozen.json"
 _SHARD_BYTES = 4 << 30
@@ -71,8 +72,8 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
         digest = _hash(specs, {spec.name: _digest(source.read(spec.name)) for spec in specs})
         if (store / digest / _RECORD).is_file():
             return digest
+    remove_abandoned(store, ".tmp-")
     temporary = store / f".tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     digests: dict[str, str] = {}
 
