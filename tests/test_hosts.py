@@ -66,7 +66,8 @@ def test_two_processes_evaluate_answer_and_export_together(tmp_path: Path):
         "--config.steps=4", "--config.evaluate.every=2", "--config.evaluate.tasks=('loss','accuracy')",
         "--config.export=True",
     )  # fmt: skip
-    outputs = [p.communicate(timeout=300)[0] for p in (pair := start_pair(tmp_path, workdir, *flags))]
+    pair = start_pair(tmp_path, workdir, *flags)
+    outputs = [p.communicate(timeout=300)[0] for p in pair]
     assert [p.returncode for p in pair] == [0, 0], outputs
     facts = json.loads((workdir / "summary.json").read_text())
     assert facts["evaluation"]["loss"] > 0 and len(facts["evaluation"]["tasks"]) >= 16
