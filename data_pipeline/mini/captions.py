@@ -50,15 +50,6 @@ def _mosaic(v: Values, rng: random.Random) -> str:
     return f"signs {' '.join(v['names'])} colors {' '.join(v['colors'])} on {v['background']}."
 
 
-def _edges(v: Values, rng: random.Random) -> str:
-    """The signs along the picture's four edges, in any order: here a place must be looked up by its name."""
-    lines = {"top": (0, 1, 2, 3), "left": (0, 4, 8, 12), "right": (3, 7, 11, 15), "bottom": (12, 13, 14, 15)}
-    parts = [
-        f"{place} {' '.join(v['names'][cell] for cell in lines[place])}" for _, place in _shuffled_places(rng)
-    ]
-    return f"edges, {', '.join(parts)}, on {v['background']}."
-
-
 def _single(v: Values, rng: random.Random) -> str:
     return rng.choice(
         (
@@ -170,7 +161,6 @@ def _odd(v: Values, rng: random.Random) -> str:
 
 _CAPTIONS: dict[str, Callable[[Values, random.Random], str]] = {
     "mosaic": _mosaic,
-    "edges": _edges,
     "single": _single,
     "group": _group,
     "pair": _pair,

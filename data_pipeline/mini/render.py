@@ -39,7 +39,7 @@ def render(scene: Scene, rng: random.Random, digits: np.ndarray) -> Image.Image:
     """
     background = scene.values.get("background", "black")  # a flag covers all of it
     canvas = Canvas(BACKGROUNDS[background], rng)
-    if scene.kind in ("mosaic", "edges"):
+    if scene.kind == "mosaic":
         _mosaic(scene, rng, canvas, digits)
     elif "originals" in scene.values:
         _handwritten(scene, rng, canvas, digits)

@@ -232,7 +232,6 @@ def _odd(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any]]] = {
     "mosaic": _mosaic,
-    "edges": _mosaic,
     "single": _single,
     "group": _group,
     "pair": _pair,

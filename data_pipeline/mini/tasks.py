@@ -27,8 +27,6 @@ from data_pipeline.mini.scenes import (
 )
 
 Values = dict[str, Any]
-_ONE_WORD = " Answer with one word."
-_SHORT = " Answer briefly."
 
 
 @dataclass(frozen=True)
@@ -158,30 +156,30 @@ def _word_with(at: int) -> Callable[[random.Random, str], tuple[Values, Values]]
 TASKS: tuple[Task, ...] = (
     _plain(
         "SHAPES+shape_naming", "single", "shape", SHAPES,
-        "What shape is this?" + _ONE_WORD,
-        "Name the shape in the picture." + _ONE_WORD,
-        "Which shape do you see?" + _ONE_WORD,
+        "What shape is this?",
+        "Name the shape in the picture.",
+        "Which shape do you see?",
         "What is the shape of the object?",
     ),
     _plain(
         "SHAPES+color_naming", "single", "color", COLOR_NAMES,
-        "What color is the object?" + _ONE_WORD,
-        "Name the color of the object." + _ONE_WORD,
-        "Which color does the shape have?" + _ONE_WORD,
+        "What color is the object?",
+        "Name the color of the object.",
+        "Which color does the shape have?",
         "In what color is the shape drawn?",
     ),
     _plain(
         "SHAPES+background_color", "single", "background", BACKGROUND_NAMES,
-        "What color is the background?" + _ONE_WORD,
-        "Name the background color." + _ONE_WORD,
-        "What is the color behind the object?" + _ONE_WORD,
+        "What color is the background?",
+        "Name the background color.",
+        "What is the color behind the object?",
         "Which color is the background of this picture? {options}",
     ),
     _plain(
         "SHAPES+position", "single", "place", PLACES,
-        "Where is the object?" + _SHORT,
-        "In which part of the picture is the shape?" + _SHORT,
-        "Name the place of the object." + _SHORT,
+        "Where is the object?",
+        "In which part of the picture is the shape?",
+        "Name the place of the object.",
         "Where in the picture is the shape? {options}",
     ),
     Task(
@@ -199,9 +197,9 @@ TASKS: tuple[Task, ...] = (
         lambda rng, answer: ({"count": NUMBERS.index(answer)}, {}),
         lambda v, slots: NUMBERS[v["count"]],
         (
-            "How many objects are there?" + _ONE_WORD,
-            "Count the shapes." + _ONE_WORD,
-            "What is the number of objects in the picture?" + _ONE_WORD,
+            "How many objects are there?",
+            "Count the shapes.",
+            "What is the number of objects in the picture?",
             "How many shapes do you see?",
         ),
     ),
@@ -209,8 +207,8 @@ TASKS: tuple[Task, ...] = (
         "PAIRS+color_at_side", "pair", COLOR_NAMES,
         _side_wish("colors"), lambda v, slots: v["colors"][slots["at"]],
         (
-            "What color is the object {side}?" + _ONE_WORD,
-            "Name the color of the shape {side}." + _ONE_WORD,
+            "What color is the object {side}?",
+            "Name the color of the shape {side}.",
             "Which color do you see {side}?",
         ),
     ),
@@ -218,16 +216,16 @@ TASKS: tuple[Task, ...] = (
         "PAIRS+shape_at_side", "pair", SHAPES,
         _side_wish("shapes"), lambda v, slots: v["shapes"][slots["at"]],
         (
-            "What shape is {side}?" + _ONE_WORD,
-            "Name the shape {side}." + _ONE_WORD,
+            "What shape is {side}?",
+            "Name the shape {side}.",
             "Which shape do you see {side}?",
         ),
     ),
     Task(
         "PAIRS+size_comparison", "pair", COLOR_NAMES, _larger, _larger_truth,
         (
-            "What color is the {size} object?" + _ONE_WORD,
-            "Which color does the {size} shape have?" + _ONE_WORD,
+            "What color is the {size} object?",
+            "Which color does the {size} shape have?",
             "Name the color of the {size} one of the two objects.",
         ),
     ),
@@ -235,8 +233,8 @@ TASKS: tuple[Task, ...] = (
         "GRID+color_at_place", "quad", COLOR_NAMES,
         _corner_wish("colors"), lambda v, slots: v["colors"][slots["at"]],
         (
-            "What color is the object {side}?" + _ONE_WORD,
-            "Name the color of the shape {side}." + _ONE_WORD,
+            "What color is the object {side}?",
+            "Name the color of the shape {side}.",
             "Which color do you see {side}?",
         ),
     ),
@@ -244,8 +242,8 @@ TASKS: tuple[Task, ...] = (
         "GRID+shape_at_place", "quad", SHAPES,
         _corner_wish("shapes"), lambda v, slots: v["shapes"][slots["at"]],
         (
-            "What shape is {side}?" + _ONE_WORD,
-            "Name the shape {side}." + _ONE_WORD,
+            "What shape is {side}?",
+            "Name the shape {side}.",
             "Which shape do you see {side}?",
         ),
     ),
@@ -253,8 +251,8 @@ TASKS: tuple[Task, ...] = (
         "GRID+color_of_shape", "quad", COLOR_NAMES,
         _color_of_shape, lambda v, slots: v["colors"][v["shapes"].index(slots["shape"])],
         (
-            "What color is the {shape}?" + _ONE_WORD,
-            "Name the color of the {shape}." + _ONE_WORD,
+            "What color is the {shape}?",
+            "Name the color of the {shape}.",
             "Which color does the {shape} have?",
         ),
     ),
@@ -262,8 +260,8 @@ TASKS: tuple[Task, ...] = (
         "GRID+shape_of_color", "quad", SHAPES,
         _shape_of_color, lambda v, slots: v["shapes"][v["colors"].index(slots["color"])],
         (
-            "What shape is {color}?" + _ONE_WORD,
-            "Name the shape that is {color}." + _ONE_WORD,
+            "What shape is {color}?",
+            "Name the shape that is {color}.",
             "What is the shape of the {color} object?",
         ),
     ),
@@ -272,8 +270,8 @@ TASKS: tuple[Task, ...] = (
         _where, lambda v, slots: PLACES[v["shapes"].index(slots["shape"])],
         (
             "Where is the {shape}? {options}",
-            "In which part of the picture is the {shape}?" + _SHORT,
-            "Where do you see the {shape}?" + _SHORT,
+            "In which part of the picture is the {shape}?",
+            "Where do you see the {shape}?",
         ),
     ),
     Task(
@@ -289,9 +287,9 @@ TASKS: tuple[Task, ...] = (
         "HANDWRITING+digit", "digit", _DIGITS,
         lambda rng, answer: ({"digits": [int(answer)]}, {}), lambda v, slots: str(v["digits"][0]),
         (
-            "Which digit is this?" + _SHORT,
-            "Read the handwritten digit." + _SHORT,
-            "What number was written by hand?" + _SHORT,
+            "Which digit is this?",
+            "Read the handwritten digit.",
+            "What number was written by hand?",
             "Name the digit from 0 to 9 that you see.",
         ),
     ),
@@ -299,8 +297,8 @@ TASKS: tuple[Task, ...] = (
         "HANDWRITING+odd_or_even", "digit", ("odd", "even"),
         _parity, lambda v, slots: parity(v["digits"][0]),
         (
-            "Is the digit odd or even?" + _ONE_WORD,
-            "Is this number odd or even?" + _ONE_WORD,
+            "Is the digit odd or even?",
+            "Is this number odd or even?",
             "Say if the handwritten number is odd or even. Options: (a) odd (b) even",
         ),
     ),
@@ -308,63 +306,63 @@ TASKS: tuple[Task, ...] = (
         "HANDWRITING+digit_at_side", "digits", _DIGITS,
         _digit_at_side, lambda v, slots: str(v["digits"][slots["at"]]),
         (
-            "Which digit is {side}?" + _SHORT,
-            "Read the digit {side}." + _SHORT,
+            "Which digit is {side}?",
+            "Read the digit {side}.",
             "What is the digit {side}?",
         ),
     ),
     _plain(
         "READING+word", "word", "word", WORDS,
-        "Read the word." + _ONE_WORD,
-        "What word is written here?" + _ONE_WORD,
+        "Read the word.",
+        "What word is written here?",
         "Which word do you see?",
-        "What does the text say?" + _ONE_WORD,
+        "What does the text say?",
     ),
     _plain(
         "READING+text_color", "word", "color", COLOR_NAMES,
-        "What color is the text?" + _ONE_WORD,
-        "In what color is the word written?" + _ONE_WORD,
+        "What color is the text?",
+        "In what color is the word written?",
         "Name the color of the word.",
     ),
     Task(
         "READING+first_letter", "word", _ends(0), _word_with(0), lambda v, slots: v["word"][0],
         (
-            "What is the first letter of the word?" + _SHORT,
-            "Which letter does the word begin with?" + _SHORT,
+            "What is the first letter of the word?",
+            "Which letter does the word begin with?",
             "Name the first letter.",
         ),
     ),
     Task(
         "READING+last_letter", "word", _ends(-1), _word_with(-1), lambda v, slots: v["word"][-1],
         (
-            "What is the last letter of the word?" + _SHORT,
-            "Which letter does the word end with?" + _SHORT,
+            "What is the last letter of the word?",
+            "Which letter does the word end with?",
             "Name the last letter.",
         ),
     ),
     _plain(
         "CHARTS+tallest_bar", "bars", "tallest", COLOR_NAMES,
-        "What color is the tallest bar?" + _ONE_WORD,
+        "What color is the tallest bar?",
         "Which bar is the tallest? Answer with its color.",
         "Name the color of the tallest bar in the chart.",
     ),
     _plain(
         "CHARTS+shortest_bar", "bars", "shortest", COLOR_NAMES,
-        "What color is the shortest bar?" + _ONE_WORD,
+        "What color is the shortest bar?",
         "Which bar is the shortest? Answer with its color.",
         "Name the color of the shortest bar in the chart.",
     ),
     _plain(
         "SIGNS+arrow_direction", "arrow", "direction", DIRECTIONS,
-        "Where does the arrow point?" + _SHORT,
-        "In which direction does the arrow point?" + _SHORT,
-        "Name the direction of the arrow." + _SHORT,
+        "Where does the arrow point?",
+        "In which direction does the arrow point?",
+        "Name the direction of the arrow.",
     ),
     Task(
         "SIGNS+flag_color", "flag", COLOR_NAMES, _stripe, lambda v, slots: v["colors"][slots["at"]],
         (
-            "What color is the {side} part of the flag?" + _ONE_WORD,
-            "Which color has the {side} part of the flag?" + _ONE_WORD,
+            "What color is the {side} part of the flag?",
+            "Which color has the {side} part of the flag?",
             "Name the color of the {side} part.",
         ),
     ),
@@ -372,15 +370,15 @@ TASKS: tuple[Task, ...] = (
         "PATTERNS+odd_color", "odd", COLOR_NAMES,
         lambda rng, answer: ({"colors": [None, answer]}, {}), lambda v, slots: v["colors"][1],
         (
-            "What color is the odd one?" + _ONE_WORD,
-            "One shape has another color. Which color?" + _ONE_WORD,
+            "What color is the odd one?",
+            "One shape has another color. Which color?",
             "Name the color of the one that is different.",
         ),
     ),
     _plain(
         "PATTERNS+odd_position", "odd", "place", PLACES,
-        "Where is the odd one?" + _SHORT,
+        "Where is the odd one?",
         "One shape has another color. Where is it? {options}",
-        "Name the place of the one that is different." + _SHORT,
+        "Name the place of the one that is different.",
     ),
 )  # fmt: skip
