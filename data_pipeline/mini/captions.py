@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.mini.scenes import NUMBERS, PLACES, SIDES, Scene
+from data_pipeline.mini.scenes import COLUMNS, NUMBERS, PLACES, ROWS, SIDES, Scene
 
 Values = dict[str, Any]
 
@@ -48,6 +48,15 @@ def _mosaic(v: Values, rng: random.Random) -> str:
     """Two bare lists: the word for a cell then always stands equally far behind the cell's patch, and an attention
     head over relative (rotary) positions finds it at once. So the tower learns from the first steps on."""
     return f"signs {' '.join(v['names'])} colors {' '.join(v['colors'])} on {v['background']}."
+
+
+def _scatter(v: Values, rng: random.Random) -> str:
+    """Where, then what, in reading order: no word of it is a guess, so each one teaches to find and to look up."""
+    parts = [
+        f"{ROWS[cell // 4]} {COLUMNS[cell % 4]} {color} {name}"
+        for cell, color, name in zip(v["cells"], v["colors"], v["names"], strict=True)
+    ]
+    return f"{', '.join(parts)}, on {v['background']}."
 
 
 def _single(v: Values, rng: random.Random) -> str:
@@ -161,6 +170,7 @@ def _odd(v: Values, rng: random.Random) -> str:
 
 _CAPTIONS: dict[str, Callable[[Values, random.Random], str]] = {
     "mosaic": _mosaic,
+    "scatter": _scatter,
     "single": _single,
     "group": _group,
     "pair": _pair,

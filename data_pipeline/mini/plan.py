@@ -23,7 +23,7 @@ SPLITS = ("train", "test")
 
 # Samples at full scale: stage 0 in all, stage 1 per task, stage 2 in all.
 COUNTS = {
-    ("stage0", "train"): 12000,
+    ("stage0", "train"): 14000,
     ("stage0", "test"): 300,
     ("stage1", "train"): 320,
     ("stage1", "test"): 25,
@@ -44,17 +44,18 @@ TASK_WEIGHTS = {
 # Share of the captions per kind of scene; a kind with more to tell apart gets more.
 CAPTION_WEIGHTS = {
     "mosaic": 16.0,  # sixteen names in one picture: nothing teaches a tower faster what things look like
-    "single": 2.5,
-    "group": 2.0,
-    "pair": 3.5,
-    "quad": 5.0,
+    "scatter": 8.0,  # a few at named places: and nothing faster where they are
+    "single": 4.0,
+    "group": 2.5,
+    "pair": 4.0,
+    "quad": 9.0,
     "digit": 0.5,
-    "digits": 1.5,
+    "digits": 1.0,
     "word": 1.0,
-    "bars": 1.5,
+    "bars": 1.0,
     "arrow": 0.5,
     "flag": 1.0,
-    "odd": 1.5,
+    "odd": 3.0,
 }
 CAPTION_REQUESTS = (
     "Write a short caption for this image.",

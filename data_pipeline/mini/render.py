@@ -39,8 +39,8 @@ def render(scene: Scene, rng: random.Random, digits: np.ndarray) -> Image.Image:
     """
     background = scene.values.get("background", "black")  # a flag covers all of it
     canvas = Canvas(BACKGROUNDS[background], rng)
-    if scene.kind == "mosaic":
-        _mosaic(scene, rng, canvas, digits)
+    if scene.kind in ("mosaic", "scatter"):
+        _signs(scene, rng, canvas, digits)
     elif "originals" in scene.values:
         _handwritten(scene, rng, canvas, digits)
     else:
@@ -97,11 +97,12 @@ def _odd(scene: Scene, rng: random.Random, canvas: Canvas) -> None:
         canvas.shape(v["shape"], *_near(rng, rng.choice(cells)), _SMALL, color)
 
 
-def _mosaic(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray) -> None:
-    """Sixteen things, one to a cell."""
-    originals = iter(scene.values["originals"])
-    for i, (name, color) in enumerate(zip(scene.values["names"], scene.values["colors"], strict=True)):
-        x, y = _near(rng, _CELLS[i])
+def _signs(scene: Scene, rng: random.Random, canvas: Canvas, digits: np.ndarray) -> None:
+    """Signs, one to a cell: in each of them, or in those that the scene names."""
+    v = scene.values
+    originals = iter(v["originals"])
+    for cell, name, color in zip(v.get("cells", range(16)), v["names"], v["colors"], strict=True):
+        x, y = _near(rng, _CELLS[cell])
         ink = canvas.tint(COLORS[color])
         if name in SHAPES:
             canvas.shape(name, x, y, _SMALL, ink)

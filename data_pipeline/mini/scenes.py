@@ -32,11 +32,13 @@ LETTERS = tuple(sorted(set("".join(WORDS))))
 DIGITS = tuple("0123456789")
 DIRECTIONS = ("right", "down", "left", "up")
 SIDES = {"row": ("left", "right"), "column": ("top", "bottom")}
+# Rows and columns of the grid of four by four cells.
+ROWS, COLUMNS = ("top", "upper", "lower", "bottom"), ("left", "second", "third", "right")
 STRIPES = {"row": ("left", "middle", "right"), "column": ("top", "middle", "bottom")}
 
 _HELD_OUT_PER_MILLE = 200
-# What the cells of a mosaic show, with weights: handwriting is the hardest to learn.
-_MOSAIC_SIGNS: dict[tuple[str, ...], int] = {SHAPES: 3, LETTERS: 3, DIRECTIONS: 1, DIGITS: 4}
+# What mosaics are made of, with weights: handwriting is the hardest to learn.
+_SIGNS: dict[tuple[str, ...], int] = {SHAPES: 3, LETTERS: 3, DIRECTIONS: 1, DIGITS: 4}
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,28 @@ def _handwritten(count: int) -> Callable[[Sampler, bool, dict[str, Any]], dict[s
     return values
 
 
-def _mosaic(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    """Sixteen signs in reading order: shapes, letters, arrows and handwritten digits, each in its colour."""
-    groups = s.rng.choices(list(_MOSAIC_SIGNS), list(_MOSAIC_SIGNS.values()), k=16)
+def _signs(s: Sampler, held_out: bool, count: int) -> dict[str, Any]:
+    """Shapes, letters, arrows and handwritten digits, each in its colour."""
+    groups = s.rng.choices(list(_SIGNS), list(_SIGNS.values()), k=count)
     names = [s.rng.choice(group) for group in groups]
     return {
         "names": names,
         "originals": [s.original(held_out, int(name)) for name in names if name in DIGITS],
-        "colors": [s.rng.choice(COLOR_NAMES) for _ in range(16)],
+        "colors": [s.rng.choice(COLOR_NAMES) for _ in range(count)],
+    }
+
+
+def _mosaic(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """A sign in each of the sixteen cells, in reading order."""
+    return {**_signs(s, held_out, 16), "background": s.pick(fixed, "background", BACKGROUND_NAMES)}
+
+
+def _scatter(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Signs in a few of the sixteen cells, in reading order."""
+    count = s.rng.randint(3, 6)
+    return {
+        "cells": sorted(s.rng.sample(range(16), count)),
+        **_signs(s, held_out, count),
         "background": s.pick(fixed, "background", BACKGROUND_NAMES),
     }
 
@@ -232,6 +248,7 @@ def _odd(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[[Sampler, bool, dict[str, Any]], dict[str, Any]]] = {
     "mosaic": _mosaic,
+    "scatter": _scatter,
     "single": _single,
     "group": _group,
     "pair": _pair,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.tfds_writer import write_dataset
+from tests.data.whole_rows import assemble
 from vflax.constants import IGNORE_LABEL
 from vflax.data import lengths as lengths_lib
 from vflax.data.lengths import check_problems, fingerprint, measure
-from vflax.data.rows import assemble
 from vflax.data.source import Sample, open_source
 from vflax.errors import UserError
 

@@ -8,13 +8,14 @@ import pickle
 import numpy as np
 import pytest
 
+from tests.data.whole_rows import assemble
 from vflax import images
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.conversation import expand, read_llava, render
 from vflax.data.lengths import measure
 from vflax.data.mixture import Mixture, SourceSpec
 from vflax.data.packing import PackPlan
-from vflax.data.rows import RowFormat, RowSource, assemble, join
+from vflax.data.rows import RowFormat, RowSource, join
 from vflax.data.source import Sample, open_source
 from vflax.errors import UserError
 

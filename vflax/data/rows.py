@@ -133,11 +133,6 @@ def join(samples: Sequence[Prepared], format: RowFormat) -> Row:
     return row
 
 
-def assemble(samples: Sequence[Sample], format: RowFormat) -> Row:
-    """`prepare` each sample and `join` them to a row."""
-    return join([prepare(sample, format) for sample in samples], format)
-
-
 class RowSource:
     """Every row of a run: `len`, `rows[i]` -> Row. A pure function of i; picklable; for many threads.
 

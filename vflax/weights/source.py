@@ -79,10 +79,9 @@ class RandomSource:
 
     Spreads are those of Hugging Face's initialisation: 0.02 for decoder, bridge and patch embedding; CLIP's own, which
     shrink with width and depth, for the tower's layers (Radford et al., arXiv 2103.00020, section 2.5, as in their
-    code). Norm scales are one, biases zero. Three things are ours, so that a narrow model learns from scratch: a
-    linear of the decoder or bridge with fewer than 1,024 inputs is drawn wider, so that its outputs spread as they do
-    at that width; a position counts as much as a patch's content from the first step on; and it is the sum of a row
-    and a column, so that what is learned of "left" in one row holds in the others.
+    code). Norm scales are one, biases zero. Two things are ours, so that a narrow model learns from scratch: a linear
+    of the decoder or bridge with fewer than 1,024 inputs is drawn wider, so that its outputs spread as they do at
+    that width; and a position counts as much as a patch's content from the first step on.
     """
 
     def __init__(self, config: LlavaConfig, seed: int, only: str = "") -> None:
@@ -129,17 +128,7 @@ class RandomSource:
             return np.full(shape, 1.0 if name.endswith(".weight") else 0.0, np.float32)
         key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
         rng = np.random.Generator(np.random.PCG64([self._seed, key]))
-        if name.endswith(".position_embedding.weight"):
-            return self._positions(rng) * np.float32(std)
         return rng.standard_normal(shape, np.float32) * np.float32(std)
-
-    def _positions(self, rng: np.random.Generator) -> np.ndarray:
-        """CLS, then the patches in reading order, each the sum of its row's and its column's vector."""
-        side, width = self._vision.image_size // self._vision.patch_size, self._vision.width
-        cls, rows, columns = (rng.standard_normal((n, width), np.float32) for n in (1, side, side))
-        # [side, 1, D] + [1, side, D] -> [side * side, D], of unit spread again
-        grid = (rows[:, None] + columns[None]).reshape(side * side, width) / np.float32(2**0.5)
-        return np.concatenate([cls, grid])
 
     def _std(self, name: str) -> float | None:
         """Spread of a tensor; None for norm scales (ones) and biases (zeros)."""

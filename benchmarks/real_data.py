@@ -1,0 +1,101 @@
+"""The whole road on real input: convert, train at 336 px, kill, resume, export, the same answers in transformers.
+
+    VFLAX_SHARED_DATA=DIR python -m benchmarks.real_data --out=benchmarks/results/real_data.json
+
+DIR holds vision-flan-samples/ (annotation.json and images/) and tokenizer/llama2-tokenizer.model. A small random LLaVA
+of the real architecture (tests/real_data_config.py:all) trains on every sample until its loss is below a third of
+where it began. Needs the test extra. Half an hour on two cores; give --work to keep the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.convert import convert
+from tests.parity.greedy_hf import compare_greedy
+from vflax.metrics import read_metrics
+
+CONFIG = Path(__file__).parents[1] / "tests" / "real_data_config.py"
+PER_TASK, NEW_TOKENS = 1, 24
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r}
+
+
+def train(command: list[str], workdir: Path, kill_at: int) -> dict[str, Any]:
+    """Run the command, kill it with SIGKILL after step `kill_at`, run it again to its end."""
+    began = time.monotonic()
+    first = subprocess.Popen(command)
+    while first.poll() is None and max(losses(workdir), default=0) < kill_at:
+        time.sleep(0.2)
+    if first.poll() is not None:
+        raise SystemExit(f"the run ended by itself with status {first.returncode}")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = losses(workdir)
+    subprocess.run(command, check=True)
+    after = losses(workdir)
+    again = [step for step in before if step in after]
+    return {
+        "killed_after_step": max(before),
+        "losses_that_changed_by_the_kill": sum(before[step] != after[step] for step in again),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON result")
+    parser.add_argument("--work", type=Path, help="where the run is kept (default: a temporary folder)")
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps (default: the config's)")
+    args = parser.parse_args()
+    shared = Path(os.environ["VFLAX_SHARED_DATA"])
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        samples = shared / "vision-flan-samples"
+        report = convert("vision_flan", samples / "annotation.json", samples / "images", work / "data")
+        workdir = work / "run"
+        flags = [f"--config.steps={args.steps}"] if args.steps else []
+        command = [
+            sys.executable, "-m", "vflax.launch", f"--config={CONFIG}:all", f"--workdir={workdir}",
+            f"--config.data.sources[0].path={work / 'data'}",
+            f"--config.tokenizer={shared / 'tokenizer' / 'llama2-tokenizer.model'}", *flags,
+        ]  # fmt: skip
+        steps = args.steps or 400
+        trained = train(command, workdir, steps // 2)
+        facts = json.loads((workdir / "summary.json").read_text())
+        prompts, different, near_ties = compare_greedy(workdir, PER_TASK, NEW_TOKENS, split="train")
+        found = losses(workdir)
+        result = {
+            "command": "python -m benchmarks.real_data",
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "converted": {key: report[key] for key in ("read", "written", "quarantined", "reasons")},
+            "steps": facts["steps"],
+            "samples_seen": facts["samples"],
+            "first_loss": facts["first_loss"],
+            "last_loss": facts["last_loss"],
+            "mean_of_the_last_ten": sum(found[s] for s in sorted(found)[-10:]) / 10,
+            **trained,
+            "export_verified": json.loads((workdir / "export" / "export.json").read_text())["verified"],
+            "greedy": {"prompts": prompts, "different_in_transformers": different, "near_ties": near_ties},
+        }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
