@@ -132,6 +132,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
         config.stage
     ):  # the one template without a system prompt, which would be half of what a short sample costs
         config.template = "mistral"
+    config.model.bridge = "linear"  # LLaVA's first; a tower that learns beside it leaves an MLP nothing to do
     config.data.sources = (source(f"mini:stage{config.stage}"),)
     config.data.max_length = 160
     config.data.slots = 4
@@ -140,6 +141,6 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.mesh.data, config.mesh.fsdp = -1, 1
     config.remat = "none"
     config.dtype = "float32"
-    config.checkpoint.every = 200
-    config.evaluate.every = 200
+    config.checkpoint.every = 500
+    config.evaluate.every = 500
     return config

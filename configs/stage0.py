@@ -35,7 +35,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.model.vision = ConfigDict(common.TINY_VISION)
         config.model.decoder = ConfigDict(common.TINY_DECODER)
         config.freeze = ((r".*", "trainable"),)
-        config.epochs = 6
+        config.steps = 1500
         config.batch.samples = 32
         config.optimizer.lr = 2e-3
         return config
