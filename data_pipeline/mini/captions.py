@@ -51,10 +51,15 @@ def _mosaic(v: Values, rng: random.Random) -> str:
 
 
 def _scatter(v: Values, rng: random.Random) -> str:
-    """Where, then what, in reading order: no word of it is a guess, so each one teaches to find and to look up."""
+    """Where, then what, in reading order; or, in any order, what, then where: to look things up both ways."""
+    things = list(zip(v["cells"], v["colors"], v["names"], strict=True))
+    wording = "{row} {column} {color} {name}"
+    if rng.random() < 0.5:
+        rng.shuffle(things)
+        wording = rng.choice(("{color} {name} {row} {column}", "{name} {color} {row} {column}"))
     parts = [
-        f"{ROWS[cell // 4]} {COLUMNS[cell % 4]} {color} {name}"
-        for cell, color, name in zip(v["cells"], v["colors"], v["names"], strict=True)
+        wording.format(row=ROWS[cell // 4], column=COLUMNS[cell % 4], color=color, name=name)
+        for cell, color, name in things
     ]
     return f"{', '.join(parts)}, on {v['background']}."
 

@@ -23,7 +23,7 @@ SPLITS = ("train", "test")
 
 # Samples at full scale: stage 0 in all, stage 1 per task, stage 2 in all.
 COUNTS = {
-    ("stage0", "train"): 14000,
+    ("stage0", "train"): 15000,
     ("stage0", "test"): 300,
     ("stage1", "train"): 320,
     ("stage1", "test"): 25,
@@ -44,7 +44,7 @@ TASK_WEIGHTS = {
 # Share of the captions per kind of scene; a kind with more to tell apart gets more.
 CAPTION_WEIGHTS = {
     "mosaic": 16.0,  # sixteen names in one picture: nothing teaches a tower faster what things look like
-    "scatter": 8.0,  # a few at named places: and nothing faster where they are
+    "scatter": 12.0,  # a few at named places: and nothing faster where they are
     "single": 4.0,
     "group": 2.5,
     "pair": 4.0,

@@ -167,28 +167,35 @@ def _handwritten(count: int) -> Callable[[Sampler, bool, dict[str, Any]], dict[s
     return values
 
 
-def _signs(s: Sampler, held_out: bool, count: int) -> dict[str, Any]:
-    """Shapes, letters, arrows and handwritten digits, each in its colour."""
-    groups = s.rng.choices(list(_SIGNS), list(_SIGNS.values()), k=count)
-    names = [s.rng.choice(group) for group in groups]
-    return {
-        "names": names,
-        "originals": [s.original(held_out, int(name)) for name in names if name in DIGITS],
-        "colors": [s.rng.choice(COLOR_NAMES) for _ in range(count)],
-    }
+def _signs(s: Sampler, count: int) -> list[str]:
+    """Names of shapes, letters, arrows and digits."""
+    return [s.rng.choice(group) for group in s.rng.choices(list(_SIGNS), list(_SIGNS.values()), k=count)]
+
+
+def _originals(s: Sampler, held_out: bool, names: Sequence[str]) -> list[int]:
+    return [s.original(held_out, int(name)) for name in names if name in DIGITS]
 
 
 def _mosaic(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
     """A sign in each of the sixteen cells, in reading order."""
-    return {**_signs(s, held_out, 16), "background": s.pick(fixed, "background", BACKGROUND_NAMES)}
+    names = _signs(s, 16)
+    return {
+        "names": names,
+        "originals": _originals(s, held_out, names),
+        "colors": [s.rng.choice(COLOR_NAMES) for _ in range(16)],
+        "background": s.pick(fixed, "background", BACKGROUND_NAMES),
+    }
 
 
 def _scatter(s: Sampler, held_out: bool, fixed: dict[str, Any]) -> dict[str, Any]:
-    """Signs in a few of the sixteen cells, in reading order."""
+    """Different signs in different colours, in a few of the sixteen cells, in reading order."""
     count = s.rng.randint(3, 6)
+    names = list(dict.fromkeys(_signs(s, 40)))[:count]
     return {
-        "cells": sorted(s.rng.sample(range(16), count)),
-        **_signs(s, held_out, count),
+        "cells": sorted(s.rng.sample(range(16), len(names))),
+        "names": names,
+        "originals": _originals(s, held_out, names),
+        "colors": s.rng.sample(COLOR_NAMES, len(names)),
         "background": s.pick(fixed, "background", BACKGROUND_NAMES),
     }
 
