@@ -4,7 +4,7 @@
 
 DIR holds vision-flan-samples/ (annotation.json and images/) and tokenizer/llama2-tokenizer.model. A small random LLaVA
 of the real architecture (tests/real_data_config.py:all) trains on every sample until its loss is below a third of
-where it began. Needs the test extra. Half an hour on two cores; give --work to keep the run.
+where it began. Needs the test extra; give --work to keep the run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from data_pipeline.convert import convert
 from tests.parity.greedy_hf import compare_greedy
+from vflax.config import load_config
 from vflax.metrics import read_metrics
 
 CONFIG = Path(__file__).parents[1] / "tests" / "real_data_config.py"
@@ -74,7 +75,7 @@ def main() -> None:
             f"--config.data.sources[0].path={work / 'data'}",
             f"--config.tokenizer={shared / 'tokenizer' / 'llama2-tokenizer.model'}", *flags,
         ]  # fmt: skip
-        steps = args.steps or 400
+        steps = args.steps or load_config(f"{CONFIG}:all").steps
         trained = train(command, workdir, steps // 2)
         facts = json.loads((workdir / "summary.json").read_text())
         prompts, different, near_ties = compare_greedy(workdir, PER_TASK, NEW_TOKENS, split="train")

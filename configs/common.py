@@ -128,9 +128,8 @@ def base(stage: int, variant: str) -> ConfigDict:
 
 def tiny(config: ConfigDict) -> ConfigDict:
     """What all tiny stages change: built-in data, 64 px, float32, no rematerialisation. All numbers are ours."""
-    if (
-        config.stage
-    ):  # the one template without a system prompt, which would be half of what a short sample costs
+    if config.stage:
+        # The one template without a system prompt, which would be half of what a short sample costs.
         config.template = "mistral"
     config.model.bridge = "linear"  # LLaVA's first; a tower that learns beside it leaves an MLP nothing to do
     config.data.sources = (source(f"mini:stage{config.stage}"),)

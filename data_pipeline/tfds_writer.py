@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +28,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
+from vflax import folders
 from vflax.errors import UserError
 
 DATASET_NAME = "vflax"
@@ -268,7 +266,7 @@ class Stage:
             check_data=False,
             description=description or "Samples of conversations with images, written by vflax.",
         )
-        _swap(self.new, self._out)
+        folders.swap(self.new, self._out)
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON file beside the data, e.g. a report."""
@@ -285,15 +283,8 @@ def staging(out: Path) -> Iterator[Stage]:
     """A Stage beside `out` that is removed, whatever happens; `out` changes only by Stage.commit."""
     out = Path(os.path.abspath(out))
     check_target(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _recover(out)
-    _remove_abandoned(out)
-    prefix = f"{_temporary_prefix(out)}{os.getpid()}-"
-    root = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-    try:
+    with folders.beside(out) as root:
         yield Stage(out, root)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def check_split(split: str) -> None:
@@ -335,51 +326,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-
-
-def _old_name(out: Path) -> Path:
-    return out.with_name(f".{out.name}.old")
-
-
-def _swap(new: Path, out: Path) -> None:
-    """Two renames; `_recover` mends a process killed between them."""
-    old = _old_name(out)
-    if out.is_dir():
-        os.rename(out, old)
-    os.rename(new, out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _temporary_prefix(out: Path) -> str:
-    return f".{out.name}.tmp-{platform.node()}-"
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Delete what processes of this machine left that were killed: it may be as large as the dataset."""
-    prefix = _temporary_prefix(out)
-    for path in out.parent.glob(glob.escape(prefix) + "*-*"):
-        pid = path.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
-def _recover(out: Path) -> None:
-    old = _old_name(out)
-    if old.is_dir():
-        if out.is_dir():
-            shutil.rmtree(old)
-        else:
-            os.rename(old, out)
 
 
 def _template(directory: Path, split: str) -> tfds.core.ShardedFileTemplate:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -48,23 +48,21 @@ class StopSignals:
         while self._old:
             signal.signal(*self._old.popitem())
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self) -> AbstractContextManager[None]:
         """Do not raise inside this block; look at `asked` instead."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
+        return self._deferring(True)
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Inside `deferred`: a part that may take long and that `Stopped` may end."""
+        return self._deferring(False)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside `deferred`: a part that may take long and that `Stopped` may end."""
-        self._deferred = False
+    def _deferring(self, value: bool) -> Iterator[None]:
+        before, self._deferred = self._deferred, value
         try:
             yield
         finally:
-            self._deferred = True
+            self._deferred = before
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         signal.signal(number, self._old[number])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +85,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals) -> int:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     checkpointer = Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.best_metric)
     resumed = checkpointer.latest_step()
-    plain = json.loads(json.dumps(configs.plain(config)))
+    plain = configs.plain(config)
     record: dict[str, Any] = {}
     notes: list[str] = []
     if resumed is not None:
@@ -169,7 +168,6 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals) -> int:
         # --- The loop, with its evaluations and checkpoints.
         loop = _Loop(
             config,
-            plain,
             workdir,
             mesh,
             model,
@@ -227,7 +225,6 @@ class _Loop:
     """What the loop needs beside the state that it carries."""
 
     config: ConfigDict
-    plain: dict[str, Any]
     workdir: Path
     mesh: Mesh
     model: Model
@@ -334,7 +331,7 @@ class _Loop:
         """Start to save the state with all that a continued run is held against."""
         step = int(state.step)
         record = {
-            "config": self.plain,
+            "config": configs.plain(self.config),
             "data": {"position": step, **self.data.identity()},
             "frozen": self.model.files.frozen,
         }

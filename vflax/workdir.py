@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,24 +43,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not there. Is {path.parent} a vflax WORKDIR?") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-
-
-def remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove the temporary folders FOLDER/PREFIX<pid> of processes of this host that were killed."""
-    for path in folder.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix)
-        if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, but there
-        return True
-    return True
 
 
 def write_status(workdir: Path, state: str, step: int, reason: str = "") -> None:

@@ -149,9 +149,7 @@ def _drawing(jobs: Sequence[Job]) -> Iterator[None]:
 
 def _build_into(root: Path, scale: float) -> None:
     _remove_abandoned(root)
-    print(
-        f"Making the built-in mini dataset in {root} (once, in about 20 s) ...", file=sys.stderr, flush=True
-    )
+    print(f"Making the built-in mini dataset in {root} (once) ...", file=sys.stderr, flush=True)
     start = time.monotonic()
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.tmp-", dir=root.parent))
     try:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +26,7 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 
+from vflax import folders
 from vflax.conversation import stop_ids
 from vflax.errors import UserError
 from vflax.images import ImageRules
@@ -41,7 +40,7 @@ from vflax.weights.load import check
 from vflax.weights.safetensors_io import TensorSpec, write_shards
 from vflax.weights.source import SafetensorsSource, TensorSource, WorkdirSource
 from vflax.weights.views import CastSource, PaddedVocabularySource
-from vflax.workdir import ModelFiles, remove_abandoned
+from vflax.workdir import ModelFiles
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -154,6 +153,7 @@ def export(
         raise UserError(f"--dtype={dtype}: expected source, {', '.join(DTYPES)}")
     hf_config.check_expressible(files.config)
     check(source, files.config)
+    folders.recover(out)
     _check_out(out, replace)
     rows = padded_vocabulary(files.config.decoder.vocab_size, special_ids(files.tokenizer).rows)
     decoder = dataclasses.replace(files.config.decoder, vocab_size=rows)
@@ -166,7 +166,10 @@ def export(
     wanted = CastSource(source, dtypes)
     padded = PaddedVocabularySource(wanted, rows)
     specs = [TensorSpec(name, padded.dtype(name), padded.shape(name)) for name in padded.names()]
-    with _temporary(out, sum(spec.nbytes for spec in specs)) as folder:
+    _check_room(out, sum(spec.nbytes for spec in specs))
+    with folders.beside(out) as root:
+        folder = root / "new"
+        folder.mkdir()
         weights = write_shards(folder, "model", specs, max_shard_bytes, padded.read)
         _write_files(folder, files, config, _common(specs))
         record = {**_origin(source), **_verify(folder, files, config, wanted, padded)}
@@ -174,7 +177,7 @@ def export(
         others = [path for path in sorted(folder.iterdir()) if path.name not in weights]
         record["files"] = weights | {path.name: _sha256(path) for path in others}
         _write_json(folder / RECORD, record)
-        _put_in_place(folder, out)
+        folders.swap(folder, out)
     return record
 
 
@@ -272,9 +275,7 @@ def _check_out(out: Path, replace: bool) -> None:
     raise UserError(f"{out}: is there already{' and is no export' if replace else ''}; {remedy}")
 
 
-@contextlib.contextmanager
-def _temporary(out: Path, needed: int) -> Iterator[Path]:
-    """A directory beside `out` that is gone afterwards unless it was renamed."""
+def _check_room(out: Path, needed: int) -> None:
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(parent).free
@@ -282,25 +283,6 @@ def _temporary(out: Path, needed: int) -> Iterator[Path]:
         raise UserError(
             f"{parent}: {free / 1e9:.1f} GB free, the export needs {needed / 1e9:.1f} GB; choose another --out"
         )
-    remove_abandoned(parent, f".{out.name}.tmp-")
-    remove_abandoned(parent, f".{out.name}.old-")
-    folder = parent / f".{out.name}.tmp-{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    """Give the finished directory its name; an earlier export goes only after that."""
-    if not out.exists() or not any(out.iterdir()):
-        folder.replace(out)
-        return
-    old = out.absolute().parent / f".{out.name}.old-{os.getpid()}"
-    out.rename(old)
-    folder.rename(out)
-    shutil.rmtree(old)
 
 
 def _sha256(path: Path) -> str:

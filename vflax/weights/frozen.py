@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from vflax import folders
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
 from vflax.weights.load import check
 from vflax.weights.safetensors_io import CODES, TensorSpec, write_shards
 from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
-from vflax.workdir import remove_abandoned
 
 _STEM, _RECORD = "frozen", "frozen.json"
 _SHARD_BYTES = 4 << 30
@@ -72,9 +70,6 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
         digest = _hash(specs, {spec.name: _digest(source.read(spec.name)) for spec in specs})
         if (store / digest / _RECORD).is_file():
             return digest
-    remove_abandoned(store, ".tmp-")
-    temporary = store / f".tmp-{os.getpid()}"
-    temporary.mkdir(parents=True)
     digests: dict[str, str] = {}
 
     def read(name: str) -> np.ndarray:
@@ -82,15 +77,15 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
         digests[name] = _digest(tensor)
         return tensor
 
-    try:
-        files = write_shards(temporary, _STEM, specs, _SHARD_BYTES, read)
+    with folders.beside(store / "store") as root:
+        new = root / "new"
+        new.mkdir()
+        files = write_shards(new, _STEM, specs, _SHARD_BYTES, read)
         digest = _hash(specs, digests)
         record = {"hash": digest, "tensors": dict(sorted(digests.items())), "files": files}
-        (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (new / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
         if not (store / digest / _RECORD).is_file():
-            temporary.rename(store / digest)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            new.rename(store / digest)
     return digest
 
 
