@@ -23,11 +23,11 @@ def get_config(variant: str = "13b") -> ConfigDict:
         common.tiny(config)
         config.init.checkpoint = "cache:stage0-tiny"  # made by the config below on first use, then kept
         config.init.make = "configs/stage0.py:tiny"
-        config.epochs = 7
+        config.epochs = 6
         config.batch.samples = 32
         config.optimizer.lr = 1.5e-3
         config.evaluate.tasks = ("loss", "accuracy")
-        config.evaluate.max_new_tokens = 12
+        config.evaluate.max_new_tokens = 40
         return config
     config.init.checkpoint = "runs/stage0" if variant == "13b" else f"runs/stage0-{variant}"
     return config

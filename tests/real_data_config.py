@@ -42,7 +42,7 @@ def get_config(variant: str = "subset") -> ConfigDict:
         config.data.max_length = 768
         config.data.packing = False
         config.data.slots = 1
-        config.steps = 60
+        config.steps = 70
         config.batch.samples = 12
         config.checkpoint.every = 10
     else:

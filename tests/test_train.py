@@ -152,6 +152,13 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated(tmp_path: Path):
         train.run_with_start(config, tmp_path)
 
 
+def test_a_model_that_the_export_at_the_end_would_refuse_is_refused_at_the_start(tmp_path: Path):
+    config = small.config(model__bridge="linear", export=True)
+    with pytest.raises(UserError, match=r"'linear'.*mlp2x_gelu.*--config\.export=False"):
+        train.run_with_start(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_the_starting_point_is_made_by_the_config_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

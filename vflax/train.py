@@ -28,7 +28,7 @@ from vflax.optimizer import make_optimizer
 from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path
 from vflax.step import TrainState, init_state, make_train_step, state_shardings
 from vflax.stop import Stopped, StopSignals
-from vflax.weights.export import export
+from vflax.weights.export import check_exportable, export
 from vflax.weights.load import load_params
 from vflax.weights.source import WorkdirSource
 from vflax.workdir import EXIT_AGAIN, EXIT_DONE, read_json, write_json, write_status
@@ -99,6 +99,8 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals) -> int:
     model = open_model(config, workdir, mesh, resumed)
     files = model.files
     _warn_of_unfinished_start(config, model)
+    if config.export:
+        check_exportable(files.config)
     _print_freeze_table(model)
 
     # --- Data: which samples make which step.

@@ -2,7 +2,8 @@
 
 The wording is terse on purpose: a tiny model learns from each token, so none is spent on filler. Where a scene holds
 several objects, the order in which they are named changes from sample to sample; so the decoder learns to look a
-colour up by its place, and a place by its shape, and not only one after the other.
+colour up by its place, and a place by its shape, and not only one after the other. No comma follows a digit: the
+tokenizer would make one piece of both.
 """
 
 from __future__ import annotations
@@ -51,17 +52,27 @@ def _mosaic(v: Values, rng: random.Random) -> str:
 
 
 def _scatter(v: Values, rng: random.Random) -> str:
-    """Where, then what, in reading order; or, in any order, what, then where: to look things up both ways."""
+    """Where, then what, in reading order; or, in any order, what, then where; or each thing's color and name alone.
+    So things are looked up by their place and by their content, and from either side."""
     things = list(zip(v["cells"], v["colors"], v["names"], strict=True))
-    wording = "{row} {column} {color} {name}"
-    if rng.random() < 0.5:
+    wording = rng.choice(_SCATTER_WORDINGS)
+    if not wording.startswith("{row}"):
         rng.shuffle(things)
-        wording = rng.choice(("{color} {name} {row} {column}", "{name} {color} {row} {column}"))
     parts = [
         wording.format(row=ROWS[cell // 4], column=COLUMNS[cell % 4], color=color, name=name)
         for cell, color, name in things
     ]
-    return f"{', '.join(parts)}, on {v['background']}."
+    return f"{' and '.join(parts)} on {v['background']}."
+
+
+_SCATTER_WORDINGS = (
+    "{row} {column} {color} {name}",
+    "{row} {column} {color} {name}",
+    "{color} {name} {row} {column}",
+    "{name} {color} {row} {column}",
+    "{color} {name}",
+    "{name} {color}",
+)
 
 
 def _single(v: Values, rng: random.Random) -> str:
@@ -101,7 +112,7 @@ def _digit(v: Values, rng: random.Random) -> str:
     digit = v["digits"][0]
     return rng.choice(
         (
-            "handwritten digit {digit}, {parity}, {color} on {background}.",
+            "handwritten digit {digit} is {parity}, {color} on {background}.",
             "a {color} digit {digit} on {background}, {parity}.",
         )
     ).format(**v, digit=digit, parity=parity(digit))
@@ -110,7 +121,7 @@ def _digit(v: Values, rng: random.Random) -> str:
 def _digits(v: Values, rng: random.Random) -> str:
     parts = [f"{side} {digit}" for side, digit in zip(SIDES["row"], v["digits"], strict=True)]
     rng.shuffle(parts)
-    return f"digits, {', '.join(parts)}, {v['color']} on {v['background']}."
+    return f"digits, {' and '.join(parts)} in {v['color']} on {v['background']}."
 
 
 def _quad(v: Values, rng: random.Random) -> str:

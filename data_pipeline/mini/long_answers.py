@@ -1,7 +1,9 @@
-"""Scene -> a long answer in full sentences (stage 2): at least 45 words, every one of them true.
+"""Scene -> answers in full sentences, every word of them true: one sentence (stage 1's generation tasks) or a long
+answer of at least 45 words (stage 2).
 
-An answer is an opening, the facts, a reason ("I can tell because ..."), and a closing remark; each comes in a few
-wordings, and facts and reasons change places with the prompt.
+A long answer is an opening, the facts, a reason ("I can tell because ..."), and a closing remark; each comes in a few
+wordings, and facts and reasons change places with the prompt. Vision-Flan, too, has tasks that ask for a sentence; so
+what stage 2 changes is how much is said, as in the paper, and not the language.
 """
 
 from __future__ import annotations
@@ -34,12 +36,30 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "Please explain this image to a friend who cannot see it.",
     ),
 }
+# The same for the tasks of stage 1 that are answered with one sentence.
+SENTENCE_PROMPTS: dict[str, tuple[str, ...]] = {
+    "GENERATION+caption": (
+        "Write a caption for this image.",
+        "Say in one sentence what the image shows.",
+        "Give this image a short description.",
+    ),
+    "GENERATION+fact": (
+        "Write one sentence about a detail of this image.",
+        "Tell me one fact about the image.",
+        "Point out something in this image.",
+    ),
+    "GENERATION+reason": (
+        "Give one reason for what you see in the image.",
+        "Say in one sentence how you can tell.",
+        "Justify in a sentence what you see.",
+    ),
+}
 _GREETINGS = ("Of course.", "Sure, I can do that.", "Gladly.")
 _OPENINGS = ("The image shows {what}.", "In this image I can see {what}.", "This is a small image of {what}.")
 _BACKGROUNDS = (
     "The background is plain {background}.",
     "Everything is drawn on a plain {background} background.",
-    "Behind it there is only a plain {background} background.",
+    "Behind everything there is only a plain {background} background.",
 )
 _CLOSINGS = (
     "There is nothing else in the image.",
@@ -49,11 +69,20 @@ _CLOSINGS = (
 )
 
 
+def sentence(scene: Scene, task: str, rng: random.Random) -> str:
+    """A one-sentence answer to a prompt of `task`, one of SENTENCE_PROMPTS."""
+    what, facts, reasons = _story(scene, rng)
+    answers = {
+        "GENERATION+caption": [opening.format(what=what) for opening in _OPENINGS],
+        "GENERATION+fact": facts,
+        "GENERATION+reason": reasons,
+    }
+    return with_articles(rng.choice(answers[task]))
+
+
 def long_answer(scene: Scene, task: str, rng: random.Random) -> str:
-    """A long answer to a prompt of `task`."""
-    what, facts, reasons = _STORIES[scene.kind](scene.values, rng)
-    if "background" in scene.values:
-        facts.append(rng.choice(_BACKGROUNDS).format(**scene.values))
+    """A long answer to a prompt of `task`, one of PROMPTS."""
+    what, facts, reasons = _story(scene, rng)
     body = [*facts, *reasons]
     if task == "LONG+explain":
         body = [*reasons, *facts]
@@ -65,6 +94,14 @@ def long_answer(scene: Scene, task: str, rng: random.Random) -> str:
 
 # What is shown (a noun phrase), the facts, the reasons.
 Story = tuple[str, list[str], list[str]]
+
+
+def _story(scene: Scene, rng: random.Random) -> Story:
+    what, facts, reasons = _STORIES[scene.kind](scene.values, rng)
+    if "background" in scene.values:
+        facts.append(rng.choice(_BACKGROUNDS).format(**scene.values))
+    return what, facts, reasons
+
 
 _SHAPE_REASONS = {
     "circle": "it is round and has no corners",
@@ -141,7 +178,7 @@ def _digit(v: Values, rng: random.Random) -> Story:
     digit = v["digits"][0]
     facts = [
         f"It was written by hand in {v['color']} with a thick pen.",
-        f"The number {digit} is {parity(digit)}, so it can{'not' if digit % 2 else ''} be divided by 2.",
+        f"The number {digit} is {parity(digit)}, so it can{'not' if digit % 2 else ''} be divided by two.",
         "The digit is large and easy to read, and there is only this one.",
     ]
     return (
@@ -154,7 +191,7 @@ def _digit(v: Values, rng: random.Random) -> Story:
 def _digits(v: Values, rng: random.Random) -> Story:
     digits = [str(digit) for digit in v["digits"]]
     facts = [
-        f"The digit on the left is {digits[0]}, and the digit on the right is {digits[1]}.",
+        f"There is a {digits[0]} on the left and a {digits[1]} on the right.",
         f"Both of them were written by hand in {v['color']} with a thick pen.",
     ]
     digit = rng.choice(v["digits"])
@@ -238,7 +275,7 @@ def _odd(v: Values, rng: random.Random) -> Story:
     return f"four {things}", facts, [reason]
 
 
-# One for each kind of scene that stage 2 shows; sixteen things at once would make too long a story.
+# One for each kind of scene that stages 1 and 2 show; sixteen things at once would make too long a story.
 _STORIES: dict[str, Callable[[Values, random.Random], Story]] = {
     "single": _single,
     "group": _group,

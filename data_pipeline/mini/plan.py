@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline.mini.captions import caption
 from data_pipeline.mini.long_answers import KINDS as STORY_KINDS
-from data_pipeline.mini.long_answers import PROMPTS, long_answer
+from data_pipeline.mini.long_answers import PROMPTS, SENTENCE_PROMPTS, long_answer, sentence
 from data_pipeline.mini.scenes import KINDS, Sampler, Scene
 from data_pipeline.mini.tasks import TASKS, Task
 
@@ -110,6 +110,8 @@ def make_plan(digit_labels: Sequence[int], scale: float = 1.0) -> list[Item]:
         items += _stage0(digit_labels, split, scale)
         for task in TASKS:
             items += _stage1(task, digit_labels, split, scale)
+        for name in SENTENCE_PROMPTS:
+            items += _generation(name, digit_labels, split, scale)
         items += _stage2(digit_labels, split, scale)
     return items
 
@@ -146,13 +148,8 @@ def _stage0(digit_labels: Sequence[int], split: str, scale: float) -> Iterator[I
 def _stage1(task: Task, digit_labels: Sequence[int], split: str, scale: float) -> Iterator[Item]:
     rng = random.Random(f"{SEED} stage1 {split} {task.name}")
     sampler = Sampler(rng, digit_labels)
-    weight = TASK_WEIGHTS.get(task.name.partition("+")[0], 0.5)
-    per_task = {
-        s: max(1, round(COUNTS["stage1", s] * scale * (weight if s == "train" else 1))) for s in SPLITS
-    }
-    first = per_task["train"] if split == "test" else 0
     turns: list[str] = []
-    for number in range(first, first + per_task[split]):
+    for number in _task_numbers(task.name, split, scale):
         if not turns:
             turns = rng.sample(task.answers, len(task.answers))
         answer = turns.pop()
@@ -162,6 +159,22 @@ def _stage1(task: Task, digit_labels: Sequence[int], split: str, scale: float) -
             raise AssertionError(f"{task.name}: {scene.key} does not have the answer {answer!r}")
         human = _place_marker(rng, task.ask(rng, scene, slots))
         yield Item("stage1", split, task.name, number, scene, human, answer)
+
+
+def _generation(name: str, digit_labels: Sequence[int], split: str, scale: float) -> Iterator[Item]:
+    rng = random.Random(f"{SEED} stage1 {split} {name}")
+    sampler = Sampler(rng, digit_labels)
+    for number in _task_numbers(name, split, scale):
+        scene = sampler.draw(STORY_KINDS[number % len(STORY_KINDS)], held_out=split == "test")
+        human = _place_marker(rng, rng.choice(SENTENCE_PROMPTS[name]))
+        yield Item("stage1", split, name, number, scene, human, sentence(scene, name, rng))
+
+
+def _task_numbers(name: str, split: str, scale: float) -> range:
+    """The numbers of a stage-1 task's samples."""
+    weights = {"train": TASK_WEIGHTS.get(name.partition("+")[0], 0.5), "test": 1.0}
+    train, test = (max(1, round(COUNTS["stage1", s] * scale * weights[s])) for s in SPLITS)
+    return range(train) if split == "train" else range(train, train + test)
 
 
 def _stage2(digit_labels: Sequence[int], split: str, scale: float) -> Iterator[Item]:

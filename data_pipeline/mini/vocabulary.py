@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator
 import sentencepiece
 
 from data_pipeline.mini.plan import Item
+from data_pipeline.mini.tasks import TASKS
 from vflax.templates import TEMPLATES
 
 # 259 pieces are control pieces and bytes; the others give nearly every word of the prompts and answers one piece.
-VOCAB_SIZE = 896
+VOCAB_SIZE = 1024
 # How often a text counts. BPE keeps what is frequent: what a model has to say should be one piece, and so should the
 # words of the system prompts, which stand in front of every sample.
 _ANSWER_WEIGHT = 10
 _SYSTEM_WEIGHT = 2000
+_SHORT = {task.name for task in TASKS}
 
 
 def train_tokenizer(items: Iterable[Item]) -> bytes:
@@ -32,6 +34,7 @@ def train_tokenizer(items: Iterable[Item]) -> bytes:
         vocab_size=VOCAB_SIZE,
         hard_vocab_limit=False,  # a small scale has fewer words than that
         byte_fallback=True,
+        character_coverage=1.0,
         split_digits=False,  # one piece for a digit and the space before it, as for any other word
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -52,7 +55,7 @@ def _texts(items: Iterable[Item]) -> Iterator[str]:
         if item.split != "train":
             continue
         yield from (line for line in item.human.split("\n") if line != "<image>")
-        for _ in range(_ANSWER_WEIGHT if item.stage == "stage1" else 1):
+        for _ in range(_ANSWER_WEIGHT if item.task in _SHORT else 1):
             yield item.answer
     for template in TEMPLATES.values():
         if template.family != "plain":

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data_pipeline.mini.captions import caption, plural
-from data_pipeline.mini.long_answers import MIN_WORDS, PROMPTS
+from data_pipeline.mini.long_answers import MIN_WORDS, PROMPTS, SENTENCE_PROMPTS
 from data_pipeline.mini.plan import Item, make_plan
 from data_pipeline.mini.scenes import KINDS, Sampler, original_held_out
 from data_pipeline.mini.tasks import TASKS
@@ -115,8 +115,21 @@ def test_samples_have_the_form_of_the_vision_flan_release(items: list[Item]) -> 
     assert min(ends, starts) > len(items) / 3
 
 
-def test_stage_1_answers_have_at_most_three_words(items: list[Item]) -> None:
-    assert max(len(item.answer.split()) for item in items if item.stage == "stage1") <= 3
+def test_stage_1_answers_have_at_most_three_words_where_no_sentence_is_asked_for(items: list[Item]) -> None:
+    short = [item.answer for item in items if item.stage == "stage1" and item.task not in SENTENCE_PROMPTS]
+    assert max(len(answer.split()) for answer in short) <= 3
+
+
+@pytest.mark.parametrize("name", SENTENCE_PROMPTS)
+def test_generation_tasks_are_answered_with_one_sentence_about_every_kind_of_scene(
+    items: list[Item], name: str
+) -> None:
+    asked = _stage1(items, "train")[name]
+    answers = [item.answer for item in asked]
+    assert all(answer.endswith(".") and answer.count(". ") == 0 for answer in answers)
+    assert min(len(answer.split()) for answer in answers) > 5
+    assert len(set(answers)) > 30
+    assert {item.scene.kind for item in asked} == set(KINDS) - {"mosaic", "scatter"}
 
 
 def test_stage_2_answers_are_long_and_their_prompts_are_never_those_of_stage_1(items: list[Item]) -> None:
@@ -141,7 +154,7 @@ def test_captions_name_what_stage_1_asks_for(items: list[Item]) -> None:
     """The answer to a question about a scene stands in every caption of that scene."""
     rng = random.Random(0)
     for item in items:
-        if item.stage != "stage1" or item.answer in ("yes", "no"):
+        if item.stage != "stage1" or item.task in SENTENCE_PROMPTS or item.answer in ("yes", "no"):
             continue
         for _ in range(3):
             words = caption(item.scene, rng).replace(",", "").replace(".", "").replace(";", "").split()

@@ -122,6 +122,18 @@ def _own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(said) if isinstance(said, list) else (int(said),)
 
 
+def check_exportable(config: LlavaConfig) -> None:
+    """Refuse, before a run has cost anything, what its export at the end would refuse.
+
+    Raises:
+        UserError: when Hugging Face's classes cannot express the model; it names the key that forgoes the export.
+    """
+    try:
+        hf_config.check_expressible(config)
+    except UserError as error:
+        raise UserError(f"{error}; or train without an export: --config.export=False") from None
+
+
 def export(
     source: TensorSource,
     files: ModelFiles | HubFiles,

@@ -79,9 +79,10 @@ class RandomSource:
 
     Spreads are those of Hugging Face's initialisation: 0.02 for decoder, bridge and patch embedding; CLIP's own, which
     shrink with width and depth, for the tower's layers (Radford et al., arXiv 2103.00020, section 2.5, as in their
-    code). Norm scales are one, biases zero. Two things are ours, so that a narrow model learns from scratch: a linear
+    code). Norm scales are one, biases zero. Three things are ours, so that a narrow model learns from scratch: a linear
     of the decoder or bridge with fewer than 1,024 inputs is drawn wider, so that its outputs spread as they do at
-    that width; and a position counts as much as a patch's content from the first step on.
+    that width; a token's embedding is as long as at LLaMA-7B's width of 4,096, so that tokens stay distinct; and a
+    position counts for more than a patch's content, so that it is not lost before it is needed.
     """
 
     def __init__(self, config: LlavaConfig, seed: int, only: str = "") -> None:
@@ -142,8 +143,10 @@ class RandomSource:
         if name.endswith(".mlp.fc1.weight"):
             return (2 * width) ** -0.5
         if name.endswith(".position_embedding.weight"):
-            # What a patch of 3 P^2 pixel values of unit spread becomes under a kernel of spread 0.02.
-            return 0.02 * (3 * self._vision.patch_size**2) ** 0.5
+            # Thrice what a patch of 3 P^2 pixel values of unit spread becomes under a kernel of spread 0.02.
+            return 3 * 0.02 * (3 * self._vision.patch_size**2) ** 0.5
+        if name.endswith(".embed_tokens.weight"):
+            return 0.02 * max(1.0, (4096 / self._shapes[name][-1]) ** 0.5)
         if re.search(r"_(proj|[12])\.weight$|projector\.linear\.weight$", name):
             return 0.02 * max(1.0, (1024 / self._shapes[name][-1]) ** 0.5)
         return 0.02
