@@ -127,7 +127,7 @@ def test_generation_tasks_are_answered_with_one_sentence_about_every_kind_of_sce
     asked = _stage1(items, "train")[name]
     answers = [item.answer for item in asked]
     assert all(answer.endswith(".") and answer.count(". ") == 0 for answer in answers)
-    assert min(len(answer.split()) for answer in answers) > 5
+    assert min(len(answer.split()) for answer in answers) >= 5
     assert len(set(answers)) > 30
     assert {item.scene.kind for item in asked} == set(KINDS) - {"mosaic", "scatter"}
 
