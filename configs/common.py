@@ -12,7 +12,7 @@ from vflax.errors import UserError
 
 VARIANTS = ("13b", "7b", "tiny")
 
-# Dimensions of the tiny model: 16 image tokens, 1.3 M parameters, learns on two CPU cores in minutes.
+# Dimensions of the tiny model: 16 image tokens, 1.4 M parameters, learns on two CPU cores in minutes.
 TINY_VISION = {
     "image_size": 64, "patch_size": 16, "width": 128, "mlp_dim": 384, "num_layers": 4, "num_heads": 4,
     "hidden_act": "quick_gelu", "norm_eps": 1e-5,

@@ -39,7 +39,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.batch.samples = 32
         config.optimizer.lr = 2e-3
         # The embeddings of words that no caption has (those of questions) get next to no gradient, but Adam makes
-        # whole steps of it, all in one direction, until they are all alike. They stay apart with this.
+        # whole steps of it, all in one direction, until they are all alike. A larger eps makes these steps small.
         config.optimizer.eps = 1e-4
         return config
     config.init.vision = "weights/clip-vit-large-patch14-336"

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 CHANGES: dict[str, Any] = {
     "init.checkpoint": "",
     "init.make": "",
-    "model.bridge": "mlp2x_gelu",
     "tokenizer": "mini:tokenizer",
     "steps": 6,
     "batch.samples": 8,

@@ -17,10 +17,8 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,11 +34,9 @@ from data_pipeline.mini.layout import MiniData
 from data_pipeline.mini.plan import SPLITS, STAGES, Item, make_plan
 from data_pipeline.mini.vocabulary import train_tokenizer
 from data_pipeline.mini.worker import Job
+from vflax import folders
 from vflax.errors import UserError
 from vflax.templates import TEMPLATES
-
-# A build takes seconds; a temporary folder older than this belongs to a process that was killed.
-_ABANDONED_AFTER_S = 3600.0
 
 
 def ensure(cache: Path | None, scale: float) -> MiniData:
@@ -148,27 +144,17 @@ def _drawing(jobs: Sequence[Job]) -> Iterator[None]:
 
 
 def _build_into(root: Path, scale: float) -> None:
-    _remove_abandoned(root)
     print(f"Making the built-in mini dataset in {root} (once) ...", file=sys.stderr, flush=True)
     start = time.monotonic()
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.tmp-", dir=root.parent))
-    try:
-        build(temporary, scale)
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep others out of a shared cache
+    with folders.beside(root) as temporary:
+        new = temporary / "new"
+        new.mkdir()
+        build(new, scale)
         with contextlib.suppress(OSError):  # another host was faster: its bytes are the same
-            os.rename(temporary, root)
+            os.rename(new, root)
         if not root.is_dir():
-            raise OSError(f"{temporary} could not be renamed to {root}")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(f"{new} could not be renamed to {root}")
     print(f"The mini dataset is ready ({time.monotonic() - start:.0f} s).", file=sys.stderr, flush=True)
-
-
-def _remove_abandoned(root: Path) -> None:
-    for folder in root.parent.glob(f".{root.name}.tmp-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
