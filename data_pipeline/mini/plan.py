@@ -30,16 +30,19 @@ COUNTS = {
     ("stage2", "train"): 1000,
     ("stage2", "test"): 50,
 }
-# Training samples of a task, times COUNTS, by the first part of its name: what needs two looks (where, then what)
-# is learned from more of them. Half for the others.
+# Training samples of a task, times COUNTS, by its name or the first part of it: what needs two looks (where, then
+# what) is learned from more of them. Half for the others.
 TASK_WEIGHTS = {
+    # The easiest question whose answer is a place; alone with the harder ones, all of them stay at a guess for long.
+    "SHAPES+position": 2.0,
     "GRID": 2.0,
-    "PAIRS": 2.0,
+    "PAIRS": 1.5,
     "PATTERNS": 2.0,
     "COUNTING": 2.0,
     "CHARTS": 1.5,
     "HANDWRITING": 1.0,
     "SIGNS": 1.0,
+    "GENERATION": 0.25,
 }
 # Share of the captions per kind of scene; a kind with more to tell apart gets more.
 CAPTION_WEIGHTS = {
@@ -172,7 +175,8 @@ def _generation(name: str, digit_labels: Sequence[int], split: str, scale: float
 
 def _task_numbers(name: str, split: str, scale: float) -> range:
     """The numbers of a stage-1 task's samples."""
-    weights = {"train": TASK_WEIGHTS.get(name.partition("+")[0], 0.5), "test": 1.0}
+    group = name.partition("+")[0]
+    weights = {"train": TASK_WEIGHTS.get(name, TASK_WEIGHTS.get(group, 0.5)), "test": 1.0}
     train, test = (max(1, round(COUNTS["stage1", s] * scale * weights[s])) for s in SPLITS)
     return range(train) if split == "train" else range(train, train + test)
 

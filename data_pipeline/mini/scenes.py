@@ -30,7 +30,9 @@ WORDS = (
 )  # fmt: skip
 LETTERS = tuple(sorted(set("".join(WORDS))))
 DIGITS = tuple("0123456789")
-DIRECTIONS = ("right", "down", "left", "up")
+# Of arrows, clockwise; not "left" and "right", which are places: one word for what a sign looks like and for where a
+# thing lies is hard on a tiny model.
+DIRECTIONS = ("east", "south", "west", "north")
 SIDES = {"row": ("left", "right"), "column": ("top", "bottom")}
 # Rows and columns of the grid of four by four cells.
 ROWS, COLUMNS = ("top", "upper", "lower", "bottom"), ("left", "second", "third", "right")

@@ -8,7 +8,7 @@ must have, and `truth` reads the answer back from the finished scene: both must 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,16 +89,17 @@ def _corner_wish(name: str) -> Callable[[random.Random, str], tuple[Values, Valu
     return wish
 
 
-def _color_of_shape(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    colors, _ = _slot(rng, answer, 4)
-    shape = rng.choice(SHAPES)
-    return {"colors": colors, "shapes": [shape if color else None for color in colors]}, {"shape": shape}
+def _other_of(
+    asked: str, key: str, options: Sequence[str], count: int
+) -> Callable[[random.Random, str], tuple[Values, Values]]:
+    """One of `count` things, known by its `key` (color or shape), is asked for its other name."""
 
+    def wish(rng: random.Random, answer: str) -> tuple[Values, Values]:
+        values, at = _slot(rng, answer, count)
+        known = rng.choice(options)
+        return {asked: values, key: [known if i == at else None for i in range(count)]}, {"key": known}
 
-def _shape_of_color(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    shapes, _ = _slot(rng, answer, 4)
-    color = rng.choice(COLOR_NAMES)
-    return {"shapes": shapes, "colors": [color if shape else None for shape in shapes]}, {"color": color}
+    return wish
 
 
 def _larger(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -113,7 +114,14 @@ def _larger_truth(v: Values, slots: Values) -> str:
 
 def _where(rng: random.Random, answer: str) -> tuple[Values, Values]:
     shape = rng.choice(SHAPES)
-    return {"shapes": [shape if place == answer else None for place in PLACES]}, {"shape": shape}
+    return {"shapes": [shape if place == answer else None for place in PLACES]}, {"key": shape}
+
+
+def _where_of_two(rng: random.Random, answer: str) -> tuple[Values, Values]:
+    shape = rng.choice(SHAPES)
+    layout = next(layout for layout, sides in SIDES.items() if answer in sides)
+    shapes = [shape if side == answer else None for side in SIDES[layout]]
+    return {"shapes": shapes, "layout": layout}, {"key": shape}
 
 
 def _presence(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -151,6 +159,31 @@ def _ends(at: int) -> tuple[str, ...]:
 
 def _word_with(at: int) -> Callable[[random.Random, str], tuple[Values, Values]]:
     return lambda rng, answer: ({"word": rng.choice([word for word in WORDS if word[at] == answer])}, {})
+
+
+def _color_of_shape(v: Values, slots: Values) -> str:
+    return v["colors"][v["shapes"].index(slots["key"])]
+
+
+def _shape_of_color(v: Values, slots: Values) -> str:
+    return v["shapes"][v["colors"].index(slots["key"])]
+
+
+_COLOR_OF_SHAPE = (
+    "What color is the {key}?",
+    "Name the color of the {key}.",
+    "Which color does the {key} have?",
+)
+_SHAPE_OF_COLOR = (
+    "What shape is {key}?",
+    "Name the shape that is {key}.",
+    "What is the shape of the {key} object?",
+)
+_WHERE = (
+    "Where is the {key}? {options}",
+    "In which part of the picture is the {key}?",
+    "Where do you see the {key}?",
+)
 
 
 TASKS: tuple[Task, ...] = (
@@ -230,6 +263,21 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
+        "PAIRS+color_of_shape", "pair", COLOR_NAMES,
+        _other_of("colors", "shapes", SHAPES, 2), _color_of_shape,
+        _COLOR_OF_SHAPE,
+    ),
+    Task(
+        "PAIRS+shape_of_color", "pair", SHAPES,
+        _other_of("shapes", "colors", COLOR_NAMES, 2), _shape_of_color,
+        _SHAPE_OF_COLOR,
+    ),
+    Task(
+        "PAIRS+where", "pair", PLACES,
+        _where_of_two, lambda v, slots: SIDES[v["layout"]][v["shapes"].index(slots["key"])],
+        _WHERE,
+    ),
+    Task(
         "GRID+color_at_place", "quad", COLOR_NAMES,
         _corner_wish("colors"), lambda v, slots: v["colors"][slots["at"]],
         (
@@ -249,30 +297,18 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "GRID+color_of_shape", "quad", COLOR_NAMES,
-        _color_of_shape, lambda v, slots: v["colors"][v["shapes"].index(slots["shape"])],
-        (
-            "What color is the {shape}?",
-            "Name the color of the {shape}.",
-            "Which color does the {shape} have?",
-        ),
+        _other_of("colors", "shapes", SHAPES, 4), _color_of_shape,
+        _COLOR_OF_SHAPE,
     ),
     Task(
         "GRID+shape_of_color", "quad", SHAPES,
-        _shape_of_color, lambda v, slots: v["shapes"][v["colors"].index(slots["color"])],
-        (
-            "What shape is {color}?",
-            "Name the shape that is {color}.",
-            "What is the shape of the {color} object?",
-        ),
+        _other_of("shapes", "colors", COLOR_NAMES, 4), _shape_of_color,
+        _SHAPE_OF_COLOR,
     ),
     Task(
         "GRID+where", "quad", PLACES,
-        _where, lambda v, slots: PLACES[v["shapes"].index(slots["shape"])],
-        (
-            "Where is the {shape}? {options}",
-            "In which part of the picture is the {shape}?",
-            "Where do you see the {shape}?",
-        ),
+        _where, lambda v, slots: PLACES[v["shapes"].index(slots["key"])],
+        _WHERE,
     ),
     Task(
         "GRID+presence", "quad", ("yes", "no"),
@@ -354,7 +390,7 @@ TASKS: tuple[Task, ...] = (
     ),
     _plain(
         "SIGNS+arrow_direction", "arrow", "direction", DIRECTIONS,
-        "Where does the arrow point?",
+        "Where does the arrow point: north, east, south or west?",
         "In which direction does the arrow point?",
         "Name the direction of the arrow.",
     ),

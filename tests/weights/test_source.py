@@ -104,3 +104,13 @@ def test_random_weights_are_whole_float32_and_of_sensible_spread() -> None:
             # A position weighs three times what a patch of unit pixels does.
             most = 0.25 if "position" not in name else 0.07 * (3 * hub.CONFIG.vision.patch_size**2) ** 0.5
             assert 0.01 < tensor.std() < most and abs(tensor.mean()) < most / 4, name
+
+
+def test_a_random_position_is_the_sum_of_its_row_and_its_column() -> None:
+    grid = hub.CONFIG.vision.image_size // hub.CONFIG.vision.patch_size
+    source = RandomSource(hub.CONFIG, 0)
+    (name,) = [name for name in source.names() if name.endswith("position_embedding.weight")]
+    cells = source.read(name)[1:].reshape(grid, grid, -1)
+    steps = np.diff(cells, axis=0)  # from row to row: the same in every column
+    np.testing.assert_allclose(steps, np.broadcast_to(steps[:, :1], steps.shape), atol=1e-5)
+    assert abs(steps).max() > 0.1 and abs(np.diff(cells, axis=1)).max() > 0.1

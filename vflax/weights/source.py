@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from pathlib import Path
 
@@ -74,6 +75,16 @@ class JoinedSource:
         return self._found[name].read(name, index)
 
 
+def _positions(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
+    """Position embeddings [1 + G x G, D] of unit spread: the class token's, then a row's plus a column's vector."""
+    grid = math.isqrt(count - 1)
+    drawn = rng.standard_normal((1 + 2 * grid, width), np.float32)
+    first, rows, columns = np.split(drawn, (1, 1 + grid))
+    # [G, 1, D] + [1, G, D] -> [G x G, D]
+    cells = (rows[:, None] + columns[None]).reshape(grid * grid, width) / np.float32(2**0.5)
+    return np.concatenate([first, cells])
+
+
 class RandomSource:
     """Random float32 weights; each tensor is a pure function of (seed, its name, its shape), on any host.
 
@@ -82,7 +93,8 @@ class RandomSource:
     code). Norm scales are one, biases zero. Three things are ours, so that a narrow model learns from scratch: a linear
     of the decoder or bridge with fewer than 1,024 inputs is drawn wider, so that its outputs spread as they do at
     that width; a token's embedding is as long as at LLaMA-7B's width of 4,096, so that tokens stay distinct; and a
-    position counts for more than a patch's content, so that it is not lost before it is needed.
+    patch's position is the sum of its row's and its column's vector (axial, Ho et al., arXiv 1912.12180) and counts for
+    more than its content, so that what is learned of one place holds for its row and column and is not lost on the way.
     """
 
     def __init__(self, config: LlavaConfig, seed: int, only: str = "") -> None:
@@ -129,6 +141,8 @@ class RandomSource:
             return np.full(shape, 1.0 if name.endswith(".weight") else 0.0, np.float32)
         key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
         rng = np.random.Generator(np.random.PCG64([self._seed, key]))
+        if name.endswith(".position_embedding.weight"):
+            return np.float32(std) * _positions(rng, *shape)
         return rng.standard_normal(shape, np.float32) * np.float32(std)
 
     def _std(self, name: str) -> float | None:
