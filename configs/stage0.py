@@ -37,7 +37,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.freeze = ((r".*", "trainable"),)
         config.steps = 1500
         config.batch.samples = 32
-        config.optimizer.lr = 2e-3
+        config.optimizer.lr = 1.5e-3
         # The embeddings of words that no caption has (those of questions) get next to no gradient, but Adam makes
         # whole steps of it, all in one direction, until they are all alike. A larger eps makes these steps small.
         config.optimizer.eps = 1e-4

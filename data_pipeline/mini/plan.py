@@ -47,11 +47,11 @@ TASK_WEIGHTS = {
 # Share of the captions per kind of scene; a kind with more to tell apart gets more.
 CAPTION_WEIGHTS = {
     "mosaic": 16.0,  # sixteen names in one picture: nothing teaches a tower faster what things look like
-    "scatter": 12.0,  # a few at named places: and nothing faster where they are
+    "scatter": 8.0,  # a few at named places: and nothing faster where they are
     "single": 4.0,
     "group": 2.5,
     "pair": 4.0,
-    "quad": 9.0,
+    "quad": 13.0,
     "digit": 0.5,
     "digits": 1.0,
     "word": 1.0,

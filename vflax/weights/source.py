@@ -76,13 +76,13 @@ class JoinedSource:
 
 
 def _positions(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
-    """Position embeddings [1 + G x G, D] of unit spread: the class token's, then a row's plus a column's vector."""
+    """Position embeddings [1 + G x G, D] of unit spread: the class token's, then row + column + a vector of its own."""
     grid = math.isqrt(count - 1)
-    drawn = rng.standard_normal((1 + 2 * grid, width), np.float32)
-    first, rows, columns = np.split(drawn, (1, 1 + grid))
+    drawn = rng.standard_normal((1 + 2 * grid + grid * grid, width), np.float32)
+    first, rows, columns, own = np.split(drawn, (1, 1 + grid, 1 + 2 * grid))
     # [G, 1, D] + [1, G, D] -> [G x G, D]
-    cells = (rows[:, None] + columns[None]).reshape(grid * grid, width) / np.float32(2**0.5)
-    return np.concatenate([first, cells])
+    cells = (rows[:, None] + columns[None]).reshape(grid * grid, width) + own
+    return np.concatenate([first, cells / np.float32(3**0.5)])
 
 
 class RandomSource:
@@ -93,8 +93,8 @@ class RandomSource:
     code). Norm scales are one, biases zero. Three things are ours, so that a narrow model learns from scratch: a linear
     of the decoder or bridge with fewer than 1,024 inputs is drawn wider, so that its outputs spread as they do at
     that width; a token's embedding is as long as at LLaMA-7B's width of 4,096, so that tokens stay distinct; and a
-    patch's position is the sum of its row's and its column's vector (axial, Ho et al., arXiv 1912.12180) and counts for
-    more than its content, so that what is learned of one place holds for its row and column and is not lost on the way.
+    patch's position holds its row's and its column's vector (axial, Ho et al., arXiv 1912.12180) and counts for more
+    than its content, so that what is learned of one place holds for its row and column and is not lost on the way.
     """
 
     def __init__(self, config: LlavaConfig, seed: int, only: str = "") -> None:
