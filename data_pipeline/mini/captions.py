@@ -2,9 +2,9 @@
 
 The wording is terse on purpose: a tiny model learns from each token, so none is spent on filler. Two kinds of caption
 alternate. A description names the things one after the other, in changing order. Statements ("color heart red", "shape
-top star") say by what a thing is known and which attribute is told; they give the words "color", "shape" and "place"
-the meaning that they have in the questions of stage 1, and put the answer where an answer stands, behind them. No
-comma follows a digit: the tokenizer would make one piece of both.
+of top is star") say by what a thing is known and which attribute is told; they give the words "color", "shape" and
+"place" the meaning that they have in the questions of stage 1, and put the answer where an answer stands, behind them.
+No comma follows a digit: the tokenizer would make one piece of both.
 """
 
 from __future__ import annotations
@@ -216,17 +216,33 @@ def _state_group(v: Values, rng: random.Random) -> list[str]:
     return [f"number {NUMBERS[v['count']]}", f"color {v['color']}", f"shape {v['shape']}"]
 
 
+def _state(attribute: str, key: str, value: Any, rng: random.Random) -> str:
+    """What is told (color), of what (star), and then the answer (red), not always right behind what it hangs on: a
+    decoder that only ever looked one word back would not find the key in a question."""
+    return rng.choice(_STATEMENT_WORDINGS).format(attribute=attribute, key=key, value=value)
+
+
+_STATEMENT_WORDINGS = (
+    "{attribute} {key} {value}",
+    "{key} {attribute} {value}",
+    "{attribute} of {key} is {value}",
+)
+
+
 def _state_thing(place: str, color: str, shape: str, rng: random.Random) -> list[str]:
     """Two statements that lead from one of the three to the others, each time from another end."""
     value = {"place": place, "color": color, "shape": shape}
     first, second, third = rng.sample(tuple(value), 3)
     known = rng.choice((first, second))
-    return [f"{second} {value[first]} {value[second]}", f"{third} {value[known]} {value[third]}"]
+    return [
+        _state(second, value[first], value[second], rng),
+        _state(third, value[known], value[third], rng),
+    ]
 
 
 def _state_pair(v: Values, rng: random.Random) -> list[str]:
     sizes = ["larger" if v["larger"] == i else "smaller" for i in range(2)]
-    told = [f"color {size} {color}" for size, color in zip(sizes, v["colors"], strict=True)]
+    told = [_state("color", size, color, rng) for size, color in zip(sizes, v["colors"], strict=True)]
     for thing in zip(SIDES[v["layout"]], v["colors"], v["shapes"], strict=True):
         told += _state_thing(*thing, rng)
     return told
@@ -243,7 +259,9 @@ def _state_digit(v: Values, rng: random.Random) -> list[str]:
 
 
 def _state_digits(v: Values, rng: random.Random) -> list[str]:
-    digits = [f"digit {side} {digit}" for side, digit in zip(SIDES["row"], v["digits"], strict=True)]
+    digits = [
+        _state("digit", side, digit, rng) for side, digit in zip(SIDES["row"], v["digits"], strict=True)
+    ]
     return [*digits, f"color {v['color']}"]
 
 
@@ -254,7 +272,7 @@ def _state_word(v: Values, rng: random.Random) -> list[str]:
 
 
 def _state_bars(v: Values, rng: random.Random) -> list[str]:
-    ends = [f"color {end} bar {v[end]}" for end in ("tallest", "shortest")]
+    ends = [_state("color", f"{end} bar", v[end], rng) for end in ("tallest", "shortest")]
     return [*ends, f"number {NUMBERS[v['count']]}", f"colors {' '.join(v['colors'])}"]
 
 
@@ -270,8 +288,9 @@ def _state_flag(v: Values, rng: random.Random) -> list[str]:
 
 def _state_odd(v: Values, rng: random.Random) -> list[str]:
     usual, odd = v["colors"]
-    colors = [f"color odd one {odd}", f"color different {odd}", f"color others {usual}"]
-    return [*colors, f"place odd one {v['place']}", f"shape {v['shape']}"]
+    colors = [_state("color", name, odd, rng) for name in ("odd one", "different")]
+    place = _state("place", "odd one", v["place"], rng)
+    return [*colors, f"color others {usual}", place, f"shape {v['shape']}"]
 
 
 _STATEMENTS: dict[str, Callable[[Values, random.Random], list[str]]] = {
