@@ -112,16 +112,15 @@ def _larger_truth(v: Values, slots: Values) -> str:
     return v["colors"][v["larger"] if slots["size"] == "larger" else 1 - v["larger"]]
 
 
-def _where(rng: random.Random, answer: str) -> tuple[Values, Values]:
+def _where(rng: random.Random, answer: str, places: Sequence[str] = PLACES) -> tuple[Values, Values]:
     shape = rng.choice(SHAPES)
-    return {"shapes": [shape if place == answer else None for place in PLACES]}, {"key": shape}
+    return {"shapes": [shape if place == answer else None for place in places]}, {"key": shape}
 
 
 def _where_of_two(rng: random.Random, answer: str) -> tuple[Values, Values]:
-    shape = rng.choice(SHAPES)
     layout = next(layout for layout, sides in SIDES.items() if answer in sides)
-    shapes = [shape if side == answer else None for side in SIDES[layout]]
-    return {"shapes": shapes, "layout": layout}, {"key": shape}
+    values, slots = _where(rng, answer, SIDES[layout])
+    return values | {"layout": layout}, slots
 
 
 def _presence(rng: random.Random, answer: str) -> tuple[Values, Values]:
@@ -161,24 +160,32 @@ def _word_with(at: int) -> Callable[[random.Random, str], tuple[Values, Values]]
     return lambda rng, answer: ({"word": rng.choice([word for word in WORDS if word[at] == answer])}, {})
 
 
-def _color_of_shape(v: Values, slots: Values) -> str:
-    return v["colors"][v["shapes"].index(slots["key"])]
+def _by_key(group: str, kind: str, count: int) -> tuple[Task, Task]:
+    """The color of the one of `count` things that has a shape, and the shape of the one that has a color."""
+    return (
+        Task(
+            f"{group}+color_of_shape", kind, COLOR_NAMES,
+            _other_of("colors", "shapes", SHAPES, count),
+            lambda v, slots: v["colors"][v["shapes"].index(slots["key"])],
+            (
+                "What color is the {key}?",
+                "Name the color of the {key}.",
+                "Which color does the {key} have?",
+            ),
+        ),
+        Task(
+            f"{group}+shape_of_color", kind, SHAPES,
+            _other_of("shapes", "colors", COLOR_NAMES, count),
+            lambda v, slots: v["shapes"][v["colors"].index(slots["key"])],
+            (
+                "What shape is {key}?",
+                "Name the shape that is {key}.",
+                "What is the shape of the {key} object?",
+            ),
+        ),
+    )  # fmt: skip
 
 
-def _shape_of_color(v: Values, slots: Values) -> str:
-    return v["shapes"][v["colors"].index(slots["key"])]
-
-
-_COLOR_OF_SHAPE = (
-    "What color is the {key}?",
-    "Name the color of the {key}.",
-    "Which color does the {key} have?",
-)
-_SHAPE_OF_COLOR = (
-    "What shape is {key}?",
-    "Name the shape that is {key}.",
-    "What is the shape of the {key} object?",
-)
 _WHERE = (
     "Where is the {key}? {options}",
     "In which part of the picture is the {key}?",
@@ -262,16 +269,7 @@ TASKS: tuple[Task, ...] = (
             "Name the color of the {size} one of the two objects.",
         ),
     ),
-    Task(
-        "PAIRS+color_of_shape", "pair", COLOR_NAMES,
-        _other_of("colors", "shapes", SHAPES, 2), _color_of_shape,
-        _COLOR_OF_SHAPE,
-    ),
-    Task(
-        "PAIRS+shape_of_color", "pair", SHAPES,
-        _other_of("shapes", "colors", COLOR_NAMES, 2), _shape_of_color,
-        _SHAPE_OF_COLOR,
-    ),
+    *_by_key("PAIRS", "pair", 2),
     Task(
         "PAIRS+where", "pair", PLACES,
         _where_of_two, lambda v, slots: SIDES[v["layout"]][v["shapes"].index(slots["key"])],
@@ -295,16 +293,7 @@ TASKS: tuple[Task, ...] = (
             "Which shape do you see {side}?",
         ),
     ),
-    Task(
-        "GRID+color_of_shape", "quad", COLOR_NAMES,
-        _other_of("colors", "shapes", SHAPES, 4), _color_of_shape,
-        _COLOR_OF_SHAPE,
-    ),
-    Task(
-        "GRID+shape_of_color", "quad", SHAPES,
-        _other_of("shapes", "colors", COLOR_NAMES, 4), _shape_of_color,
-        _SHAPE_OF_COLOR,
-    ),
+    *_by_key("GRID", "quad", 4),
     Task(
         "GRID+where", "quad", PLACES,
         _where, lambda v, slots: PLACES[v["shapes"].index(slots["key"])],
