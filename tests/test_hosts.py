@@ -60,6 +60,20 @@ def test_two_processes_train_and_save_and_one_resumes_and_exports(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_ctrl_c_at_one_process_saves_and_ends_both_with_75(tmp_path: Path):
+    workdir = tmp_path / "run"
+    pair = start_pair(tmp_path, workdir, "--config.steps=400")
+    while all(p.poll() is None for p in pair) and len(losses(workdir)) < 3:
+        time.sleep(0.05)
+    pair[0].send_signal(signal.SIGINT)
+    outputs = [p.communicate(timeout=300)[0] for p in pair]
+    assert [p.returncode for p in pair] == [75, 75], outputs
+    status = json.loads((workdir / "status.json").read_text())
+    assert status["state"] == "preempted" and 3 <= status["step"] < 400
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == [str(status["step"])]
+
+
+@pytest.mark.slow
 def test_two_processes_evaluate_answer_and_export_together(tmp_path: Path):
     workdir = tmp_path / "run"
     flags = (
