@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
 
@@ -39,12 +40,29 @@ def test_tensorboard_gets_an_event_file(tmp_path: Path):
     assert [p for p in (tmp_path / "tensorboard").iterdir() if p.stat().st_size > 0]
 
 
-def test_a_log_file_gets_plain_lines_with_every_figure():
+FIGURES = {"loss": 1.5, "tokens_per_s": 1234.0, "images_per_s": 5.0, "mfu": 0.25, "data_wait": 0.01}
+SHOWN = ("loss 1.5000", "1,234 tok/s", "5.0 img/s", "MFU 25.0%", "wait 1.0%", "left")
+
+
+def test_a_log_file_gets_one_plain_line_with_every_figure():
     out = io.StringIO()
-    progress = ProgressLine(Console(file=out, width=200), start=0, total=2, seconds=0)
-    figures = {"loss": 1.5, "tokens_per_s": 1234.0, "images_per_s": 5.0, "mfu": 0.25, "data_wait": 0.01}
-    progress.update(2, figures)
+    progress = ProgressLine(Console(file=out, width=80), start=0, total=2, seconds=0)
+    progress.update(2, FIGURES)
     progress.close()
-    text = out.getvalue()
-    for part in ("step 2/2", "loss 1.5000", "1,234 tok/s", "5.0 img/s", "MFU 25.0%", "wait 1.0%", "left"):
-        assert part in text
+    (line,) = filter(None, out.getvalue().splitlines())
+    for part in ("step 2/2", *SHOWN):
+        assert part in line
+
+
+def test_a_terminal_of_80_columns_shows_every_figure():
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system=None)
+    progress = ProgressLine(console, start=0, total=13_003)
+    big = FIGURES | {"tokens_per_s": 1_234_567.0, "images_per_s": 1_234.5}
+    progress.update(2, big)
+    progress.close()
+    screen = Text.from_ansi(out.getvalue()).plain.splitlines()
+    last = [line.rstrip() for line in screen if line.strip()][-2:]
+    assert all(len(line) <= 80 for line in last)
+    for part in ("2/13003", "1,234,567 tok/s", "wait 1.0%", "left"):
+        assert part in "".join(last)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from tensorboardX import SummaryWriter
 
 
@@ -65,6 +67,15 @@ class MetricsWriter:
             self._board.close()
 
 
+class _Bar(Progress):
+    """The bar with what is known of the last step on a line of its own: both fit into 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+
 class ProgressLine:
     """A live bar on a terminal; elsewhere a line every `seconds`, so that a log file stays readable."""
 
@@ -75,10 +86,10 @@ class ProgressLine:
         self._last = -math.inf
         self._started = time.perf_counter()
         self._start = start
-        self._bar = Progress(
-            TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
-            refresh_per_second=4, disable=not console.is_terminal,
+        self._bar = _Bar(
+            TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(bar_width=36), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=console, refresh_per_second=4,
+            disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("train", total=total, completed=start, text="compiling")
         self._bar.start()
@@ -94,9 +105,8 @@ class ProgressLine:
         if not self._console.is_terminal and (now - self._last > self._seconds or step == self._total):
             self._last = now
             left = (now - self._started) / max(1, step - self._start) * (self._total - step)
-            self._console.print(
-                f"step {step}/{self._total}  {text}  left {left / 60:.1f} min", highlight=False
-            )
+            line = f"step {step}/{self._total}  {text}  left {left / 60:.1f} min"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vflax.evaluate.heldout import Answered, matches
@@ -169,7 +170,7 @@ def print_summary(console: Console, workdir: Path, facts: Mapping[str, Any]) -> 
             table.add_column(name, justify="left" if name == "task" else "right")
         for name, t in tasks.items():
             figures = [_percent(t[key], t["short"]) for key in ("accuracy", "majority", "blind")]
-            table.add_row(name, str(t["n"]), *figures, f"{t['words']:g}")
+            table.add_row(escape(name), str(t["n"]), *figures, f"{t['words']:g}")
         console.print(table)
     table = Table(
         show_header=False, title=f"stage {facts['stage']} ({facts['variant']}) finished", title_justify="left"
@@ -177,7 +178,7 @@ def print_summary(console: Console, workdir: Path, facts: Mapping[str, Any]) -> 
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in [*headline(facts), ("page", str(workdir / "summary.html"))]:
-        table.add_row(label, value)
+        table.add_row(label, escape(value))
     console.print(table)
 
 

@@ -440,7 +440,8 @@ _CONSOLE = Console()
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        _CONSOLE.print(text, highlight=False)
+        # Whole lines, and brackets as they are: what is said holds paths, and a log is not 80 columns wide.
+        _CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _banner(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | None) -> str:
@@ -448,7 +449,7 @@ def _banner(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | None) 
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     how = "starting" if resumed is None else f"continuing from step {resumed}"
     return (
-        f"[bold]vflax stage {config.stage} ({config.variant})[/]: {how} in {workdir}\n"
+        f"vflax stage {config.stage} ({config.variant}): {how} in {workdir}\n"
         f"devices: {len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s); mesh: {axes}"
     )
 
