@@ -70,7 +70,7 @@ def base(stage: int, variant: str) -> ConfigDict:
             },
             "init": {
                 "checkpoint": "",  # WORKDIR of an earlier stage, or a Hugging Face LLaVA directory
-                "make": "",  # the config that makes `checkpoint` where it is not there yet
+                "make": "",  # the config that makes a `checkpoint` named cache:NAME where it is not there yet
                 "vision": "",  # or: a CLIP directory, ...
                 "decoder": "",  # ... a LLaMA, Vicuna or Mistral directory, ...
                 "bridge": "",  # ... and a projector file; empty: a random bridge
@@ -79,7 +79,9 @@ def base(stage: int, variant: str) -> ConfigDict:
             "template": "vicuna_v1",  # [LLaVA-1.5]
             "image": {
                 "mode": "pad",  # [LLaVA-1.5] image_aspect_ratio pad
-                "position": "front",  # [LLaVA-1.5] the image goes before the text of its turn
+                # [LLaVA-1.5] "front": the image goes before the text of its turn; "inline": where it stands in the
+                # text; "auto": front for one image in a turn, inline for several.
+                "position": "auto",
             },
             "data": {
                 "sources": (source("data/vision-flan"),),

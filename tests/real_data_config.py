@@ -47,8 +47,8 @@ def get_config(variant: str = "subset") -> ConfigDict:
         config.checkpoint.every = 10
     else:
         config.data.max_problem_share = 0.05
-        config.steps = 240
-        config.batch.samples = 16
-        config.batch.accumulation = 2
+        config.steps = 500
+        config.batch.samples = 8
+        config.optimizer.lr = 2e-3
         config.checkpoint.every = 20
     return config

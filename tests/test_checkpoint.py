@@ -107,3 +107,12 @@ def test_accuracy_is_better_when_it_is_higher(tmp_path: Path):
 def test_keeping_nothing_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"config\.checkpoint\.keep=0"):
         Checkpointer(tmp_path, keep=0, best_metric="")
+
+
+def test_the_best_metric_may_be_another_one_from_some_checkpoint_on(tmp_path: Path):
+    write_config(tmp_path, "eval/accuracy")
+    for step, metric in ((1, "eval/loss"), (2, "eval/accuracy"), (3, "eval/accuracy")):
+        checkpointer = Checkpointer(tmp_path, keep=1, best_metric=metric)
+        checkpointer.save(step, state_at(step), {}, {metric: 0.9 / step})
+        checkpointer.close()
+    assert find_step(tmp_path, "best") == 2

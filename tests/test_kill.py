@@ -112,7 +112,9 @@ def test_ten_kills_change_no_bit_of_the_losses(tmp_path: Path):
     assert [step for step, _ in expected] == list(range(1, STEPS + 1))
 
     workdir = tmp_path / "killed"
-    rng = random.Random(int(os.environ.get("VFLAX_KILL_SEED", time.time_ns())))
+    seed = int(os.environ.get("VFLAX_KILL_SEED", time.time_ns()))
+    print(f"VFLAX_KILL_SEED={seed}")  # shown when it fails, and it can then be repeated
+    rng = random.Random(seed)
     moments = [before_the_first_checkpoint, in_a_save, in_a_save, in_an_evaluation, in_a_save]
     moments += [after_some_steps(rng.randint(1, 3)) for _ in range(5)]
     outcomes = []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import small
+from vflax import folders
 from vflax.metrics import read_metrics
 
 
@@ -70,6 +71,22 @@ def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
             ["config.batch.accumulation=0: at least 1"],
         ),
         (
+            ["--config=configs/stage1.py:tiny", "--workdir=pyproject.toml"],
+            ["pyproject.toml", "cannot be written"],
+        ),
+        (
+            ["--config=configs/stage1.py:tiny", "--workdir=WORKDIR", "--config.dtype=bf16"],
+            ["config.dtype='bf16'", "bfloat16"],
+        ),
+        (
+            ["--config=configs/stage1.py:tiny", "--workdir=WORKDIR", "--config.data.sources=data/x"],
+            ["--config.data.sources[0].path=DIR"],
+        ),
+        (
+            ["--config=configs/stage1.py:tiny", "--workdir=WORKDIR", "--config.init.checkpoint=gs://b/run"],
+            ["gs://b/run", "mounted"],
+        ),
+        (
             ["--config=configs/stage1.py", "--workdir=WORKDIR"],
             ["config.init.checkpoint=runs/stage0", "WORKDIR"],
         ),
@@ -82,6 +99,26 @@ def test_wrong_input_is_one_clear_line_and_exit_status_1(args: list[str], words:
     assert result.stderr.startswith("error: ")
     for word in words:
         assert word in result.stderr
+
+
+def test_an_error_right_after_a_save_does_not_lose_the_save(tmp_path: Path):
+    flags = ("--config.optimizer.lr=1e30", "--config.optimizer.clip=0.0", "--config.checkpoint.every=1")
+    result = small.launch(tmp_path, tmp_path / "run", *flags)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: the loss is")
+    assert "Traceback" not in result.stderr, result.stderr
+    kept = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert kept and all(name.isdigit() for name in kept), kept
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path: Path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with folders.locked(workdir / ".lock", wait=False) as held:
+        assert held
+        result = small.launch(tmp_path, workdir)
+    assert result.returncode == 1 and "another process trains in it" in result.stderr
+    assert not (workdir / "status.json").exists()
 
 
 def test_help_names_flags_and_config_keys():

@@ -36,11 +36,12 @@ class Chain:
         return json.loads(((self.stage1, self.stage2)[stage - 1] / "summary.json").read_text())
 
 
-def _launch(config: str, workdir: Path, *flags: str) -> str:
+def _launch(config: str, workdir: Path, cache: Path, *flags: str) -> str:
     command = [sys.executable, "-m", "vflax.launch", f"--config={config}", f"--workdir={workdir}", *flags]
     result = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
-    )
+        command, capture_output=True, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(cache)},
+    )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
@@ -48,10 +49,10 @@ def _launch(config: str, workdir: Path, *flags: str) -> str:
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("chain")
-    stage1, stage2 = folder / "stage1", folder / "stage2"
+    stage1, stage2, cache = folder / "stage1", folder / "stage2", folder / "cache"
     started = time.monotonic()
-    printed = _launch("configs/stage1.py:tiny", stage1)
-    _launch("configs/stage2.py:tiny", stage2, f"--config.init.checkpoint={stage1}")
+    printed = _launch("configs/stage1.py:tiny", stage1, cache)
+    _launch("configs/stage2.py:tiny", stage2, cache, f"--config.init.checkpoint={stage1}")
     chain = Chain(stage1, stage2, printed, (time.monotonic() - started) / 60)
     for stage in (1, 2):
         facts = chain.facts(stage)["evaluation"]

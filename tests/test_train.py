@@ -226,7 +226,9 @@ def test_a_stop_during_the_last_evaluation_saves_and_the_next_start_finishes(
     assert train.run_with_start(small.config(), tmp_path) == 0
     facts = json.loads((tmp_path / "summary.json").read_text())
     assert facts["steps"] == 6 and facts["evaluation"]["loss"] > 0
-    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "eval/loss" in r] == [6]
 
 
 def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -249,3 +251,29 @@ def test_an_error_in_an_evaluation_loses_no_step(tmp_path: Path, monkeypatch: py
         train.run_with_start(small.config(checkpoint__every=0, evaluate__every=4), tmp_path)
     assert find_step(tmp_path, "latest") == 4
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+def test_evaluating_where_nothing_is_held_out_is_refused(tmp_path: Path):
+    config = small.config(data__eval_split="tset", evaluate__every=2)
+    with pytest.raises(UserError, match=r"config\.evaluate\.every=2.*'tset'"):
+        train.run_with_start(config, tmp_path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_ever_made_in_a_folder_that_is_not_the_cache_s(tmp_path: Path, there: bool):
+    folder = tmp_path / "weights"
+    if there:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    config = small.config(init__checkpoint=str(folder), init__make="configs/stage0.py:tiny")
+    config.model.vision, config.model.decoder = {}, {}
+    with pytest.raises(UserError, match="weights"):
+        train.run_with_start(config, tmp_path / "run")
+    assert [p.name for p in folder.glob("*")] == (["config.json"] if there else [])
+
+
+def test_another_program_s_folder_is_refused_as_a_workdir(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(UserError, match=r"config\.json in it is not vflax's"):
+        train.run_with_start(small.config(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,17 @@ class Checkpointer:
         """
         if keep < 1:
             raise UserError(f"config.checkpoint.keep={keep}: at least one checkpoint must stay")
+        worst = math.inf if best_metric and _lower_is_better(best_metric) else -math.inf
+
+        def measured(metrics: dict[str, float]) -> float:
+            # A checkpoint from before the metric was chosen, or measured, has others.
+            return metrics.get(best_metric, worst)
+
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best_metric:
             kept.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    get_metric_fn=measured,
                     reverse=_lower_is_better(best_metric),
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -63,7 +70,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 # Only with a best_fn does the manager write metrics down, and a continued run needs them.
-                best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
+                best_fn=measured if best_metric else None,
                 # A kill in the middle of a save leaves a temporary folder; it is never read and goes at the next start.
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
@@ -179,8 +186,9 @@ def _best_step(workdir: Path, steps: list[int]) -> int:
     values = {}
     for step in steps:
         file = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
-        if file.is_file():
-            values[step] = json.loads(file.read_text())[metric]
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        if metric in found:
+            values[step] = found[metric]
     if not values:
         raise UserError(
             f"--step=best: no checkpoint under {workdir / 'checkpoints'} has the metric {metric!r}; "

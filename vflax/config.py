@@ -84,10 +84,11 @@ _LEAST = {
     "data.threads": 1, "data.budget": 0, "checkpoint.every": 0, "checkpoint.keep": 1, "evaluate.every": 0,
     "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1, "epochs": 0, "steps": 0,
 }  # fmt: skip
+_DTYPES = ("float32", "bfloat16")
 
 
 def check_values(config: ConfigDict) -> None:
-    """Refuse counts that are too small; what other keys may hold is checked where they are used.
+    """Refuse counts that are too small and dtypes that are none; other keys are checked where they are used.
 
     Raises:
         UserError: naming all such keys.
@@ -98,6 +99,16 @@ def check_values(config: ConfigDict) -> None:
         for key, least in _LEAST.items()
         if found[key] < least
     ]
+    wrong += [
+        f"config.{key}={found[key]!r}: one of {', '.join(_DTYPES)}"
+        for key in ("dtype", "optimizer.moment_dtype")
+        if found[key] not in _DTYPES
+    ]
+    if not all(isinstance(source, ConfigDict) for source in config.data.sources):
+        wrong.append(
+            f"config.data.sources={plain(config.data.sources)!r}: a flag changes one key of one source: "
+            "--config.data.sources[0].path=DIR"
+        )
     if not config.epochs and not config.steps:
         wrong.append("config.epochs and config.steps are both 0: give one of them")
     if wrong:

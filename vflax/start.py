@@ -49,7 +49,7 @@ class Start:
 
 def cache_root() -> Path:
     """Where things that can be made again are kept: $VFLAX_CACHE, else ~/.cache/vflax."""
-    return Path(os.environ.get("VFLAX_CACHE") or Path.home() / ".cache" / "vflax")
+    return Path(os.environ.get("VFLAX_CACHE") or "~/.cache/vflax").expanduser()
 
 
 def resolve_path(value: str, *, made_by: str = "") -> Path:
@@ -81,6 +81,8 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
 
             parts.append(mini.version())  # other built-in data makes another model
         return cache_root() / f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
+    if "://" in value:
+        raise UserError(f"{value}: give a folder of a mounted file system (a bucket: gcsfuse)")
     return Path(value).expanduser()
 
 

@@ -31,7 +31,7 @@ from vflax.stop import Stopped, StopSignals
 from vflax.weights.export import check_exportable, export
 from vflax.weights.load import load_params
 from vflax.weights.source import WorkdirSource
-from vflax.workdir import EXIT_AGAIN, EXIT_DONE, read_json, write_json, write_status
+from vflax.workdir import EXIT_AGAIN, EXIT_DONE, claimed, read_json, write_json, write_status
 
 
 def run_with_start(config: ConfigDict, workdir: Path) -> int:
@@ -42,25 +42,28 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
     """
     configs.check_values(config)
     start = checkpoint_path(config)
-    # A run that has a checkpoint of its own reads nothing but its WORKDIR.
-    begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    if start is not None and config.init.make and not begun and not (start / "summary.json").is_file():
-        _say(
-            f"[bold]{config.init.checkpoint}[/] is not there yet: making it with {config.init.make} in {start}"
-        )
-        status = run_with_start(configs.load_config(config.init.make), start)
-        if status != EXIT_DONE:
-            return status
-    return run(config, workdir)
+    with claimed(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        # A run that has a checkpoint of its own reads nothing but its WORKDIR. And nothing is ever made in a folder of
+        # the user's own: what is not there is refused when it is opened.
+        begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+        cached = config.init.make and config.init.checkpoint.startswith("cache:")
+        if start is not None and cached and not begun and not (start / "summary.json").is_file():
+            _say(f"{config.init.checkpoint} is not there yet: making it with {config.init.make} in {start}")
+            status = run_with_start(configs.load_config(config.init.make), start)
+            if status != EXIT_DONE:
+                return status
+        return _run_to_status(config, workdir)
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
-    """Train one stage in `workdir`, from its last checkpoint where there is one. Returns the exit status."""
-    workdir.mkdir(parents=True, exist_ok=True)
+def _run_to_status(config: ConfigDict, workdir: Path) -> int:
+    """Train one stage from its last checkpoint, where there is one; however it ends, status.json says so."""
     lead = jax.process_index() == 0
     with StopSignals() as signals:
         try:
-            return _run(config, workdir, signals)
+            options = config.checkpoint
+            # Closed on every way out: whatever ends a run, a save that has begun is finished.
+            with contextlib.closing(Checkpointer(workdir, options.keep, options.best_metric)) as checkpointer:
+                return _run(config, workdir, signals, checkpointer)
         except Stopped:
             if lead:
                 write_status(workdir, "preempted", _last_step(workdir), "run again to continue")
@@ -73,7 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             raise
 
 
-def _run(config: ConfigDict, workdir: Path, signals: StopSignals) -> int:
+def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: Checkpointer) -> int:
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     lead = jax.process_index() == 0
@@ -82,8 +85,12 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals) -> int:
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     check_tasks(config.evaluate.tasks, config.checkpoint.best_metric)
+    if config.loss.reduction == "llava" and config.batch.accumulation > 1 and jax.process_count() > 1:
+        # Each process splits its own rows into micro-batches, so their means would depend on the number of processes.
+        raise UserError(
+            "config.loss.reduction=llava with accumulation is for studies in one process; use global"
+        )
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    checkpointer = Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.best_metric)
     resumed = checkpointer.latest_step()
     plain = configs.plain(config)
     record: dict[str, Any] = {}
@@ -122,10 +129,10 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals) -> int:
         accumulation=config.batch.accumulation,
     )
     _say(data.describe())
+    _check_evaluation(config, data)
     if resumed is not None:
         _check_record(record, data, model)
     if resumed == data.total_steps and _is_done(config, workdir, resumed):
-        checkpointer.close()
         if lead:
             write_status(workdir, "done", resumed)
             summary.print_summary(_CONSOLE, workdir, read_json(workdir / "summary.json"))
@@ -169,28 +176,16 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals) -> int:
 
         # --- The loop, with its evaluations and checkpoints.
         loop = _Loop(
-            config,
-            workdir,
-            mesh,
-            model,
-            data,
-            checkpointer,
-            evaluator,
-            schedules,
-            signals,
-            seconds,
-            peak,
-        )
+            config, workdir, mesh, model, data, checkpointer, evaluator, schedules, signals, seconds, peak
+        )  # fmt: skip
         state, stopped = loop.train(train_step, state, frozen, resumed or 0)
         if stopped:
-            checkpointer.close()
             if lead:
                 write_status(workdir, "preempted", int(state.step), "saved; run again to continue")
             _say(f"saved step {int(state.step)}: run the same command again to continue")
             return EXIT_AGAIN
         if loop.last_evaluation is None:  # continued after its last step
-            loop.last_evaluation = evaluator({**frozen, **state.trainable})
-    checkpointer.close()
+            loop.last_evaluation = loop.evaluate_again(state, frozen)
     del state, frozen
 
     # --- The export and the summary.
@@ -329,6 +324,19 @@ class _Loop:
             return self.checkpointer.reached_preemption(step)
         return self.signals.asked
 
+    def evaluate_again(self, state: TrainState, frozen: Any) -> Evaluation:
+        """The evaluation after the last step, for a run that was stopped between its last save and its summary."""
+        evaluation = self.evaluator({**frozen, **state.trainable})
+        step, found = int(state.step), evaluation.metrics
+        records = read_metrics(self.workdir / "metrics.jsonl")
+        known = any(r["step"] == step and name in r for r in records for name in found)
+        if jax.process_index() == 0 and found and not known:
+            with contextlib.closing(
+                MetricsWriter(self.workdir, step, self.config.logging.tensorboard)
+            ) as metrics:
+                metrics.write(step, found)
+        return evaluation
+
     def _save(self, state: TrainState, evaluated: dict[str, float]) -> None:
         """Start to save the state with all that a continued run is held against."""
         step = int(state.step)
@@ -379,8 +387,17 @@ def _warn_of_unfinished_start(config: ConfigDict, model: Model) -> None:
     status = read_json(start / "status.json")
     if status["state"] != "done":
         _say(
-            f"[yellow]warning:[/] the run in {start} is {status['state']} at step {status['step']}, not done; starting "
+            f"warning: the run in {start} is {status['state']} at step {status['step']}, not done; starting "
             "from its last checkpoint"
+        )
+
+
+def _check_evaluation(config: ConfigDict, data: Data) -> None:
+    if config.evaluate.every and not (data.has_heldout or data.has_questions):
+        raise UserError(
+            f"config.evaluate.every={config.evaluate.every}, but no source has the split {config.data.eval_split!r} "
+            "(config.data.eval_split) and config.evaluate.sources is empty: there is nothing to evaluate. Name a split "
+            "that is there, convert one with --split, or set config.evaluate.every=0"
         )
 
 

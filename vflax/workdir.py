@@ -1,16 +1,19 @@
 """WORKDIR: the files around a run that other tools read.
 
-config.json  status.json  metrics.jsonl  summary.json  checkpoints/STEP/  frozen/HASH/  model/  export/  eval/
+config.json  status.json  metrics.jsonl  summary.json  checkpoints/STEP/  frozen/HASH/  model/  export/
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vflax import folders
 from vflax.conversation import Position
 from vflax.errors import UserError
 from vflax.images import ImageRules
@@ -48,6 +51,32 @@ def read_json(path: Path) -> Any:
 def write_status(workdir: Path, state: str, step: int, reason: str = "") -> None:
     """Write status.json: state is running, preempted, done or failed."""
     write_json(workdir / "status.json", {"state": state, "step": step, "reason": reason})
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Make WORKDIR where it is not there, and keep a second run out of it as long as this one lasts.
+
+    Raises:
+        UserError: it cannot be a WORKDIR, holds something else, or another process trains in it.
+    """
+    path = workdir / "config.json"
+    if path.is_file() and "optimizer" not in read_json(path):
+        raise UserError(
+            f"{workdir}: the config.json in it is not vflax's, so this is another program's folder (weights "
+            "to start from belong into --config.init.checkpoint); choose another --workdir"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".lock").touch()
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: cannot be written ({error.strerror}); choose another --workdir"
+        ) from None
+    with folders.locked(workdir / ".lock", wait=False) as held:
+        if not held:
+            raise UserError(f"{workdir}: another process trains in it; wait for its end or stop it")
+        yield
 
 
 @dataclass(frozen=True)

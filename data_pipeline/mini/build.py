@@ -46,7 +46,8 @@ def ensure(cache: Path | None, scale: float) -> MiniData:
     if not root.is_dir():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _lock(folder / f".{root.name}.lock"):
+            # A second process waits instead of drawing the same; what is safe is the rename.
+            with folders.locked(folder / f".{root.name}.lock", wait=True):
                 if not root.is_dir():
                     _build_into(root, scale)
         except OSError as error:
@@ -155,17 +156,3 @@ def _build_into(root: Path, scale: float) -> None:
         if not root.is_dir():
             raise OSError(f"{new} could not be renamed to {root}")
     print(f"The mini dataset is ready ({time.monotonic() - start:.0f} s).", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Keeps a second process waiting instead of building the same. Only saves work: the rename is what is safe."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with open(path, "a") as file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

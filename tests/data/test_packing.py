@@ -229,3 +229,10 @@ def test_a_run_has_epochs_or_steps_but_not_both():
     for wrong in ({}, {"epochs": 1, "steps": 2}):
         with pytest.raises(UserError, match="exactly one"):
             plan.total_steps(**wrong)
+
+
+def test_a_sample_that_only_a_later_epoch_holds_is_checked_before_the_first():
+    lengths, images = np.full(4, 5), np.array([1, 1, 1, 5])
+    options = {"samples": 1, "max_length": 10, "slots": 3, "packing": True, "seed": 0}
+    with pytest.raises(UserError, match=r"data.slots=3, but 1 samples .* up to 5"):
+        PackPlan(lengths, images, **options, epoch_samples=lambda e: np.array([e % 4]), pool=np.arange(4))

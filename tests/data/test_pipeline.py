@@ -123,7 +123,9 @@ def test_held_out_rows_of_two_hosts_are_those_of_one(build):
 
 def test_without_a_held_out_split_there_is_none(build, tmp_path, mixed_examples):
     write_dataset(tmp_path / "d", {"train": mixed_examples})
-    assert not build([source(tmp_path / "d")]).has_heldout
+    without = build([source(tmp_path / "d")])
+    assert not without.has_heldout
+    assert "held out: nothing" in without.describe() and "of the splits train none" in without.describe()
     assert not build(eval_split="").has_heldout
     assert build(eval_split="").heldout_questions(3) == []
     with pytest.raises(ValueError, match="has_heldout"):

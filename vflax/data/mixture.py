@@ -88,6 +88,11 @@ class Mixture:
         """int32 [m]: the samples of an epoch, source after source; m is the same for every epoch."""
         return self._fixed if self._fixed is not None else self._weighted(epoch)
 
+    @property
+    def pool(self) -> np.ndarray:
+        """int32 [m]: every sample that some epoch may hold."""
+        return self._fixed if self._fixed is not None else np.concatenate(self._pools)
+
     def locate(self, number: int) -> tuple[int, int]:
         """(source, index within that source) of a sample number."""
         source = int(np.searchsorted(self.offsets, number, side="right")) - 1
@@ -120,7 +125,7 @@ class Mixture:
         if not 1 <= budget <= len(samples):
             raise UserError(
                 f"data.budget={budget}: the sources give {len(samples)} samples per epoch; "
-                "expected a number from 1 to that, or None for all"
+                "expected a number from 1 to that, or 0 for all"
             )
         return samples[np.sort(permutation(len(samples), _BUDGET, self._seed)[:budget])]
 
@@ -129,9 +134,7 @@ def _check_numbers(spec: SourceSpec) -> None:
     if not spec.weight > 0:
         raise UserError(f"data.sources: weight={spec.weight} of {spec.path}: expected a number above 0")
     if spec.cap is not None and spec.cap < 1:
-        raise UserError(
-            f"data.sources: cap={spec.cap} of {spec.path}: expected at least 1, or None for no cap"
-        )
+        raise UserError(f"data.sources: cap={spec.cap} of {spec.path}: expected at least 1, or 0 for no cap")
 
 
 def select(spec: SourceSpec, tasks: np.ndarray, *, strict: bool = True) -> np.ndarray:

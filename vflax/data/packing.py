@@ -84,6 +84,7 @@ class PackPlan:
         order: "shuffle" or "sequential".
         epoch_samples: epoch -> int [m], the samples of that epoch before shuffling, repeats allowed
             (vflax.data.mixture); by default each of the n samples once.
+        pool: int [m], every sample that some epoch may hold; by default those of epoch 0.
 
     Raises:
         UserError: a sample has more images than a row has slots, or samples < 1.
@@ -102,6 +103,7 @@ class PackPlan:
         seed: int,
         order: str = "shuffle",
         epoch_samples: Callable[[int], np.ndarray] | None = None,
+        pool: np.ndarray | None = None,
     ) -> None:
         if samples < 1:
             raise UserError(f"batch.samples={samples}: expected at least 1 sample per step")
@@ -115,15 +117,15 @@ class PackPlan:
         self._lock = threading.RLock()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._first_steps = [0]  # [e]: the global step at which epoch e begins
-        self._check(self._chosen(0))
+        if len(self._chosen(0)) == 0:
+            raise UserError("data.sources: not one sample is left to train on")
+        self._check(self._chosen(0) if pool is None else pool)
         # Plain lists: the packing loop reads single elements, which NumPy does slowly.
         self._token_list: list[int] = self._tokens.tolist()
         self._image_list: list[int] = self._images.tolist()
         self.rows_per_step = self._find_rows() if packing else samples
 
     def _check(self, used: np.ndarray) -> None:
-        if len(used) == 0:
-            raise UserError("data.sources: not one sample is left to train on")
         long = used[self._tokens[used] > self.max_length]
         if len(long):
             raise ValueError(
@@ -158,7 +160,7 @@ class PackPlan:
     def total_steps(self, *, epochs: int | None = None, steps: int | None = None) -> int:
         """Steps of a run of so many epochs, or simply `steps`; one of the two is given."""
         if (epochs is None) == (steps is None):
-            raise UserError("train for data.epochs or for data.steps: exactly one of them is set")
+            raise UserError("train for config.epochs or for config.steps: exactly one of them is set")
         if steps is not None:
             return steps
         assert epochs is not None

@@ -66,13 +66,14 @@ class Data:
         format: RowFormat,
         specs: Sequence[SourceSpec],
         *,
+        eval_split: str,
         settings: dict[str, Any],
         threads: int,
         process_index: int,
         process_count: int,
     ) -> None:
         self._train, self._heldout, self._format, self._specs = train, heldout, format, list(specs)
-        self._asked = list(asked)
+        self._asked, self._eval_split = list(asked), eval_split
         self._settings, self._threads = settings, threads
         self._process = {"process_index": process_index, "process_count": process_count}
         self.plan = train.plan
@@ -194,6 +195,12 @@ class Data:
                 f"{len(set(source.tasks))} tasks"
                 for source, lengths in zip(part.sources, part.lengths, strict=True)
             ]
+        if self._heldout is None and self._eval_split:
+            there = sorted({name for source in self._train.sources for name in splits(source.path)})
+            lines.append(
+                "  held out: nothing, so no held-out loss and no best checkpoint: of the splits "
+                f"{', '.join(there)} none is data.eval_split={self._eval_split!r}"
+            )
         for path, by_split in self.findings.items():
             for split, kinds in by_split.items():
                 lines += [
@@ -291,6 +298,7 @@ def build_data(
         seed=seed,
         order=config.order,
         epoch_samples=mixture.epoch,
+        pool=mixture.pool,
     )
     total_steps = plan.total_steps(steps=steps) if steps else plan.total_steps(epochs=epochs)
     if total_steps < 1:
@@ -313,6 +321,7 @@ def build_data(
         [_asked(entry, resolve_path, measure) for entry in evaluate_sources],
         format,
         specs,
+        eval_split=config.eval_split,
         settings=settings,
         threads=config.threads,
         process_index=process_index,

@@ -312,6 +312,8 @@ def _no_weights(folder: Path, stem: str) -> str:
     if pickles:
         message += (
             f", only {', '.join(pickles[:3])}. vflax reads safetensors; in Python with torch, "
-            f"transformers.AutoModel.from_pretrained({str(folder)!r}).save_pretrained(NEW_DIR) writes them"
+            f"transformers.CLASS.from_pretrained({str(folder)!r}).save_pretrained(NEW_DIR) writes them, CLASS being "
+            "CLIPModel for a tower, AutoModelForCausalLM for a decoder, LlavaForConditionalGeneration for a whole "
+            "model (AutoModel would lose the decoder's head); then copy tokenizer and preprocessor files to NEW_DIR"
         )
     return message

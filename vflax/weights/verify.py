@@ -77,15 +77,24 @@ def fixed_batch(config: LlavaConfig, text_ids: int) -> tuple[np.ndarray, np.ndar
 
 
 def logits(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Logits of a batch in float32, weights loaded from `source` and freed again: float32 [B, T, V]."""
+    """Logits of a batch in float32, weights loaded from `source` and freed again: float32 [B, T, V].
+
+    Computed on the host's CPU: a whole model in float32 need not fit on one accelerator, nor beside a training state.
+    """
     forward, shapes = _forward(config)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    device = jax.sharding.SingleDeviceSharding(_host())
     params = load_params(
         source, config, dict.fromkeys(shapes, device), dict.fromkeys(shapes, np.dtype(np.float32))
     )
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    batch = (jnp.asarray(ids), jnp.asarray(images), jnp.ones_like(ids), positions)
-    return np.asarray(forward(params, *batch))
+    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    return np.asarray(forward(params, *jax.device_put((ids, images, np.ones_like(ids), positions), device)))
+
+
+def _host() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names an accelerator only
+        return jax.local_devices()[0]
 
 
 @functools.lru_cache(maxsize=2)
