@@ -457,8 +457,8 @@ _CONSOLE = Console()
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        # Whole lines, and brackets as they are: what is said holds paths, and a log is not 80 columns wide.
-        _CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
+        # Brackets as they are, for what is said holds paths; and whole lines in a log, which is not 80 columns wide.
+        _CONSOLE.print(text, highlight=False, markup=False, soft_wrap=not _CONSOLE.is_terminal)
 
 
 def _banner(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | None) -> str:
