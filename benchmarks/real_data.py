@@ -5,7 +5,7 @@
 DIR holds vision-flan-samples/ (annotation.json and images/) and tokenizer/llama2-tokenizer.model. A small random LLaVA
 of the real architecture (tests/real_data_config.py:all) trains on every sample, is killed midway and goes on. Exit
 status 1 when in the end the loss over all samples is not below a third of the first step's, a step's loss changed
-by the kill, or an answer differs in transformers. Needs the test extra; give --work to keep the run.
+by the kill, or an answer differs in transformers (but for near ties). Needs the test extra; --work keeps the run.
 """
 
 from __future__ import annotations

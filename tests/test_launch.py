@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests import small
-from vflax import folders
 from vflax.metrics import read_metrics
 
 
@@ -114,8 +114,7 @@ def test_an_error_right_after_a_save_does_not_lose_the_save(tmp_path: Path):
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path: Path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    with folders.locked(workdir / ".lock", wait=False) as held:
-        assert held
+    with FileLock(workdir / ".lock"):
         result = small.launch(tmp_path, workdir)
     assert result.returncode == 1 and "another process trains in it" in result.stderr
     assert not (workdir / "status.json").exists()

@@ -88,7 +88,7 @@ _DTYPES = ("float32", "bfloat16")
 
 
 def check_values(config: ConfigDict) -> None:
-    """Refuse counts that are too small and dtypes that are none; other keys are checked where they are used.
+    """Refuse counts that are too small, dtypes that are none, sources given whole; the rest is checked where used.
 
     Raises:
         UserError: naming all such keys.

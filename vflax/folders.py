@@ -49,29 +49,6 @@ def recover(out: Path) -> None:
             os.rename(old, out)
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock file; where another process holds it, wait for it or yield False.
-
-    A record lock: it ends with the process, however that ends, and its children do not inherit it. A system
-    without locks (Windows, some network file systems) yields True.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield True
-        return
-    with open(path, "a") as file:
-        held = True
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except (BlockingIOError, PermissionError):
-            held = False
-        except OSError:
-            pass
-        yield held
-
-
 def _old_name(out: Path) -> Path:
     return out.with_name(f".{out.name}.old")
 

@@ -85,11 +85,6 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     check_tasks(config.evaluate.tasks, config.checkpoint.best_metric)
-    if config.loss.reduction == "llava" and config.batch.accumulation > 1 and jax.process_count() > 1:
-        # Each process splits its own rows into micro-batches, so their means would depend on the number of processes.
-        raise UserError(
-            "config.loss.reduction=llava with accumulation is for studies in one process; use global"
-        )
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     resumed = checkpointer.latest_step()
     plain = configs.plain(config)
@@ -393,7 +388,7 @@ def _warn_of_unfinished_start(config: ConfigDict, model: Model) -> None:
 
 
 def _check_evaluation(config: ConfigDict, data: Data) -> None:
-    if config.evaluate.every and not (data.has_heldout or data.has_questions):
+    if config.evaluate.every and not data.has_questions:
         raise UserError(
             f"config.evaluate.every={config.evaluate.every}, but no source has the split {config.data.eval_split!r} "
             "(config.data.eval_split) and config.evaluate.sources is empty: there is nothing to evaluate. Name a split "

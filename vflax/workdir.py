@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vflax import folders
+from filelock import FileLock, Timeout
+
 from vflax.conversation import Position
 from vflax.errors import UserError
 from vflax.images import ImageRules
@@ -66,17 +67,20 @@ def claimed(workdir: Path) -> Iterator[None]:
             f"{workdir}: the config.json in it is not vflax's, so this is another program's folder (weights "
             "to start from belong into --config.init.checkpoint); choose another --workdir"
         )
+    lock = FileLock(workdir / ".lock")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".lock").touch()
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{workdir}: another process trains in it; wait for its end or stop it") from None
     except OSError as error:
         raise UserError(
-            f"{workdir}: cannot be written ({error.strerror}); choose another --workdir"
+            f"{workdir}: cannot be written or locked ({error.strerror}); choose another --workdir"
         ) from None
-    with folders.locked(workdir / ".lock", wait=False) as held:
-        if not held:
-            raise UserError(f"{workdir}: another process trains in it; wait for its end or stop it")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

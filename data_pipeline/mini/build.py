@@ -27,6 +27,7 @@ import numpy as np
 import PIL
 import sentencepiece
 import sklearn
+from filelock import FileLock
 from sklearn.datasets import load_digits
 
 from data_pipeline import convert, tfds_writer, vision_flan
@@ -47,7 +48,7 @@ def ensure(cache: Path | None, scale: float) -> MiniData:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # A second process waits instead of drawing the same; what is safe is the rename.
-            with folders.locked(folder / f".{root.name}.lock", wait=True):
+            with FileLock(folder / f".{root.name}.lock"):
                 if not root.is_dir():
                     _build_into(root, scale)
         except OSError as error:

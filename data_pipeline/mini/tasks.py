@@ -160,28 +160,30 @@ def _word_with(at: int) -> Callable[[random.Random, str], tuple[Values, Values]]
     return lambda rng, answer: ({"word": rng.choice([word for word in WORDS if word[at] == answer])}, {})
 
 
+def _look_up(name: str, kind: str, asked: str, key: str, count: int, *questions: str) -> Task:
+    """One attribute of the one of `count` things that has another: `asked` and `key` are colors or shapes."""
+    names = {"colors": COLOR_NAMES, "shapes": SHAPES}
+    return Task(
+        name, kind, names[asked], _other_of(asked, key, names[key], count),
+        lambda v, slots: v[asked][v[key].index(slots["key"])],
+        questions,
+    )  # fmt: skip
+
+
 def _by_key(group: str, kind: str, count: int) -> tuple[Task, Task]:
     """The color of the one of `count` things that has a shape, and the shape of the one that has a color."""
     return (
-        Task(
-            f"{group}+color_of_shape", kind, COLOR_NAMES,
-            _other_of("colors", "shapes", SHAPES, count),
-            lambda v, slots: v["colors"][v["shapes"].index(slots["key"])],
-            (
-                "What color is the {key}?",
-                "Name the color of the {key}.",
-                "Which color does the {key} have?",
-            ),
+        _look_up(
+            f"{group}+color_of_shape", kind, "colors", "shapes", count,
+            "What color is the {key}?",
+            "Name the color of the {key}.",
+            "Which color does the {key} have?",
         ),
-        Task(
-            f"{group}+shape_of_color", kind, SHAPES,
-            _other_of("shapes", "colors", COLOR_NAMES, count),
-            lambda v, slots: v["shapes"][v["colors"].index(slots["key"])],
-            (
-                "What shape is {key}?",
-                "Name the shape that is {key}.",
-                "What is the shape of the {key} object?",
-            ),
+        _look_up(
+            f"{group}+shape_of_color", kind, "shapes", "colors", count,
+            "What shape is {key}?",
+            "Name the shape that is {key}.",
+            "What is the shape of the {key} object?",
         ),
     )  # fmt: skip
 

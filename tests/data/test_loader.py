@@ -54,8 +54,12 @@ def assert_equal(got: list[dict], wanted: list[dict]) -> None:
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def take(rows: RowSource, index: int, count: int, start: int = 0, threads: int = 2) -> list[dict]:
-    loader = Loader(rows, process_index=index, process_count=count, threads=threads)
+def take(
+    rows: RowSource, index: int, count: int, start: int = 0, threads: int = 2, accumulation: int = 1
+) -> list[dict]:
+    loader = Loader(
+        rows, process_index=index, process_count=count, threads=threads, accumulation=accumulation
+    )
     loader.seek(start)
     try:
         return list(loader)
@@ -70,6 +74,20 @@ def test_the_batches_of_the_hosts_one_after_another_are_the_global_batch(rows, g
     joined = [{name: np.concatenate([p[name] for p in step]) for name in NAMES} for step in zip(*parts)]  # noqa: B905
     assert_equal(joined, global_batches)
     assert parts[0][0]["ids"].shape == (rows.rows_per_step // hosts, 256)
+
+
+def test_a_micro_batch_has_the_same_rows_on_any_number_of_hosts(rows, global_batches):
+    assert rows.rows_per_step % 4 == 0
+    parts = [take(rows, index, 2, accumulation=2) for index in range(2)]
+
+    def micro(batch: dict, name: str) -> np.ndarray:
+        return batch[name].reshape(2, -1, *batch[name].shape[1:])  # [A, B_local, ...]
+
+    joined = [
+        {name: np.concatenate([micro(p, name) for p in step], axis=1) for name in NAMES}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, [{name: micro(batch, name) for name in NAMES} for batch in global_batches])
 
 
 @pytest.mark.parametrize("threads", [0, 1, 8])

@@ -10,13 +10,15 @@ from vflax.data.rows import Row, RowSource
 class _HostOrder:
     """RowSource in the order in which Grain deals rows to hosts.
 
-    Grain gives host h of n the elements h, h + n, h + 2n, ... of a step. For host h to hold a run of rows, so
-    that the hosts' batches one after another are the global batch, element k * n + h is row h * (rows / n) + k.
+    Grain gives host h of n the elements h, h + n, h + 2n, ... of a step. For host h to hold a run of the rows of each
+    micro-batch, so that the hosts' parts one after another are the micro-batch, element k * n + h is row
+    h * part + k % part of micro-batch k // part, `part` being the rows that a host has of one.
     """
 
-    def __init__(self, rows: RowSource, process_count: int) -> None:
+    def __init__(self, rows: RowSource, process_count: int, accumulation: int) -> None:
         self._rows, self._count = rows, process_count
-        self._per_host = rows.rows_per_step // process_count
+        self._micro = rows.rows_per_step // accumulation
+        self._part = self._micro // process_count
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -24,29 +26,35 @@ class _HostOrder:
     def __getitem__(self, index: int) -> Row:
         step, element = divmod(index, self._rows.rows_per_step)
         k, host = divmod(element, self._count)
-        return self._rows[step * self._rows.rows_per_step + host * self._per_host + k]
+        micro, row = divmod(k, self._part)
+        return self._rows[step * self._rows.rows_per_step + micro * self._micro + host * self._part + row]
 
 
 class Loader:
     """Iterator over this host's part of each step: {name: numpy [rows_per_step / process_count, ...]}.
 
-    The batches of the hosts, concatenated in their order, are the step's rows in theirs. What is learned does
-    not depend on hosts or threads. Errors in a thread come out of `next`, naming the sample (RowSource).
+    A host's batch is its part of each micro-batch, one after another; the hosts' parts of a micro-batch, concatenated
+    in their order, are its rows in theirs. What is learned does not depend on hosts or threads. Errors in a thread
+    come out of `next`, naming the sample (RowSource).
 
     Args:
         rows: every row of the run.
         process_index: which host this is.
-        process_count: how many there are; divides rows.rows_per_step.
+        process_count: how many there are; times accumulation it divides rows.rows_per_step.
         threads: how many batches are made at once and held ready.
+        accumulation: micro-batches per step.
     """
 
-    def __init__(self, rows: RowSource, *, process_index: int, process_count: int, threads: int) -> None:
-        if rows.rows_per_step % process_count:
+    def __init__(
+        self, rows: RowSource, *, process_index: int, process_count: int, threads: int, accumulation: int = 1
+    ) -> None:
+        if rows.rows_per_step % (process_count * accumulation):
             raise ValueError(
-                f"{rows.rows_per_step} rows per step do not divide among {process_count} processes"
+                f"{rows.rows_per_step} rows per step do not divide among {process_count} processes and "
+                f"{accumulation} accumulation steps"
             )
         self._rows = rows
-        ds = grain.MapDataset.source(_HostOrder(rows, process_count))
+        ds = grain.MapDataset.source(_HostOrder(rows, process_count, accumulation))
         elastic = grain.experimental.ElasticIterator(
             ds,
             rows.rows_per_step,

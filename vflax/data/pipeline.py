@@ -69,12 +69,13 @@ class Data:
         eval_split: str,
         settings: dict[str, Any],
         threads: int,
+        accumulation: int,
         process_index: int,
         process_count: int,
     ) -> None:
         self._train, self._heldout, self._format, self._specs = train, heldout, format, list(specs)
         self._asked, self._eval_split = list(asked), eval_split
-        self._settings, self._threads = settings, threads
+        self._settings, self._threads, self._accumulation = settings, threads, accumulation
         self._process = {"process_index": process_index, "process_count": process_count}
         self.plan = train.plan
         self.stats: PlanStats = train.plan.stats()
@@ -87,7 +88,9 @@ class Data:
 
     def loader(self, start: int = 0) -> Loader:
         """This host's batches from step `start` on; close it when done."""
-        loader = Loader(self._train.rows, threads=self._threads, **self._process)
+        loader = Loader(
+            self._train.rows, threads=self._threads, accumulation=self._accumulation, **self._process
+        )
         loader.seek(start)
         return loader
 
@@ -324,6 +327,7 @@ def build_data(
         eval_split=config.eval_split,
         settings=settings,
         threads=config.threads,
+        accumulation=accumulation,
         process_index=process_index,
         process_count=process_count,
     )
