@@ -35,7 +35,7 @@ MAX_LOGIT_DIFFERENCE = 1e-4
 
 
 def canonical_state(model: Any) -> dict[str, torch.Tensor]:
-    found = {names.canonical(name, names.LLAVA_RULES): tensor for name, tensor in model.state_dict().items()}
+    found = {names.canonical(name): tensor for name, tensor in model.state_dict().items()}
     return {name: tensor for name, tensor in found.items() if name is not None}
 
 

@@ -101,7 +101,7 @@ def write_tensors(folder: Path, tensors: dict[str, np.ndarray], max_bytes: int =
     """Write tensors as model.safetensors, or sharded."""
     folder.mkdir(parents=True, exist_ok=True)
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    write_shards(folder, "model", specs, max_bytes, tensors.__getitem__)
+    write_shards(folder, "model", specs, max_bytes, lambda name, index: tensors[name][index])
 
 
 def tensors_of(config: LlavaConfig, seed: int = 0) -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ def test_each_hugging_face_naming_of_a_llava_becomes_the_canonical_one(naming: t
     for name in names.expected(hub.CONFIG):
         for canonical, theirs in zip(NAMINGS["4.x hub"], naming, strict=True):
             if name.startswith(canonical):
-                assert names.canonical(theirs + name.removeprefix(canonical), names.LLAVA_RULES) == name
+                assert names.canonical(theirs + name.removeprefix(canonical)) == name
                 break
         else:
             pytest.fail(f"{name} has none of the prefixes")
@@ -113,15 +113,15 @@ def test_buffers_and_text_towers_are_left_aside_and_unknown_names_stand_as_they_
         "logit_scale",
         "vision_model.embeddings.position_ids",
     ):
-        assert names.canonical(name, names.CLIP_RULES) is None
-    assert names.canonical("model.layers.3.self_attn.rotary_emb.inv_freq", names.DECODER_RULES) is None
-    assert names.canonical("image_newline", names.LLAVA_RULES) == "image_newline"
+        assert names.canonical(name) is None
+    assert names.canonical("model.layers.3.self_attn.rotary_emb.inv_freq") is None
+    assert names.canonical("image_newline") == "image_newline"
 
 
 def test_a_projector_of_the_original_llava_numbers_its_linears_over_the_activations() -> None:
-    found = [names.canonical(f"model.mm_projector.{i}.weight", names.BRIDGE_RULES) for i in (0, 2, 4)]
+    found = [names.canonical(f"model.mm_projector.{i}.weight") for i in (0, 2, 4)]
     assert found == [f"multi_modal_projector.linear_{i}.weight" for i in (1, 2, 3)]
     assert (
-        names.canonical("model.mm_projector.bias", names.BRIDGE_RULES)
+        names.canonical("model.mm_projector.bias")
         == "multi_modal_projector.linear_1.bias"
     )

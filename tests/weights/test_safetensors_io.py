@@ -34,7 +34,7 @@ TENSORS = {
 
 def write(folder: Path, tensors: dict[str, np.ndarray] = TENSORS, max_bytes: int = 1 << 30) -> dict[str, str]:
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    return write_shards(folder, "model", specs, max_bytes, tensors.__getitem__)
+    return write_shards(folder, "model", specs, max_bytes, lambda name, index: tensors[name][index])
 
 
 def test_the_safetensors_library_reads_what_is_written_here(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -87,18 +87,23 @@ def stack(make: Callable[[nnx.Rngs], Layer], num_layers: int, rngs: nnx.Rngs) ->
 
 
 def scan_layers(
-    body: Callable[[Layer, jax.Array], jax.Array], layers: Layer, x: jax.Array, remat: str
+    body: Callable[[Layer, jax.Array], jax.Array], layers: Layer | Iterable[Layer], x: jax.Array, remat: str
 ) -> jax.Array:
-    """Run x through stacked layers: x = body(layer, x) for each layer in turn.
+    """Run x through layers: x = body(layer, x) for each layer in turn.
 
     Only the carry comes back: a scan that also returned the layers would stack a second copy of the weights.
 
     Args:
         body: one layer's step.
-        layers: a module built by `stack`.
+        layers: a module built by `stack`; or single layers one after the other, for weights that are read as they are
+            used (vflax/weights/streamed.py).
         x: the carry, same shape and dtype in and out.
         remat: a name from REMAT_POLICIES.
     """
+    if not isinstance(layers, nnx.Module):
+        for layer in layers:
+            x = body(layer, x)
+        return x
     step = rematerialised(body, remat)
     x, _ = jax.lax.scan(lambda carry, layer: (step(layer, carry), None), x, layers)
     return x

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
 from vflax.weights.load import check
-from vflax.weights.safetensors_io import CODES, TensorSpec, write_shards
+from vflax.weights.safetensors_io import CODES, Index, TensorSpec, row_blocks, write_shards
 from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
 
 _STEM, _RECORD = "frozen", "frozen.json"
@@ -45,7 +46,7 @@ class FrozenSource(SafetensorsSource):
 
 
 def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterable[str], workdir: Path) -> str:
-    """Keep what a run does not train. One process calls it; one tensor is held at a time.
+    """Keep what a run does not train. One process calls it; one block of a tensor is held at a time.
 
     Args:
         source: the starting weights, all of which are checked against the model here.
@@ -67,20 +68,21 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
     store = workdir / "frozen"
     if store.is_dir() and any(store.glob(f"*/{_RECORD}")):
         # A restart before the first checkpoint: reading is cheaper than writing all of it again.
-        digest = _hash(specs, {spec.name: _digest(source.read(spec.name)) for spec in specs})
+        digest = _hash(specs, {spec.name: _digest(source, spec) for spec in specs})
         if (store / digest / _RECORD).is_file():
             return digest
-    digests: dict[str, str] = {}
+    hashers: dict[str, Any] = {}
 
-    def read(name: str) -> np.ndarray:
-        tensor = source.read(name)
-        digests[name] = _digest(tensor)
-        return tensor
+    def read(name: str, index: Index) -> np.ndarray:
+        block = np.ascontiguousarray(source.read(name, index))
+        hashers.setdefault(name, hashlib.sha256()).update(block.reshape(-1).view(np.uint8).data)
+        return block
 
     with folders.beside(store / "store") as root:
         new = root / "new"
         new.mkdir()
         files = write_shards(new, _STEM, specs, _SHARD_BYTES, read)
+        digests = {name: hasher.hexdigest() for name, hasher in hashers.items()}
         digest = _hash(specs, digests)
         record = {"hash": digest, "tensors": dict(sorted(digests.items())), "files": files}
         (new / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -89,8 +91,12 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
     return digest
 
 
-def _digest(tensor: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
+def _digest(source: TensorSource, spec: TensorSpec) -> str:
+    hasher = hashlib.sha256()
+    for index in row_blocks(spec.shape, spec.dtype.itemsize):
+        block = np.ascontiguousarray(source.read(spec.name, index))
+        hasher.update(block.reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
 
 
 def _hash(specs: list[TensorSpec], digests: dict[str, str]) -> str:

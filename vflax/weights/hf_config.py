@@ -59,9 +59,9 @@ def read_llava_config(folder: Path) -> LlavaConfig:
     assert rules is not None  # a missing one is a problem, and problems have stopped
     tied = bool(full["tie_word_embeddings"] or full["text_config"]["tie_word_embeddings"])
     keep_cls = full["vision_feature_select_strategy"] == "full"
-    vision_config = _vision_config(full["vision_config"], layer, keep_cls, rules)
+    tower = _vision_config(full["vision_config"], layer, keep_cls, rules)
     decoder = _decoder_config(full["text_config"], tied)
-    return LlavaConfig(vision_config, BridgeConfig(HF_BRIDGE, vision_config.width, decoder.width), decoder)
+    return LlavaConfig(tower, BridgeConfig(HF_BRIDGE, tower.width, decoder.width), decoder)
 
 
 def read_vision(folder: Path, feature_layer: int, keep_cls: bool) -> VisionConfig:
@@ -118,7 +118,11 @@ def read_decoder(folder: Path) -> DecoderConfig:
         UserError: naming every key that is not supported.
     """
     path = folder / "config.json"
-    raw = read_json(path)
+    return decoder_config(read_json(path), path)
+
+
+def decoder_config(raw: dict[str, Any], path: Path) -> DecoderConfig:
+    """The decoder that the keys of a config.json describe; the rest is as for `read_decoder`."""
     problems = Problems(path)
     problems.expect("model_type", raw.get("model_type"), DECODER_TYPES)
     problems.stop()
@@ -131,6 +135,19 @@ def read_decoder(folder: Path) -> DecoderConfig:
     _check_decoder(full, "", problems)
     problems.stop()
     return _decoder_config(full, bool(full["tie_word_embeddings"]))
+
+
+def tower_config(
+    raw: dict[str, Any], rules: ImageRules, feature_layer: int, keep_cls: bool, path: Path
+) -> VisionConfig:
+    """The tower that a "vision_config" and image rules describe; the rest is as for `read_vision`."""
+    from transformers import CLIPVisionConfig
+
+    problems = Problems(path)
+    full = _resolve(CLIPVisionConfig, raw, path)
+    _check_vision(full, "vision_config.", problems)
+    problems.stop()
+    return _vision_config(full, feature_layer, keep_cls, rules)
 
 
 def _resolve(kind: Any, raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -262,12 +279,13 @@ def to_llava(config: LlavaConfig, image_token_id: int, tokens: dict[str, Any], d
         "tie_word_embeddings": config.decoder.tie_word_embeddings,
         "torch_dtype": dtype,
         **tokens,
-        "text_config": {**_text_config(config.decoder), **tokens, "torch_dtype": dtype},
-        "vision_config": {**_tower_config(config.vision), "torch_dtype": dtype},
+        "text_config": {**text_config(config.decoder), **tokens, "torch_dtype": dtype},
+        "vision_config": {**vision_config(config.vision), "torch_dtype": dtype},
     }
 
 
-def _text_config(decoder: DecoderConfig) -> dict[str, Any]:
+def text_config(decoder: DecoderConfig) -> dict[str, Any]:
+    """The decoder's part of config.json."""
     scaling: dict[str, Any] | None = None
     if decoder.rope_scaling is not None:
         rope = decoder.rope_scaling
@@ -301,7 +319,8 @@ def _text_config(decoder: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _tower_config(vision: VisionConfig) -> dict[str, Any]:
+def vision_config(vision: VisionConfig) -> dict[str, Any]:
+    """The tower's part of config.json."""
     return {
         "model_type": "clip_vision_model",
         "hidden_act": vision.hidden_act,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
-from vflax.weights.names import LM_HEAD, Entry
+from vflax.weights.names import LM_HEAD, Entry, Index
 from vflax.weights.safetensors_source import TensorSource
 
 # So many lines of each kind are shown; a wrong config can make thousands.
 _SHOWN = 20
+# Of a leaf that is larger, so much is on the host at a time.
+_BLOCK_BYTES = 64 << 20
 
 
 def load_params(
@@ -24,7 +29,8 @@ def load_params(
 ) -> dict[str, jax.Array]:
     """Load parameters into sharded arrays.
 
-    Host memory beyond the arrays is one leaf's slices of this process. Every process of a run calls it.
+    Host memory beyond the arrays is one block of a leaf. Every process of a run calls it, and reads what its own devices
+    hold.
 
     Args:
         source: the tensors.
@@ -117,14 +123,55 @@ def read_param(source: TensorSource, entry: Entry, index: tuple[slice, ...], dty
 
 
 def _load_leaf(source: TensorSource, entry: Entry, sharding: Sharding, dtype: np.dtype) -> jax.Array:
-    read: dict[str, np.ndarray] = {}
+    """One leaf. A large one is filled on its devices block by block, so that the host never holds all of it."""
+    devices: dict[str, list[jax.Device]] = {}
+    indices: dict[str, Index] = {}
+    for device, index in sharding.addressable_devices_indices_map(entry.param_shape).items():
+        bounded = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), entry.param_shape, strict=True))
+        # Replicas ask for the same slices.
+        devices.setdefault(str(bounded), []).append(device)
+        indices[str(bounded)] = bounded
+    shards: dict[jax.Device, jax.Array] = {}
+    for key, index in indices.items():
+        blocks = _blocks(entry, index, dtype)
+        if len(blocks) == 1:
+            whole = read_param(source, entry, index, dtype)
+            shards |= {device: jax.device_put(whole, device) for device in devices[key]}
+            continue
+        shape = [s.stop - s.start for s in index]
+        shards |= {device: jnp.zeros(shape, dtype, device=device) for device in devices[key]}
+        for block in blocks:
+            part = read_param(source, entry, block, dtype)
+            start = tuple(b.start - s.start for b, s in zip(block, index, strict=True))
+            for device in devices[key]:
+                shards[device] = _put(shards[device], jax.device_put(part, device), start)
+            # Else the host would read ahead, and hold what it has read, as fast as the disk gives it.
+            jax.block_until_ready([shards[device] for device in devices[key]])
+    return jax.make_array_from_single_device_arrays(entry.param_shape, sharding, list(shards.values()))
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        # Replicas ask for the same slices once per device.
-        index = tuple(index or ())
-        key = str(index)
-        if key not in read:
-            read[key] = read_param(source, entry, index, dtype)
-        return read[key]
 
-    return jax.make_array_from_callback(entry.param_shape, sharding, part)
+def _blocks(entry: Entry, index: Index, dtype: np.dtype) -> list[Index]:
+    """Cut a part of a parameter into blocks of about _BLOCK_BYTES: rows of one layer's tensor, as they lie on disk."""
+    sizes = [s.stop - s.start for s in index]
+    if math.prod(sizes) * dtype.itemsize <= _BLOCK_BYTES:
+        return [index]
+    stacked = int(entry.layers is not None)
+    axis = entry.axes.index(0) + stacked  # the parameter's axis that is the first one of the tensor
+    rows = index[axis]
+    row_bytes = math.prod(sizes[stacked:]) // sizes[axis] * dtype.itemsize
+    step = max(1, _BLOCK_BYTES // row_bytes)
+    cuts = [slice(a, min(a + step, rows.stop)) for a in range(rows.start, rows.stop, step)]
+    layers = [(slice(i, i + 1),) for i in range(index[0].start, index[0].stop)] if stacked else [()]
+    inner = index[stacked:]
+    at = axis - stacked
+    return [(*layer, *inner[:at], cut, *inner[at + 1 :]) for layer in layers for cut in cuts]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(leaf: jax.Array, block: jax.Array, start: tuple[int, ...]) -> jax.Array:
+    """Write a block into a leaf, in the leaf's own memory."""
+    if leaf.dtype != jnp.bfloat16:
+        return jax.lax.dynamic_update_slice(leaf, block, start)
+    # As bits, for XLA's CPU backend copies bfloat16 number by number, six times slower.
+    bits, part = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (leaf, block))
+    return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice(bits, part, start), leaf.dtype)

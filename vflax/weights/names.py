@@ -208,44 +208,52 @@ _BUFFERS: Rules = (
     (r".*\.rotary_emb\.inv_freq$", None),
 )
 
-# Hugging Face LLaVA in its four namings: 4.x hub, 4.52 module, 5.x module, 5.x saved (no "vision_model").
-LLAVA_RULES: Rules = (
+# One list for every format: no two of them mean different weights by one name.
+RULES: Rules = (
     *_BUFFERS,
+    # What a CLIPModel holds beside its tower.
+    (r"^(?:text_model\.|text_projection\.|visual_projection\.|logit_scale$)", None),
+    # Hugging Face LLaVA from 4.52 on, a bare LLaMA, and the original LLaVA, which is a LLaMA with more in it.
     (r"^model\.language_model\.", f"{_DECODER}."),
+    (r"^model\.(?=layers\.|embed_tokens\.|norm\.)", f"{_DECODER}."),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^(?:model\.)?multi_modal_projector\.", f"{BRIDGE}."),
-    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", f"{_TOWER}."),
-)
-
-# OpenAI-CLIP as CLIPModel, CLIPVisionModel of 4.x, or CLIPVisionModel of 5.x (no prefix).
-CLIP_RULES: Rules = (
-    *_BUFFERS,
-    (r"^(?:text_model\.|text_projection\.|visual_projection\.|logit_scale$)", None),
+    # The original projector: linears and activations are numbered together (0, 2, 4, ...), a single linear has no
+    # number.
+    (r"^(?:.*\.)?mm_projector\.(\d+)\.", lambda match: f"{BRIDGE}.linear_{int(match[1]) // 2 + 1}."),
+    (r"^(?:.*\.)?mm_projector\.(?=weight$|bias$)", f"{BRIDGE}.linear_1."),
+    # The tower in the original LLaVA, in Hugging Face's 4.x, and in 5.x, which has no "vision_model".
+    (r"^(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?", f"{_TOWER}."),
+    # OpenAI-CLIP as CLIPModel, CLIPVisionModel of 4.x, or CLIPVisionModel of 5.x (no prefix).
     (r"^(?:vision_model\.)?(?=embeddings\.|encoder\.|pre_layrnorm\.|post_layernorm\.)", f"{_TOWER}."),
 )
 
-# LLaMA, Vicuna, Mistral as ...ForCausalLM.
-DECODER_RULES: Rules = (
-    *_BUFFERS,
-    (r"^model\.", f"{_DECODER}."),
-    (r"^lm_head\.", "language_model.lm_head."),
-)
 
-# A bridge alone: in our naming, or the projector of the original LLaVA code, where linears and activations
-# are numbered together (0, 2, 4, ...) and a single linear has no number.
-BRIDGE_RULES: Rules = (
-    (r"^(?:model\.)?multi_modal_projector\.", f"{BRIDGE}."),
-    (
-        r"^(?:.*\.)?mm_projector\.(\d+)\.",
-        lambda match: f"{BRIDGE}.linear_{int(match[1]) // 2 + 1}.",
-    ),
-    (r"^(?:.*\.)?mm_projector\.(?=weight$|bias$)", f"{BRIDGE}.linear_1."),
-)
-
-
-def canonical(name: str, rules: Rules) -> str | None:
+def canonical(name: str, rules: Rules = RULES) -> str | None:
     """Bring a tensor's name to the canonical form; None: left aside. A name that no rule knows stays as it is."""
     for pattern, replacement in rules:
         if re.match(pattern, name):
             return None if replacement is None else re.sub(pattern, replacement, name, count=1)
     return name
+
+
+def original(name: str, bridge: str) -> str:
+    """A canonical name as the original LLaVA code has it (llava/model/language_model/llava_llama.py).
+
+    Args:
+        name: a canonical tensor name.
+        bridge: the bridge's kind: a "linear" projector's tensors have no number.
+    """
+    name = name.replace("language_model.", "", 1) if name.startswith("language_model.") else name
+    name = re.sub(rf"^{re.escape(_TOWER)}\.", "model.vision_tower.vision_tower.vision_model.", name)
+    match = re.match(rf"{BRIDGE}\.linear_(\d+)\.", name)
+    if match:
+        number = "" if bridge == "linear" else f"{2 * (int(match[1]) - 1)}."
+        name = f"model.mm_projector.{number}{name[match.end() :]}"
+    return name
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a canonical name belongs to: "vision", "bridge", "decoder", or "" for none."""
+    parts = {f"{_TOWER}.": "vision", f"{BRIDGE}.": "bridge", f"{_DECODER}.": "decoder", LM_HEAD: "decoder"}
+    return next((part for prefix, part in parts.items() if name.startswith(prefix)), "")

@@ -195,13 +195,23 @@ def plan_shards(specs: Iterable[TensorSpec], max_bytes: int) -> list[list[Tensor
     return shards
 
 
-def write_file(path: Path, specs: Sequence[TensorSpec], read: Callable[[str], np.ndarray]) -> str:
-    """Write one file tensor by tensor, holding one tensor at a time, and flush it to the disk.
+def row_blocks(shape: tuple[int, ...], itemsize: int) -> list[Index]:
+    """Cut a tensor along its first axis into parts of about _BLOCK_BYTES, whole rows each; a scalar is one part."""
+    if not shape:
+        return [()]
+    step = max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * itemsize))
+    rest = tuple(slice(0, n) for n in shape[1:])
+    return [(slice(a, min(a + step, shape[0])), *rest) for a in range(0, shape[0], step)]
+
+
+def write_file(path: Path, specs: Sequence[TensorSpec], read: Callable[[str, Index], np.ndarray]) -> str:
+    """Write one file block by block, holding one block at a time, and flush it to the disk.
 
     Args:
         path: the file to write.
         specs: what it will hold; wide dtypes come first in the file so that every tensor is aligned.
-        read: name -> array of the spec's dtype and shape.
+        read: (name, index) -> that part of the tensor, in the spec's dtype. It is called for the blocks of
+            `row_blocks`, one tensor after the other.
 
     Returns:
         The file's sha256, in hex.
@@ -225,23 +235,29 @@ def write_file(path: Path, specs: Sequence[TensorSpec], read: Callable[[str], np
             f.write(part)
             digest.update(part)
         for spec in ordered:
-            array = read(spec.name)
-            if array.dtype != spec.dtype or array.shape != spec.shape:
-                raise AssertionError(
-                    f"{spec.name}: planned {spec.dtype} {spec.shape}, got {array.dtype} {array.shape}"
-                )
-            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            f.write(data)
-            digest.update(data)
-            # Else it would be held while the next one is read.
-            del array, data
+            for index in row_blocks(spec.shape, spec.dtype.itemsize):
+                array = read(spec.name, index)
+                planned = tuple(s.stop - s.start for s in index)
+                if array.dtype != spec.dtype or array.shape != planned:
+                    raise AssertionError(
+                        f"{spec.name}: planned {spec.dtype} {planned}, got {array.dtype} {array.shape}"
+                    )
+                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+                f.write(data)
+                digest.update(data)
+                # Else it would be held while the next one is read.
+                del array, data
         f.flush()
         os.fsync(f.fileno())
     return digest.hexdigest()
 
 
 def write_shards(
-    folder: Path, stem: str, specs: Sequence[TensorSpec], max_bytes: int, read: Callable[[str], np.ndarray]
+    folder: Path,
+    stem: str,
+    specs: Sequence[TensorSpec],
+    max_bytes: int,
+    read: Callable[[str, Index], np.ndarray],
 ) -> dict[str, str]:
     """Write STEM.safetensors, or STEM-0000i-of-0000n.safetensors with STEM.safetensors.index.json, as HF names them.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from vflax.errors import UserError
 from vflax.weights import names
+from vflax.weights.finite import check_finite
 from vflax.weights.names import Index, Rules
 from vflax.weights.safetensors_io import SafetensorsFile, open_directory
 
@@ -37,19 +38,23 @@ class TensorSource(Protocol):
         ...
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        """Read a tensor, or the part that `index` (a slice of step 1 per axis) names."""
+        """Read a tensor, or the part that `index` (a slice of step 1 per axis) names.
+
+        Raises:
+            UserError: when a file is cut off, or what was read is not finite.
+        """
         ...
 
 
 class SafetensorsSource:
     """A directory of safetensors, sharded or not, its names brought to the canonical form by rules."""
 
-    def __init__(self, folder: Path, rules: Rules = names.LLAVA_RULES, stem: str = "model") -> None:
+    def __init__(self, folder: Path, rules: Rules = names.RULES, stem: str = "model") -> None:
         """Read the headers; the tensors stay on disk.
 
         Args:
             folder: holds STEM.safetensors, or shards with STEM.safetensors.index.json.
-            rules: one of the lists in names.py.
+            rules: for the names; () takes them as they are.
             stem: beginning of the files' names.
 
         Raises:
@@ -59,12 +64,12 @@ class SafetensorsSource:
         self._found = _canonical(open_directory(folder, stem), rules, folder)
 
     @classmethod
-    def bridge(cls, path: Path) -> SafetensorsSource:
-        """Open a file that holds a bridge; whatever else it holds is unexpected when it is loaded."""
+    def file(cls, path: Path, rules: Rules = names.RULES) -> SafetensorsSource:
+        """Open a single file, such as a projector; whatever else it holds is unexpected when it is loaded."""
         file = SafetensorsFile(path)
         source = cls.__new__(cls)
         source.place = path
-        source._found = _canonical(dict.fromkeys(file.names(), file), names.BRIDGE_RULES, path)
+        source._found = _canonical(dict.fromkeys(file.names(), file), rules, path)
         return source
 
     def names(self) -> tuple[str, ...]:
@@ -87,7 +92,7 @@ class SafetensorsSource:
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         file, raw = self._found[name]
-        return file.read(raw, index)
+        return check_finite(file.read(raw, index), raw, str(file.path))
 
 
 def _canonical(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,35 +20,17 @@ __all__ = ["JoinedSource", "RandomSource", "SafetensorsSource", "TensorSource", 
 
 
 class JoinedSource:
-    """The tower from here, the decoder from there, the bridge from a third place or at random."""
+    """Several sources as one: the tower from here, the decoder from there, the bridge from a third place."""
 
-    def __init__(
-        self, config: LlavaConfig, vision: Path, decoder: Path, bridge: Path | None, seed: int
-    ) -> None:
-        """Join the parts; nothing but headers is read.
-
-        Args:
-            config: of the whole, from hf_config.join_configs.
-            vision: OpenAI-CLIP directory (CLIPModel or CLIPVisionModel).
-            decoder: LLaMA, Vicuna or Mistral directory.
-            bridge: safetensors file with multi_modal_projector.* or mm_projector.*; None: a random bridge.
-            seed: of the random bridge.
+    def __init__(self, parts: Sequence[TensorSource]) -> None:
+        """Join the parts; nothing is read.
 
         Raises:
-            UserError: when two parts hold the same tensor, or files are missing or damaged.
+            UserError: when two parts hold the same tensor.
         """
-        middle: TensorSource
-        if bridge is None:
-            middle = RandomSource(config, seed, only=names.BRIDGE)
-        else:
-            middle = SafetensorsSource.bridge(bridge)
         self._found: dict[str, TensorSource] = {}
         problems = []
-        tower, words = (
-            SafetensorsSource(vision, names.CLIP_RULES),
-            SafetensorsSource(decoder, names.DECODER_RULES),
-        )
-        for part in (tower, middle, words):
+        for part in parts:
             for name in part.names():
                 if name in self._found:
                     problems.append(f"{name}: in {self._found[name].where(name)} and in {part.where(name)}")

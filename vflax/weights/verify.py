@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image as PilImage
 
@@ -15,18 +12,17 @@ from vflax import conversation as talk
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.images import ImageRules, preprocess
-from vflax.models import llava
 from vflax.models.llava import LlavaConfig
 from vflax.templates import Position
 from vflax.tokenizer import Tokenizer
-from vflax.weights.load import load_params
+from vflax.weights.safetensors_io import row_blocks
 from vflax.weights.safetensors_source import TensorSource
+from vflax.weights.streamed import logits
 
 MAX_LOGIT_DIFFERENCE = 1e-5
 # Hugging Face's and our float32 normalisation may round differently in the last place.
 _MAX_PIXEL_DIFFERENCE = 1e-6
 _TEXT_TOKENS = 24
-_BLOCK_BYTES = 64 << 20
 
 
 def compare_tensors(written: TensorSource, wanted: TensorSource) -> int:
@@ -44,10 +40,13 @@ def compare_tensors(written: TensorSource, wanted: TensorSource) -> int:
     for name in wanted.names():
         if name not in there:
             continue
-        ours, theirs = wanted.read(name), written.read(name)
-        if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
-            problems.append(f"{name}: {theirs.dtype} {theirs.shape} in place of {ours.dtype} {ours.shape}")
-        elif not _same_bits(ours, theirs):
+        ours, theirs = ((source.dtype(name), source.shape(name)) for source in (wanted, written))
+        if ours != theirs:
+            problems.append(f"{name}: {theirs[0]} {list(theirs[1])} in place of {ours[0]} {list(ours[1])}")
+        elif not all(
+            _same_bits(wanted.read(name, index), written.read(name, index))
+            for index in row_blocks(ours[1], ours[0].itemsize)
+        ):
             problems.append(f"{name}: its values differ, in {written.where(name)}")
     if problems:
         raise UserError("the written tensors are not those of the model:\n  " + "\n  ".join(problems[:20]))
@@ -57,8 +56,7 @@ def compare_tensors(written: TensorSource, wanted: TensorSource) -> int:
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays of one dtype and shape hold the same bytes; NaN and the sign of zero count."""
     left, right = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-    blocks = range(0, left.size, _BLOCK_BYTES)
-    return all(np.array_equal(left[i : i + _BLOCK_BYTES], right[i : i + _BLOCK_BYTES]) for i in blocks)
+    return np.array_equal(left, right)
 
 
 def fixed_batch(config: LlavaConfig, text_ids: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,35 +72,6 @@ def fixed_batch(config: LlavaConfig, text_ids: int) -> tuple[np.ndarray, np.ndar
     text = rng.integers(0, text_ids, _TEXT_TOKENS, np.int32)
     image = np.full(config.vision.num_tokens, IMAGE_TOKEN_ID, np.int32)
     return np.concatenate([text[:4], image, text[4:]])[None], images
-
-
-def logits(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Logits of a batch in float32, weights loaded from `source` and freed again: float32 [B, T, V].
-
-    Computed on the host's CPU: a whole model in float32 need not fit on one accelerator, nor beside a training state.
-    """
-    forward, shapes = _forward(config)
-    device = jax.sharding.SingleDeviceSharding(_host())
-    params = load_params(
-        source, config, dict.fromkeys(shapes, device), dict.fromkeys(shapes, np.dtype(np.float32))
-    )
-    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    return np.asarray(forward(params, *jax.device_put((ids, images, np.ones_like(ids), positions), device)))
-
-
-def _host() -> jax.Device:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names an accelerator only
-        return jax.local_devices()[0]
-
-
-@functools.lru_cache(maxsize=2)
-def _forward(config: LlavaConfig) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-    """The jitted model in float32, and its parameters' shapes; kept, for an export computes with it twice."""
-    run = {"dtype": jnp.float32, "param_dtype": jnp.float32, "remat": "none", "attention": "reference"}
-    graphdef, shapes = llava.abstract(config, **run)
-    return jax.jit(lambda params, *batch: llava.merge(graphdef, params)(*batch)), shapes
 
 
 def compare_logits(

@@ -8,6 +8,7 @@ import numpy as np
 
 from vflax.errors import UserError
 from vflax.weights.names import EMBEDDING, LM_HEAD, Index
+from vflax.weights.safetensors_io import row_blocks
 from vflax.weights.safetensors_source import TensorSource
 
 
@@ -65,6 +66,7 @@ class PaddedVocabularySource:
         """Wrap `base`; vocab_size: rows wanted, at least as many as there are."""
         self._base = base
         self._vocab_size = vocab_size
+        self._means: dict[str, np.ndarray] = {}
 
     def names(self) -> tuple[str, ...]:
         return self._base.names()
@@ -85,8 +87,18 @@ class PaddedVocabularySource:
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         if self.shape(name) == self._base.shape(name):
             return self._base.read(name, index)
-        old = self._base.read(name)
-        padded = np.empty(self.shape(name), old.dtype)
-        padded[: len(old)] = old
-        padded[len(old) :] = old.mean(axis=0, dtype=np.float64).astype(old.dtype)
-        return padded if index is None else padded[index]
+        old, (rows, *rest) = self._base.shape(name)[0], index or tuple(slice(0, n) for n in self.shape(name))
+        first, last, _ = rows.indices(self._vocab_size)
+        kept = self._base.read(name, (slice(min(first, old), min(last, old)), *rest))
+        added = np.broadcast_to(self._mean_row(name)[*rest], (max(last, old) - max(first, old), kept.shape[1]))
+        return np.concatenate([kept, added])
+
+    def _mean_row(self, name: str) -> np.ndarray:
+        """What every new row is: read once, block by block."""
+        if name not in self._means:
+            shape, dtype = self._base.shape(name), self.dtype(name)
+            total = np.zeros(shape[1:], np.float64)
+            for index in row_blocks(shape, dtype.itemsize):
+                total += self._base.read(name, index).sum(axis=0, dtype=np.float64)
+            self._means[name] = (total / shape[0]).astype(dtype)
+        return self._means[name]

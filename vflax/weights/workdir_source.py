@@ -12,6 +12,7 @@ import tensorstore
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
+from vflax.weights.finite import check_finite
 from vflax.weights.frozen import FrozenSource
 from vflax.weights.hf_files import read_json
 from vflax.weights.names import Entry, Index
@@ -86,7 +87,8 @@ class WorkdirSource:
             return self._frozen.read(name, index)
         entry, layer = self._trained[name]
         inner = None if index is None else entry.param_index(index)
-        return np.ascontiguousarray(entry.to_tensor(self._leaves.read(entry.path, layer, inner)))
+        param = check_finite(self._leaves.read(entry.path, layer, inner), entry.path, str(self._leaves.folder))
+        return np.ascontiguousarray(entry.to_tensor(param))
 
 
 class _Leaves:
@@ -120,19 +122,20 @@ class _Leaves:
         """A leaf, or a part of it; with `layer`, of that layer of a stacked leaf."""
         array = self._array(path)
         if layer is None:
-            return np.asarray((array if index is None else array[index]).read().result())
-        block = self._block(path, array, layer)
+            block = self._block(path, array, 0, array.shape[0] if array.shape else 1)
+        else:
+            # A stored block often spans several layers.
+            span = max(1, array.chunk_layout.read_chunk.shape[0])
+            first = layer // span * span
+            block = self._block(path, array, first, min(first + span, array.shape[0]))[layer - first]
         return block if index is None else block[index]
 
-    def _block(self, path: str, array: Any, layer: int) -> np.ndarray:
-        """One layer. A stored block often spans several layers; its layers are kept, for they come next."""
-        span = max(1, array.chunk_layout.read_chunk.shape[0])
-        first = layer // span * span
+    def _block(self, path: str, array: Any, first: int, last: int) -> np.ndarray:
+        """Rows of a leaf. They are kept: whoever reads one part of them wants the next one next."""
         if self._kept is None or self._kept[:2] != (path, first):
             self._kept = None  # freed before the next one is read
-            last = min(first + span, array.shape[0])
-            self._kept = (path, first, np.asarray(array[first:last].read().result()))
-        return self._kept[2][layer - first]
+            self._kept = (path, first, np.asarray((array[first:last] if array.shape else array).read().result()))
+        return self._kept[2]
 
     def _array(self, path: str) -> Any:
         if path not in self._open:

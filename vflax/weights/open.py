@@ -1,0 +1,298 @@
+"""Open a model in any format that vflax reads; which one it is, its files say, never its name.
+
+A vflax WORKDIR; Hugging Face LLaVA in all its namings; the original LLaVA, with or without its tower; a LoRA adapter on
+any of these. Parts of a model (a CLIP tower, a LLaMA decoder, a projector) are joined by `join`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vflax.errors import UserError
+from vflax.images import ImageRules
+from vflax.models.llava import LlavaConfig
+from vflax.templates import chat_template
+from vflax.tokenizer import Tokenizer, load_tokenizer
+from vflax.weights import adapter, hf_config, hf_images, llava_config, names
+from vflax.weights.adapter import Adapter, MergedSource
+from vflax.weights.hf_files import read_json
+from vflax.weights.hf_tokenizer import special_ids
+from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.workdir import ModelFiles
+
+# What a directory can be; the words are those that messages use.
+WORKDIR, HF, ORIGINAL, ADAPTER = "a vflax WORKDIR", "Hugging Face LLaVA", "original LLaVA", "a LoRA adapter"
+CLIP, DECODER, PROJECTOR = "a CLIP vision tower", "a LLaMA-shaped decoder", "a projector"
+WHOLE = (WORKDIR, HF, ORIGINAL, ADAPTER)
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """What a directory of weights says beside them.
+
+    chat: its chat template, known as Jinja only; None where it brings none.
+    stops: ids that end an answer.
+    tower: what an original LLaVA's config calls its tower.
+    """
+
+    config: LlavaConfig
+    tokenizer: Tokenizer
+    rules: ImageRules
+    chat: str | None
+    stops: tuple[int, ...]
+    tower: str | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model: its weights under canonical names, whatever was needed merged, and what belongs to them.
+
+    kind: one of WHOLE.
+    place: its folder.
+    adapter: for a LoRA adapter, that; its base is what it was merged into.
+    """
+
+    kind: str
+    place: Path
+    source: TensorSource
+    files: ModelFiles | HubFiles
+    adapter: Adapter | None = None
+
+
+def detect(place: Path) -> str:
+    """What a directory, or a file, is.
+
+    Raises:
+        UserError: when it is nothing that vflax reads.
+    """
+    if place.is_file():
+        return _detect_tensors(place)
+    if (place / "model" / "config.json").is_file():
+        return WORKDIR
+    if (place / adapter.CONFIG).is_file():
+        return ADAPTER
+    if not (place / "config.json").is_file():
+        return _detect_tensors(place)
+    raw = read_json(place / "config.json")
+    kind = raw.get("model_type")
+    if llava_config.is_original(raw):
+        return ORIGINAL
+    if kind == "llava":
+        return HF
+    if kind in ("clip", "clip_vision_model"):
+        return CLIP
+    if kind in hf_config.DECODER_TYPES:
+        return DECODER
+    raise UserError(
+        f"{place / 'config.json'}: model_type={kind!r}: vflax reads llava (Hugging Face's and the original's), clip and "
+        f"clip_vision_model, {' and '.join(hf_config.DECODER_TYPES)}"
+    )
+
+
+def _detect_tensors(place: Path) -> str:
+    """A folder without a config, or a file, by the names of its tensors."""
+    files = [place] if place.is_file() else sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
+    for path in files:
+        found = {names.part_of(name) for name in SafetensorsSource.file(path).names()}
+        if found == {"bridge"}:
+            return PROJECTOR
+    if not place.exists():
+        raise UserError(f"{place}: no such file or directory")
+    raise UserError(
+        f"{place}: neither a vflax WORKDIR (no model/ in it), nor weights with a config.json or adapter_config.json, nor "
+        "a projector"
+    )
+
+
+def open_checkpoint(
+    place: Path,
+    *,
+    step: str = "latest",
+    vision: Path | None = None,
+    base: Path | None = None,
+) -> Opened:
+    """Open a whole model; nothing but headers and small files is read.
+
+    Args:
+        place: its folder.
+        step: of a WORKDIR: "latest", "best" or a number.
+        vision: the CLIP directory of an original LLaVA's tower; None: where its config.json says.
+        base: the model that a LoRA adapter changes; None: where its adapter_config.json says.
+
+    Raises:
+        UserError: for a part of a model, files that are missing or damaged, settings that are not supported, and an
+            argument that the format does not need.
+    """
+    kind = detect(place)
+    if kind == ADAPTER:
+        return _open_adapter(place, step, vision, base)
+    if base is not None:
+        raise UserError(f"{place} is {kind}: only {ADAPTER} has a base ({base})")
+    if kind == ORIGINAL:
+        return _open_original(place, vision)
+    if vision is not None:
+        raise UserError(f"{place} is {kind}: only an {ORIGINAL} takes its tower from elsewhere ({vision})")
+    if kind == WORKDIR:
+        # Orbax takes seconds to import, and other formats need none of it.
+        from vflax.checkpoint import find_step
+
+        return Opened(WORKDIR, place, WorkdirSource(place, find_step(place, step)), ModelFiles.load(place))
+    if kind != HF:
+        raise UserError(
+            f"{place} is {kind}, a part of a model: name the parts in --config.init.vision, .decoder and .bridge"
+        )
+    return _open_hf(place)
+
+
+def _open_hf(place: Path) -> Opened:
+    config, tokenizer = hf_config.read_llava_config(place), load_tokenizer(place)
+    rules, chat = hf_images.read_image_rules(place), _own_chat_template(place)
+    raw, ids = read_json(place / "config.json"), special_ids(tokenizer)
+    said = raw.get("image_token_index", raw.get("image_token_id", ids.image))
+    if said != ids.image:
+        raise UserError(
+            f"{place / 'config.json'}: image_token_index is {said}, but by the tokenizer files beside it the id of "
+            f"<image> is {ids.image}; these tokenizer files are not those of the weights"
+        )
+    files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer))
+    return Opened(HF, place, SafetensorsSource(place), files)
+
+
+def _open_original(place: Path, vision: Path | None) -> Opened:
+    original = llava_config.read(place)
+    source: TensorSource = SafetensorsSource(place)
+    source, config, rules = _with_tower(original, source, vision)
+    tokenizer = load_tokenizer(place)
+    files = HubFiles(
+        config, tokenizer, rules, _own_chat_template(place), _own_stops(place, tokenizer), original.tower
+    )
+    return Opened(ORIGINAL, place, source, files)
+
+
+def _with_tower(
+    original: llava_config.Original, source: TensorSource, vision: Path | None
+) -> tuple[TensorSource, LlavaConfig, ImageRules]:
+    """The weights with their tower, and what model they make."""
+    present = any(names.part_of(name) == "vision" for name in source.names())
+    tower = vision
+    if tower is None and not (present and llava_config.brings_tower_config(original)):
+        tower = _find_tower(original, weights=not present)
+    config, rules = llava_config.model_config(original, tower)
+    if present:
+        return source, config, rules
+    assert tower is not None
+    return JoinedSource([source, SafetensorsSource(tower)]), config, rules
+
+
+def _find_tower(original: llava_config.Original, weights: bool) -> Path:
+    """The folder that mm_vision_tower names: beside the weights, a path, or a hub id."""
+    beside = original.path.parent / original.tower
+    if beside.is_dir():
+        return beside
+    found = Path(original.tower).expanduser()
+    if found.is_dir():
+        return found
+    raise UserError(
+        f"{original.path}: mm_vision_tower is {original.tower}, and there is no such directory; its "
+        f"{'weights are' if weights else 'config.json and preprocessor_config.json are'} needed: give that CLIP directory "
+        "with --vision (or --config.init.vision)"
+    )
+
+
+def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None) -> Opened:
+    found = Adapter(place)
+    if base is None:
+        base = _find_base(found)
+    kind = detect(base)
+    own = read_json(place / "config.json") if (place / "config.json").is_file() else {}
+    if kind == DECODER:
+        if not llava_config.is_original(own):
+            raise UserError(
+                f"{place}: its base {base} is {kind}, and without the original LLaVA's config.json beside the adapter "
+                "nothing says which tower and projector belong to it"
+            )
+        original = llava_config.read(place)
+        merged: TensorSource = MergedSource(SafetensorsSource(base), found.source, found.alpha, found.rslora)
+        merged, config, rules = _with_tower(original, merged, vision)
+        folder = place if _has_tokenizer(place) else base
+        tokenizer = load_tokenizer(folder)
+        chat, stops = _own_chat_template(place), _own_stops(base, tokenizer)
+        files = HubFiles(config, tokenizer, rules, chat, stops, original.tower)
+        return Opened(ADAPTER, place, merged, files, found)
+    under = open_checkpoint(base, step=step, vision=vision if kind == ORIGINAL else None)
+    merged = MergedSource(under.source, found.source, found.alpha, found.rslora)
+    return Opened(ADAPTER, place, merged, under.files, found)
+
+
+def _find_base(found: Adapter) -> Path:
+    if found.base and (path := Path(found.base).expanduser()).is_dir():
+        return path
+    raise UserError(
+        f"{found.folder / adapter.CONFIG}: base_model_name_or_path is {found.base!r}, and there is no such directory: "
+        "give the base with --base (or --config.init.decoder)"
+    )
+
+
+def join(
+    config: LlavaConfig, vision: Path, decoder: Path, bridge: Path | None, seed: int
+) -> TensorSource:
+    """The tower from here, the decoder from there, the bridge from a third place or at random.
+
+    Args:
+        config: of the whole, from hf_config.join_configs.
+        vision: OpenAI-CLIP directory (CLIPModel or CLIPVisionModel).
+        decoder: LLaMA, Vicuna or Mistral directory.
+        bridge: file with multi_modal_projector.* or mm_projector.*; None: a random bridge.
+        seed: of the random bridge.
+
+    Raises:
+        UserError: when two parts hold the same tensor, or files are missing or damaged.
+    """
+    middle: TensorSource
+    if bridge is None:
+        middle = RandomSource(config, seed, only=names.BRIDGE)
+    else:
+        middle = SafetensorsSource.file(bridge)
+    return JoinedSource([SafetensorsSource(vision), middle, SafetensorsSource(decoder)])
+
+
+# --- small files --------------------------------------------------------------------------------------------
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+
+
+def _own_chat_template(folder: Path) -> str | None:
+    """The chat template that came with a directory."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            found = read_json(folder / name).get("chat_template")
+            if isinstance(found, str):
+                return found
+    return None
+
+
+def _own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end an answer by a directory's generation_config.json, else the tokenizer's EOS."""
+    path = folder / "generation_config.json"
+    said: Any = read_json(path).get("eos_token_id") if path.is_file() else None
+    if said is None:
+        return (tokenizer.eos_id,)
+    return tuple(said) if isinstance(said, list) else (int(said),)
+
+
+def known_template(chat: str | None) -> tuple[str, str] | None:
+    """(template, position) whose Jinja this is, to the letter; None where it is none of vflax's."""
+    from vflax.templates import TEMPLATES
+
+    positions: tuple[Any, ...] = ("auto", "front", "inline")
+    for template in TEMPLATES:
+        for position in positions:
+            if chat == chat_template(template, position):
+                return template, position
+    return None
