@@ -1,4 +1,4 @@
-"""Tensors by name: what a source is, and the commonest one, safetensors files."""
+"""Tensors by name: what a source is, and the commonest one, files of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from vflax.errors import UserError
 from vflax.weights import names
 from vflax.weights.names import Index, Rules
-from vflax.weights.safetensors_io import SafetensorsFile, open_directory
+from vflax.weights.tensor_files import TensorFile, open_directory, open_file
 
 
 class TensorSource(Protocol):
@@ -42,13 +42,14 @@ class TensorSource(Protocol):
 
 
 class SafetensorsSource:
-    """A directory of safetensors, sharded or not, its names brought to the canonical form by rules."""
+    """A directory of safetensors or PyTorch files, sharded or not, its names brought to the canonical form by rules."""
 
     def __init__(self, folder: Path, rules: Rules = names.LLAVA_RULES, stem: str = "model") -> None:
         """Read the headers; the tensors stay on disk.
 
         Args:
-            folder: holds STEM.safetensors, or shards with STEM.safetensors.index.json.
+            folder: holds STEM.safetensors, or shards with STEM.safetensors.index.json, or else .bin files
+                (see tensor_files.open_directory).
             rules: one of the lists in names.py.
             stem: beginning of the files' names.
 
@@ -60,8 +61,8 @@ class SafetensorsSource:
 
     @classmethod
     def bridge(cls, path: Path) -> SafetensorsSource:
-        """Open a file that holds a bridge; whatever else it holds is unexpected when it is loaded."""
-        file = SafetensorsFile(path)
+        """Open a file that holds a bridge, of either kind; whatever else it holds is unexpected when it is loaded."""
+        file = open_file(path)
         source = cls.__new__(cls)
         source.place = path
         source._found = _canonical(dict.fromkeys(file.names(), file), names.BRIDGE_RULES, path)
@@ -90,11 +91,9 @@ class SafetensorsSource:
         return file.read(raw, index)
 
 
-def _canonical(
-    files: dict[str, SafetensorsFile], rules: Rules, place: Path
-) -> dict[str, tuple[SafetensorsFile, str]]:
+def _canonical(files: dict[str, TensorFile], rules: Rules, place: Path) -> dict[str, tuple[TensorFile, str]]:
     """{canonical name: (file, name in it)}."""
-    found: dict[str, tuple[SafetensorsFile, str]] = {}
+    found: dict[str, tuple[TensorFile, str]] = {}
     problems = []
     for raw, file in files.items():
         name = names.canonical(raw, rules)

@@ -31,7 +31,8 @@ class JoinedSource:
             config: of the whole, from hf_config.join_configs.
             vision: OpenAI-CLIP directory (CLIPModel or CLIPVisionModel).
             decoder: LLaMA, Vicuna or Mistral directory.
-            bridge: safetensors file with multi_modal_projector.* or mm_projector.*; None: a random bridge.
+            bridge: file with multi_modal_projector.* or mm_projector.*, safetensors or PyTorch's; None: a
+                random bridge.
             seed: of the random bridge.
 
         Raises:
