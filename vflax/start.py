@@ -34,7 +34,8 @@ from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_config, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.load import check
-from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.weights.open import join
+from vflax.weights.source import RandomSource, SafetensorsSource, TensorSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
 
@@ -122,7 +123,7 @@ def open_start(config: ConfigDict) -> Start:
             keep_cls=config.model.keep_cls,
         )  # fmt: skip
         bridge = Path(init.bridge).expanduser() if init.bridge else None
-        source: TensorSource = JoinedSource(joined, vision, decoder, bridge, config.seed)
+        source = join(joined, vision, decoder, bridge, config.seed)
         return Start(source, joined, _tokenizer(config, decoder, joined))
     assert checkpoint is not None
     if (checkpoint / "model").is_dir():

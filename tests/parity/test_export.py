@@ -25,7 +25,8 @@ from vflax.templates import TEMPLATES
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import hf_images, names, verify
 from vflax.weights.export import export, open_model
-from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, WorkdirSource
+from vflax.weights.open import join
+from vflax.weights.source import RandomSource, SafetensorsSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
 CONFIG = hub.CONFIG
@@ -87,7 +88,7 @@ def workdir(tmp_path_factory) -> Path:
     tensors = hub.tensors_of(CONFIG)
     hub.write_clip(folder / "clip", CONFIG, tensors, "")
     hub.write_decoder(folder / "llama", CONFIG, tensors)
-    source = JoinedSource(CONFIG, folder / "clip", folder / "llama", None, 0)
+    source = join(CONFIG, folder / "clip", folder / "llama", None, 0)
     run.write(folder, source, CONFIG, TRAINED, "vicuna_v1")
     return folder
 

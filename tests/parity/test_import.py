@@ -17,7 +17,8 @@ from tests.weights import hub
 from vflax.models.llava import LlavaConfig
 from vflax.weights import hf_config, hf_images, names
 from vflax.weights.load import load_params
-from vflax.weights.source import JoinedSource, SafetensorsSource, TensorSource
+from vflax.weights.open import join
+from vflax.weights.source import SafetensorsSource, TensorSource
 
 CONFIG = hub.CONFIG
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -101,7 +102,7 @@ def test_clip_and_decoder_that_transformers_saved_join_bit_for_bit(
     for name, tensor in bridge.items():
         theirs = name.replace("mm_projector.0", "linear_1").replace("mm_projector.2", "linear_2")
         state[theirs.replace("model.linear", "model.multi_modal_projector.linear")] = tensor
-    source = JoinedSource(config, tmp_path / "clip", tmp_path / "words", tmp_path / "bridge.safetensors", 0)
+    source = join(config, tmp_path / "clip", tmp_path / "words", tmp_path / "bridge.safetensors", 0)
     assert_equal(load(source, config), hf.params(state, config))
 
 

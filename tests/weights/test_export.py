@@ -19,7 +19,8 @@ from vflax.templates import chat_template
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import names, verify
 from vflax.weights.export import HubFiles, export, main, open_model, padded_vocabulary, parse_size
-from vflax.weights.source import JoinedSource, SafetensorsSource, WorkdirSource
+from vflax.weights.open import join
+from vflax.weights.source import SafetensorsSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -95,7 +96,7 @@ def workdir(tmp_path_factory) -> Path:
     tensors = {name: tensor.astype(np.float16) for name, tensor in hub.tensors_of(hub.CONFIG).items()}
     hub.write_clip(folder / "clip", hub.CONFIG, tensors, "vision_model.")
     hub.write_decoder(folder / "llama", hub.CONFIG, tensors)
-    source = JoinedSource(hub.CONFIG, folder / "clip", folder / "llama", None, 0)
+    source = join(hub.CONFIG, folder / "clip", folder / "llama", None, 0)
     run.write(folder, source, hub.CONFIG, TRAINED, "vicuna_v1", (3, 7))
     return folder
 

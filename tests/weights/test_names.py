@@ -121,7 +121,4 @@ def test_buffers_and_text_towers_are_left_aside_and_unknown_names_stand_as_they_
 def test_a_projector_of_the_original_llava_numbers_its_linears_over_the_activations() -> None:
     found = [names.canonical(f"model.mm_projector.{i}.weight") for i in (0, 2, 4)]
     assert found == [f"multi_modal_projector.linear_{i}.weight" for i in (1, 2, 3)]
-    assert (
-        names.canonical("model.mm_projector.bias")
-        == "multi_modal_projector.linear_1.bias"
-    )
+    assert names.canonical("model.mm_projector.bias") == "multi_modal_projector.linear_1.bias"

@@ -16,10 +16,10 @@ from vflax.weights import safetensors_io
 from vflax.weights.safetensors_io import (
     SafetensorsFile,
     TensorSpec,
-    open_directory,
     plan_shards,
     write_shards,
 )
+from vflax.weights.tensor_files import open_directory
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -113,23 +113,3 @@ def test_a_header_whose_sizes_contradict_each_other_is_refused(tmp_path: Path) -
     path.write_bytes(path.read_bytes().replace(b'"shape":[7,5]', b'"shape":[7,6]'))
     with pytest.raises(UserError, match=r"a: 140 bytes do not make a F32 tensor of shape \[7, 6\]"):
         SafetensorsFile(path)
-
-
-def test_an_index_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, max_bytes=150)
-    path = tmp_path / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"]["ghost"] = index["weight_map"]["matrix"]
-    path.write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"(?s)index\.json.*ghost is not in model-"):
-        open_directory(tmp_path)
-    index["weight_map"]["ghost"] = "model-00009-of-00009.safetensors"
-    path.write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"model-00009-of-00009\.safetensors: not there"):
-        open_directory(tmp_path)
-
-
-def test_a_directory_of_pickles_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained"):
-        open_directory(tmp_path)

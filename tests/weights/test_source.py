@@ -12,8 +12,9 @@ from tests.weights import hub
 from vflax.errors import UserError
 from vflax.weights import hf_config, names
 from vflax.weights.load import check
+from vflax.weights.open import join
 from vflax.weights.safetensors_io import SafetensorsFile
-from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource
+from vflax.weights.source import RandomSource, SafetensorsSource
 
 TENSORS = hub.tensors_of(hub.CONFIG)
 BRIDGE = {name: tensor for name, tensor in TENSORS.items() if name.startswith("multi_modal_projector")}
@@ -53,7 +54,7 @@ def test_clip_decoder_and_projector_join_to_the_whole_model(tmp_path: Path, pref
     clip, llama, bridge = write_parts(tmp_path, prefix)
     config = hf_config.join_configs(clip, llama, bridge="mlp2x_gelu", feature_layer=-2, keep_cls=False)
     assert config == hub.CONFIG
-    source = JoinedSource(config, clip, llama, bridge, seed=0)
+    source = join(config, clip, llama, bridge, seed=0)
     check(source, config)
     for name, tensor in TENSORS.items():
         np.testing.assert_array_equal(source.read(name), tensor)
@@ -62,8 +63,8 @@ def test_clip_decoder_and_projector_join_to_the_whole_model(tmp_path: Path, pref
 def test_without_a_projector_the_bridge_is_random_from_the_seed(tmp_path: Path) -> None:
     clip, llama, _ = write_parts(tmp_path, "")
     name = "multi_modal_projector.linear_1.weight"
-    first, again, other = (JoinedSource(hub.CONFIG, clip, llama, None, seed).read(name) for seed in (1, 1, 2))
-    check(JoinedSource(hub.CONFIG, clip, llama, None, 1), hub.CONFIG)
+    first, again, other = (join(hub.CONFIG, clip, llama, None, seed).read(name) for seed in (1, 1, 2))
+    check(join(hub.CONFIG, clip, llama, None, 1), hub.CONFIG)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -74,7 +75,7 @@ def test_a_projector_of_another_kind_is_refused(tmp_path: Path) -> None:
         tmp_path / "linear",
         {"model.mm_projector.weight": np.ones((42, 32)), "model.mm_projector.bias": np.ones(42)},
     )
-    source = JoinedSource(hub.CONFIG, clip, llama, tmp_path / "linear" / "model.safetensors", 0)
+    source = join(hub.CONFIG, clip, llama, tmp_path / "linear" / "model.safetensors", 0)
     with pytest.raises(UserError, match=r"(?s)missing.*multi_modal_projector\.linear_2\.weight"):
         check(source, hub.CONFIG)
 

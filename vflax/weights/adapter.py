@@ -119,7 +119,9 @@ class MergedSource:
                     )
         for name, pair in pairs.items():
             if len(pair) != 2:
-                problems.append(f"{name}: only lora_{'/'.join(pair)} is there, in {adapter.where(next(iter(pair.values())))}")
+                problems.append(
+                    f"{name}: only lora_{'/'.join(pair)} is there, in {adapter.where(next(iter(pair.values())))}"
+                )
                 continue
             (rank, fan_in), (fan_out, rank_b) = adapter.shape(pair["A"]), adapter.shape(pair["B"])
             if name not in there:

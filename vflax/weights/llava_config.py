@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vflax.errors import UserError
 from vflax.images import ImageRules
@@ -26,7 +26,7 @@ _KNOWN_TOWERS = {
     (1024, 24, 14, 336): "openai/clip-vit-large-patch14-336",
     (1024, 24, 14, 224): "openai/clip-vit-large-patch14",
 }
-_MODES = {"pad": "pad", "square": "crop", None: "crop"}
+_MODES: dict[str | None, Literal["pad", "crop"]] = {"pad": "pad", "square": "crop", None: "crop"}
 
 
 def is_original(raw: dict[str, Any]) -> bool:
@@ -47,7 +47,7 @@ class Original:
     tower: str
     feature_layer: int
     keep_cls: bool
-    mode: str
+    mode: Literal["pad", "crop"]
 
 
 def read(folder: Path) -> Original:
@@ -76,7 +76,9 @@ def read(folder: Path) -> Original:
     problems.expect("mm_use_im_start_end", start_end, (False,), "such models wrap an image in two tokens")
     problems.expect("s2", raw.get("s2", False), (False,))
     problems.expect("image_aspect_ratio", raw.get("image_aspect_ratio"), tuple(_MODES))
-    problems.expect("quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights")
+    problems.expect(
+        "quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights"
+    )
     problems.stop()
     keep_cls = raw.get("mm_vision_select_feature") == "cls_patch"
     mode = _MODES[raw.get("image_aspect_ratio")]
@@ -105,7 +107,8 @@ def model_config(original: Original, tower: Path | None) -> tuple[LlavaConfig, I
     rules = ImageRules(original.mode, seen.image_size, seen.image_mean, seen.image_std)
     if raw.get("mm_hidden_size", seen.width) != seen.width:
         raise UserError(
-            f"{path}: mm_hidden_size is {raw['mm_hidden_size']}, but the tower {tower or ''} has a width of {seen.width}"
+            f"{path}: mm_hidden_size is {raw['mm_hidden_size']}, but the tower {tower or 'beside it'} is "
+            f"{seen.width} wide"
         )
     return LlavaConfig(seen, BridgeConfig(original.bridge, seen.width, words.width), words), rules
 

@@ -29,8 +29,8 @@ def load_params(
 ) -> dict[str, jax.Array]:
     """Load parameters into sharded arrays.
 
-    Host memory beyond the arrays is one block of a leaf. Every process of a run calls it, and reads what its own devices
-    hold.
+    Host memory beyond the arrays is one block of a leaf. Every process of a run calls it, and reads what its own
+    devices hold.
 
     Args:
         source: the tensors.

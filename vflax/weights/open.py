@@ -86,8 +86,8 @@ def detect(place: Path) -> str:
     if kind in hf_config.DECODER_TYPES:
         return DECODER
     raise UserError(
-        f"{place / 'config.json'}: model_type={kind!r}: vflax reads llava (Hugging Face's and the original's), clip and "
-        f"clip_vision_model, {' and '.join(hf_config.DECODER_TYPES)}"
+        f"{place / 'config.json'}: model_type={kind!r}: vflax reads llava (Hugging Face's and the original's), "
+        f"clip, clip_vision_model, {' and '.join(hf_config.DECODER_TYPES)}"
     )
 
 
@@ -101,8 +101,8 @@ def _detect_tensors(place: Path) -> str:
     if not place.exists():
         raise UserError(f"{place}: no such file or directory")
     raise UserError(
-        f"{place}: neither a vflax WORKDIR (no model/ in it), nor weights with a config.json or adapter_config.json, nor "
-        "a projector"
+        f"{place}: neither a vflax WORKDIR (no model/ in it), nor weights with a config.json or adapter_config.json, "
+        "nor a projector"
     )
 
 
@@ -196,8 +196,8 @@ def _find_tower(original: llava_config.Original, weights: bool) -> Path:
         return found
     raise UserError(
         f"{original.path}: mm_vision_tower is {original.tower}, and there is no such directory; its "
-        f"{'weights are' if weights else 'config.json and preprocessor_config.json are'} needed: give that CLIP directory "
-        "with --vision (or --config.init.vision)"
+        f"{'weights are' if weights else 'config.json and preprocessor_config.json are'} needed: give that CLIP "
+        "directory with --vision (or --config.init.vision)"
     )
 
 
@@ -235,9 +235,7 @@ def _find_base(found: Adapter) -> Path:
     )
 
 
-def join(
-    config: LlavaConfig, vision: Path, decoder: Path, bridge: Path | None, seed: int
-) -> TensorSource:
+def join(config: LlavaConfig, vision: Path, decoder: Path, bridge: Path | None, seed: int) -> TensorSource:
     """The tower from here, the decoder from there, the bridge from a third place or at random.
 
     Args:

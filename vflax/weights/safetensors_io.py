@@ -102,36 +102,52 @@ class SafetensorsFile:
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """Read a tensor, or the part of it that `index` (slices of step 1, one per axis) names."""
-        stored, dtype = self._tensors[name], self.dtype(name)
-        bounds = [s.indices(n)[:2] for s, n in zip(index, stored.shape, strict=True)] if index else None
-        if not bounds or all(b == (0, n) for b, n in zip(bounds[1:], stored.shape[1:], strict=True)):
-            rows = bounds[0] if bounds else None
-            return self._read_rows(name, stored, dtype, rows)
-        inner = tuple(slice(*b) for b in bounds[1:])
-        out = np.empty([b - a for a, b in bounds], dtype)
-        step = max(1, _BLOCK_BYTES // max(1, math.prod(stored.shape[1:]) * dtype.itemsize))
-        first, last = bounds[0]
-        for a in range(first, last, step):
-            b = min(a + step, last)
-            out[a - first : b - first] = self._read_rows(name, stored, dtype, (a, b))[:, *inner]
-        return out
+        stored = self._tensors[name]
+        return read_part(self.path, name, stored.start, stored.shape, self.dtype(name), index)
 
-    def _read_rows(
-        self, name: str, stored: _Stored, dtype: np.dtype, rows: tuple[int, int] | None
-    ) -> np.ndarray:
-        shape, start = stored.shape, stored.start
-        if rows is not None:
-            start += rows[0] * math.prod(shape[1:]) * dtype.itemsize
-            shape = (rows[1] - rows[0], *shape[1:])
-        out = np.empty(shape, dtype)
-        with self.path.open("rb") as f:
-            f.seek(start)
-            got = f.readinto(out.reshape(-1).view(np.uint8).data)
-        if got != out.nbytes:
-            raise UserError(
-                f"{self.path}: {name}: the file ends after {got} of {out.nbytes} bytes; fetch it again"
-            )
-        return out
+
+def read_part(
+    path: Path, name: str, start: int, shape: tuple[int, ...], dtype: np.dtype, index: Index | None = None
+) -> np.ndarray:
+    """Read a tensor that lies row by row in a file, or the part of it that `index` names.
+
+    Args:
+        path: the file; it is opened anew.
+        name: the tensor's, for the message.
+        start: its first byte.
+        shape: its shape.
+        dtype: its dtype.
+        index: slices of step 1, one per axis; None: all of it.
+
+    Raises:
+        UserError: when the file ends before the tensor does.
+    """
+    bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)] if index else None
+    if not bounds or all(b == (0, n) for b, n in zip(bounds[1:], shape[1:], strict=True)):
+        return _read_rows(path, name, start, shape, dtype, bounds[0] if bounds else None)
+    inner = tuple(slice(*b) for b in bounds[1:])
+    out = np.empty([b - a for a, b in bounds], dtype)
+    step = max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
+    first, last = bounds[0]
+    for a in range(first, last, step):
+        b = min(a + step, last)
+        out[a - first : b - first] = _read_rows(path, name, start, shape, dtype, (a, b))[:, *inner]
+    return out
+
+
+def _read_rows(
+    path: Path, name: str, start: int, shape: tuple[int, ...], dtype: np.dtype, rows: tuple[int, int] | None
+) -> np.ndarray:
+    if rows is not None:
+        start += rows[0] * math.prod(shape[1:]) * dtype.itemsize
+        shape = (rows[1] - rows[0], *shape[1:])
+    out = np.empty(shape, dtype)
+    with path.open("rb") as f:
+        f.seek(start)
+        got = f.readinto(out.reshape(-1).view(np.uint8).data)
+    if got != out.nbytes:
+        raise UserError(f"{path}: {name}: the file ends after {got} of {out.nbytes} bytes; fetch it again")
+    return out
 
 
 def _read_header(path: Path) -> dict[str, _Stored]:
@@ -174,11 +190,12 @@ def _read_header(path: Path) -> dict[str, _Stored]:
                 f"{name} should end at byte {t.end}, the file has {size}: it is truncated, fetch it again"
             )
     if problems:
-        raise UserError(f"{path}:\n  " + "\n  ".join(problems[:10] + _and_more(problems, 10)))
+        raise UserError(f"{path}:\n  " + "\n  ".join(problems[:10] + and_more(problems, 10)))
     return stored
 
 
-def _and_more(items: Sequence[Any], shown: int) -> list[str]:
+def and_more(items: Sequence[Any], shown: int) -> list[str]:
+    """The last line of a list of which `shown` items are printed, if there are more."""
     return [f"... and {len(items) - shown} more"] if len(items) > shown else []
 
 
@@ -281,55 +298,3 @@ def write_shards(
         (folder / f"{stem}.safetensors.index.json").write_text(text)
         files[f"{stem}.safetensors.index.json"] = hashlib.sha256(text.encode()).hexdigest()
     return files
-
-
-def open_directory(folder: Path, stem: str = "model") -> dict[str, SafetensorsFile]:
-    """Open the safetensors weights of a directory, sharded or not.
-
-    Returns:
-        {tensor name: the file that holds it}, in the files' order.
-
-    Raises:
-        UserError: when there are none, or the index and the files disagree; all disagreements at once.
-    """
-    index_path, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
-    if index_path.is_file():
-        try:
-            weight_map = dict(json.loads(index_path.read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{index_path}: not a safetensors index ({error!r}); fetch it again") from None
-        files = [SafetensorsFile(folder / name) for name in sorted(set(weight_map.values()))]
-    elif single.is_file():
-        weight_map, files = {}, [SafetensorsFile(single)]
-    else:
-        raise UserError(_no_weights(folder, stem))
-    found: dict[str, SafetensorsFile] = {}
-    problems = []
-    for file in files:
-        for name in file.names():
-            if name in found:
-                problems.append(f"{name} is both in {found[name].path.name} and in {file.path.name}")
-            found[name] = file
-    for name, file_name in weight_map.items():
-        if name not in found:
-            problems.append(f"{name} is not in {file_name}, where the index puts it")
-    if problems:
-        raise UserError(
-            f"{index_path} and its files disagree:\n  " + "\n  ".join(problems[:20] + _and_more(problems, 20))
-        )
-    return found
-
-
-def _no_weights(folder: Path, stem: str) -> str:
-    if not folder.is_dir():
-        return f"{folder}: no such directory"
-    message = f"{folder}: neither {stem}.safetensors nor {stem}.safetensors.index.json is there"
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if pickles:
-        message += (
-            f", only {', '.join(pickles[:3])}. vflax reads safetensors; in Python with torch, "
-            f"transformers.CLASS.from_pretrained({str(folder)!r}).save_pretrained(NEW_DIR) writes them, CLASS being "
-            "CLIPModel for a tower, AutoModelForCausalLM for a decoder, LlavaForConditionalGeneration for a whole "
-            "model (AutoModel would lose the decoder's head); then copy tokenizer and preprocessor files to NEW_DIR"
-        )
-    return message

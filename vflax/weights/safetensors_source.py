@@ -1,4 +1,4 @@
-"""Tensors by name: what a source is, and the commonest one, safetensors files."""
+"""Tensors by name: what a source is, and the commonest one, files of tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vflax.errors import UserError
 from vflax.weights import names
 from vflax.weights.finite import check_finite
 from vflax.weights.names import Index, Rules
-from vflax.weights.safetensors_io import SafetensorsFile, open_directory
+from vflax.weights.tensor_files import TensorFile, open_directory, open_file
 
 
 class TensorSource(Protocol):
@@ -47,13 +47,14 @@ class TensorSource(Protocol):
 
 
 class SafetensorsSource:
-    """A directory of safetensors, sharded or not, its names brought to the canonical form by rules."""
+    """A directory of safetensors or PyTorch files, sharded or not, its names brought to the canonical form by rules."""
 
     def __init__(self, folder: Path, rules: Rules = names.RULES, stem: str = "model") -> None:
         """Read the headers; the tensors stay on disk.
 
         Args:
-            folder: holds STEM.safetensors, or shards with STEM.safetensors.index.json.
+            folder: holds STEM.safetensors, or shards with STEM.safetensors.index.json, or else .bin files
+                (see tensor_files.open_directory).
             rules: for the names; () takes them as they are.
             stem: beginning of the files' names.
 
@@ -65,8 +66,8 @@ class SafetensorsSource:
 
     @classmethod
     def file(cls, path: Path, rules: Rules = names.RULES) -> SafetensorsSource:
-        """Open a single file, such as a projector; whatever else it holds is unexpected when it is loaded."""
-        file = SafetensorsFile(path)
+        """Open a single file of either kind, such as a projector; what it should not hold shows when it is loaded."""
+        file = open_file(path)
         source = cls.__new__(cls)
         source.place = path
         source._found = _canonical(dict.fromkeys(file.names(), file), rules, path)
@@ -95,11 +96,9 @@ class SafetensorsSource:
         return check_finite(file.read(raw, index), raw, str(file.path))
 
 
-def _canonical(
-    files: dict[str, SafetensorsFile], rules: Rules, place: Path
-) -> dict[str, tuple[SafetensorsFile, str]]:
+def _canonical(files: dict[str, TensorFile], rules: Rules, place: Path) -> dict[str, tuple[TensorFile, str]]:
     """{canonical name: (file, name in it)}."""
-    found: dict[str, tuple[SafetensorsFile, str]] = {}
+    found: dict[str, tuple[TensorFile, str]] = {}
     problems = []
     for raw, file in files.items():
         name = names.canonical(raw, rules)

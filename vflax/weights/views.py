@@ -90,7 +90,9 @@ class PaddedVocabularySource:
         old, (rows, *rest) = self._base.shape(name)[0], index or tuple(slice(0, n) for n in self.shape(name))
         first, last, _ = rows.indices(self._vocab_size)
         kept = self._base.read(name, (slice(min(first, old), min(last, old)), *rest))
-        added = np.broadcast_to(self._mean_row(name)[*rest], (max(last, old) - max(first, old), kept.shape[1]))
+        added = np.broadcast_to(
+            self._mean_row(name)[*rest], (max(last, old) - max(first, old), kept.shape[1])
+        )
         return np.concatenate([kept, added])
 
     def _mean_row(self, name: str) -> np.ndarray:

@@ -87,7 +87,9 @@ class WorkdirSource:
             return self._frozen.read(name, index)
         entry, layer = self._trained[name]
         inner = None if index is None else entry.param_index(index)
-        param = check_finite(self._leaves.read(entry.path, layer, inner), entry.path, str(self._leaves.folder))
+        param = check_finite(
+            self._leaves.read(entry.path, layer, inner), entry.path, str(self._leaves.folder)
+        )
         return np.ascontiguousarray(entry.to_tensor(param))
 
 
@@ -134,7 +136,11 @@ class _Leaves:
         """Rows of a leaf. They are kept: whoever reads one part of them wants the next one next."""
         if self._kept is None or self._kept[:2] != (path, first):
             self._kept = None  # freed before the next one is read
-            self._kept = (path, first, np.asarray((array[first:last] if array.shape else array).read().result()))
+            self._kept = (
+                path,
+                first,
+                np.asarray((array[first:last] if array.shape else array).read().result()),
+            )
         return self._kept[2]
 
     def _array(self, path: str) -> Any:
