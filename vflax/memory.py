@@ -94,12 +94,12 @@ def device_limit() -> tuple[int | None, str]:
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return _host_memory() // jax.local_device_count(), "free"
+        return host_memory() // jax.local_device_count(), "free"
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit"), "in all"
 
 
-def _host_memory() -> int:
+def host_memory() -> int:
     """Bytes that this host can give without swapping; all that it has, where the system does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

@@ -28,9 +28,9 @@ from vflax.optimizer import make_optimizer
 from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path
 from vflax.step import TrainState, init_state, make_train_step, state_shardings
 from vflax.stop import Stopped, StopSignals
-from vflax.weights.export import check_exportable, export
+from vflax.weights.export import Options, check_exportable, export
 from vflax.weights.load import load_params
-from vflax.weights.source import WorkdirSource
+from vflax.weights.open import open_checkpoint
 from vflax.workdir import EXIT_AGAIN, EXIT_DONE, claimed, read_json, write_json, write_status
 
 
@@ -102,7 +102,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     files = model.files
     _warn_of_unfinished_start(config, model)
     if config.export:
-        check_exportable(files.config)
+        check_exportable(files)
     _print_freeze_table(model)
 
     # --- Data: which samples make which step.
@@ -190,7 +190,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
         began = time.perf_counter()
         exported = workdir / "export"
         if lead:
-            export(WorkdirSource(workdir, step), model.files, exported, replace=True)
+            export(open_checkpoint(workdir, step=str(step)), exported, Options(replace=True))
         multihost_utils.sync_global_devices("exported")
         seconds["export"] = time.perf_counter() - began
     seconds["total"] = time.perf_counter() - started

@@ -24,8 +24,8 @@ from vflax.images import decode, preprocess
 from vflax.templates import TEMPLATES
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import hf_images, names, verify
-from vflax.weights.export import export, open_model
-from vflax.weights.open import join
+from vflax.weights.export import Options, export
+from vflax.weights.open import WORKDIR, Opened, join, open_checkpoint
 from vflax.weights.source import RandomSource, SafetensorsSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
@@ -66,7 +66,7 @@ def test_a_llava_of_transformers_comes_back_bit_for_bit(
     hub.dump(tmp_path / "in" / "preprocessor_config.json", hf_images.to_preprocessor(hub.RULES))
     (tmp_path / "in" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     hub.write_tokenizer(tmp_path / "in")
-    record = export(*open_model(tmp_path / "in"), tmp_path / "out", max_shard_bytes=25_000)
+    record = export(open_checkpoint(tmp_path / "in"), tmp_path / "out", Options(max_shard_bytes=25_000))
     assert record["max_abs_logit_diff"] == 0.0
     found = canonical_state(load(tmp_path / "out"))
     expected = canonical_state(reference)
@@ -95,7 +95,7 @@ def workdir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(workdir: Path) -> Path:
-    export(WorkdirSource(workdir, 3), ModelFiles.load(workdir), workdir / "export")
+    export(open_checkpoint(workdir, step="3"), workdir / "export")
     return workdir / "export"
 
 
@@ -144,7 +144,7 @@ def test_the_processor_s_ids_are_those_that_training_renders(
     workdir: Path, tmp_path: Path, template: str, position: Any
 ) -> None:
     files = dataclasses.replace(ModelFiles.load(workdir), template=template, position=position)
-    export(WorkdirSource(workdir, 3), files, tmp_path / "out")
+    export(Opened(WORKDIR, workdir, WorkdirSource(workdir, 3), files), tmp_path / "out")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     picture = PilImage.new("RGB", (40, 31), (9, 99, 199))
     for turns in TALKS.values():
@@ -179,7 +179,7 @@ def test_the_processor_s_pixels_are_those_of_training_bit_for_bit(
 ) -> None:
     rules = dataclasses.replace(hub.RULES, mode=mode)
     files = dataclasses.replace(ModelFiles.load(workdir), rules=rules)
-    export(WorkdirSource(workdir, 3), files, tmp_path / "out")
+    export(Opened(WORKDIR, workdir, WorkdirSource(workdir, 3), files), tmp_path / "out")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     rng = np.random.default_rng(0)
     for width, height in ((30, 30), (31, 64), (97, 40)):
@@ -193,7 +193,7 @@ def test_the_processor_s_pixels_are_those_of_training_bit_for_bit(
 def test_a_random_start_exports_and_loads(tmp_path: Path) -> None:
     hub.write_tokenizer(tmp_path / "tokenizer")
     files = ModelFiles(CONFIG, load_tokenizer(tmp_path / "tokenizer"), "plain", "front", hub.RULES, {}, "")
-    export(RandomSource(CONFIG, 0), files, tmp_path / "out")
+    export(Opened(WORKDIR, tmp_path, RandomSource(CONFIG, 0), files), tmp_path / "out")
     load(tmp_path / "out")
 
 
@@ -208,7 +208,7 @@ def test_ids_and_pixels_of_real_samples_equal_training_s_on_the_llama_tokenizer(
     )
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     files = ModelFiles(config, tokenizer, "vicuna_v1", "front", hub.RULES, {}, "")
-    record = export(RandomSource(config, 0), files, tmp_path / "out")
+    record = export(Opened(WORKDIR, tmp_path, RandomSource(config, 0), files), tmp_path / "out")
     assert record["vocab_size"] == 32064
     assert json.loads((tmp_path / "out" / "config.json").read_text())["image_token_index"] == 32000
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
@@ -238,7 +238,7 @@ def test_ids_and_pixels_of_real_samples_equal_training_s_on_the_llama_tokenizer(
 
 
 def test_export_of_an_export_is_the_same_model(exported: Path, tmp_path: Path) -> None:
-    export(*open_model(exported), tmp_path / "again")
+    export(open_checkpoint(exported), tmp_path / "again")
     first, again = SafetensorsSource(exported), SafetensorsSource(tmp_path / "again")
     assert verify.compare_tensors(again, first) == len(names.expected(CONFIG))
     for name in (

@@ -18,10 +18,10 @@ from vflax.errors import UserError
 from vflax.templates import chat_template
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import names, verify
-from vflax.weights.export import HubFiles, export, main, open_model, padded_vocabulary, parse_size
-from vflax.weights.open import join
+from vflax.weights.export import Options, export, main, parse_size
+from vflax.weights.formats import padded_vocabulary
+from vflax.weights.open import HubFiles, join, open_checkpoint
 from vflax.weights.source import SafetensorsSource, WorkdirSource
-from vflax.workdir import ModelFiles
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -58,7 +58,7 @@ def assert_identical(found: dict[str, np.ndarray], expected: dict[str, np.ndarra
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 def test_import_and_export_of_an_untouched_model_is_bit_identical(tmp_path: Path, dtype: Any) -> None:
     tensors = write_hub(tmp_path / "in", dtype, max_bytes=30_000)
-    record = export(*open_model(tmp_path / "in"), tmp_path / "out", max_shard_bytes=20_000)
+    record = export(open_checkpoint(tmp_path / "in"), tmp_path / "out", Options(max_shard_bytes=20_000))
     assert_identical(written(tmp_path / "out"), tensors)
     assert record["verified"] and record["max_abs_logit_diff"] == 0.0 and record["tensors"] == len(tensors)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHAT
@@ -66,7 +66,7 @@ def test_import_and_export_of_an_untouched_model_is_bit_identical(tmp_path: Path
 
 def test_the_record_names_every_file_with_its_digest(tmp_path: Path) -> None:
     write_hub(tmp_path / "in")
-    export(*open_model(tmp_path / "in"), tmp_path / "out", max_shard_bytes=20_000)
+    export(open_checkpoint(tmp_path / "in"), tmp_path / "out", Options(max_shard_bytes=20_000))
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     files = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()
@@ -104,7 +104,7 @@ def workdir(tmp_path_factory) -> Path:
 def test_a_run_is_exported_in_the_dtypes_it_came_in_and_padded_by_mean_rows(
     workdir: Path, tmp_path: Path
 ) -> None:
-    record = export(WorkdirSource(workdir, 7), ModelFiles.load(workdir), tmp_path / "out")
+    record = export(open_checkpoint(workdir, step="7"), tmp_path / "out")
     found, source = written(tmp_path / "out"), WorkdirSource(workdir, 7)
     assert record["vocab_size"] == 384
     assert found.keys() == names.expected(hub.CONFIG).keys()
@@ -127,7 +127,7 @@ def test_a_run_is_exported_in_the_dtypes_it_came_in_and_padded_by_mean_rows(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_another_dtype_is_written_throughout(workdir: Path, tmp_path: Path, dtype: str) -> None:
-    export(WorkdirSource(workdir, 7), ModelFiles.load(workdir), tmp_path / "out", dtype=dtype)
+    export(open_checkpoint(workdir, step="7"), tmp_path / "out", Options(dtype=dtype))
     assert {tensor.dtype for tensor in written(tmp_path / "out").values()} == {np.dtype(DTYPES[dtype])}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
 
@@ -145,7 +145,7 @@ def test_numbers_too_large_for_half_precision_are_refused(tmp_path: Path) -> Non
     with pytest.raises(
         UserError, match=r"language_model\.model\.norm\.weight.*1e\+06, too large for float16"
     ):
-        export(*open_model(tmp_path / "in"), tmp_path / "out", dtype="float16")
+        export(open_checkpoint(tmp_path / "in"), tmp_path / "out", Options(dtype="float16"))
 
 
 def nothing_left(folder: Path) -> bool:
@@ -166,7 +166,7 @@ def test_a_file_that_is_damaged_after_writing_is_found_and_nothing_is_called_don
 
     monkeypatch.setattr(SafetensorsSource, "read", flipped)
     with pytest.raises(UserError, match=r"language_model\.model\.norm\.weight: its values differ"):
-        export(*open_model(tmp_path / "in"), tmp_path / "out")
+        export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert nothing_left(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_logits_that_differ_are_found_and_nothing_is_called_done(tmp_path: Path,
         lambda source, *args: forward(source, *args) + 2e-5 * isinstance(source, SafetensorsSource),
     )
     with pytest.raises(UserError, match="logits of the written model differ"):
-        export(*open_model(tmp_path / "in"), tmp_path / "out")
+        export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert nothing_left(tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_a_nan_weight_is_found_and_nothing_is_called_done(tmp_path: Path) -> Non
     tensors["language_model.model.norm.weight"][3] = np.nan
     hub.write_tensors(tmp_path / "in", tensors)
     with pytest.raises(UserError, match="NaN"):
-        export(*open_model(tmp_path / "in"), tmp_path / "out")
+        export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert nothing_left(tmp_path)
 
 
@@ -196,9 +196,9 @@ def test_a_chat_template_that_renders_otherwise_than_training_is_found(
     workdir: Path, tmp_path: Path, monkeypatch
 ) -> None:
     spaced = chat_template("vicuna_v1", "front").replace("USER: ", "USER:")
-    monkeypatch.setattr("vflax.weights.export.chat_template", lambda *args: spaced)
+    monkeypatch.setattr("vflax.weights.formats.chat_template", lambda *args: spaced)
     with pytest.raises(UserError, match="chat template vicuna_v1 gives other ids than training"):
-        export(WorkdirSource(workdir, 7), ModelFiles.load(workdir), tmp_path / "out")
+        export(open_checkpoint(workdir, step="7"), tmp_path / "out")
     assert nothing_left(tmp_path)
 
 
@@ -209,13 +209,13 @@ def test_a_directory_that_is_there_is_left_alone_unless_it_is_an_export_to_repla
     (out / "notes.txt").write_text("mine")
     for replace in (False, True):
         with pytest.raises(UserError, match=f"{out}: is there already"):
-            export(*open_model(tmp_path / "in"), out, replace=replace)
+            export(open_checkpoint(tmp_path / "in"), out, Options(replace=replace))
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
-    export(*open_model(tmp_path / "in"), out)
+    export(open_checkpoint(tmp_path / "in"), out)
     with pytest.raises(UserError, match="--replace"):
-        export(*open_model(tmp_path / "in"), out)
-    record = export(*open_model(tmp_path / "in"), out, dtype="bfloat16", replace=True)
+        export(open_checkpoint(tmp_path / "in"), out)
+    record = export(open_checkpoint(tmp_path / "in"), out, Options(dtype="bfloat16", replace=True))
     assert record["dtypes"] == {"bfloat16": record["tensors"]}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
@@ -224,7 +224,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypa
     write_hub(tmp_path / "in")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(UserError, match="GB free, the export needs"):
-        export(*open_model(tmp_path / "in"), tmp_path / "out")
+        export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert nothing_left(tmp_path)
 
 
@@ -232,23 +232,23 @@ def test_a_directory_whose_tokenizer_is_not_that_of_the_weights_is_refused(tmp_p
     write_hub(tmp_path / "in")
     hub.edit(tmp_path / "in" / "config.json", image_token_index=357)
     with pytest.raises(UserError, match=r"image_token_index is 357.*id of <image> is 360"):
-        open_model(tmp_path / "in")
+        open_checkpoint(tmp_path / "in")
 
 
 def test_a_directory_without_a_chat_template_is_refused_with_the_file(tmp_path: Path) -> None:
     write_hub(tmp_path / "in")
     (tmp_path / "in" / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match=r"no chat template \(chat_template\.jinja\)"):
-        open_model(tmp_path / "in")
+        export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     hub.dump(tmp_path / "in" / "chat_template.json", {"chat_template": CHAT})
-    files = open_model(tmp_path / "in")[1]
+    files = open_checkpoint(tmp_path / "in").files
     assert isinstance(files, HubFiles) and files.chat == CHAT
 
 
 def test_the_ids_that_end_an_answer_are_kept_from_the_directory(tmp_path: Path) -> None:
     write_hub(tmp_path / "in")
     hub.dump(tmp_path / "in" / "generation_config.json", {"eos_token_id": [2, 7]})
-    export(*open_model(tmp_path / "in"), tmp_path / "out")
+    export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 7]
 
 

@@ -86,6 +86,12 @@ def _peft_rules() -> names.Rules:
 RULES = _peft_rules()
 
 
+def split_lora(name: str) -> tuple[str, str] | None:
+    """(name of the weight that it changes, "A" or "B") of an adapter's tensor; None for another tensor."""
+    match = _LORA.fullmatch(name)
+    return (f"{match[1]}.weight", match[2]) if match else None
+
+
 class MergedSource:
     """A base with W + scaling * B A in place of each W that an adapter changes; the sum is float32, as it is read."""
 
@@ -107,9 +113,9 @@ class MergedSource:
         there, problems = set(base.names()), []
         pairs: dict[str, dict[str, str]] = {}
         for name in adapter.names():
-            match = _LORA.fullmatch(name)
-            if match:
-                pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = name
+            changed = split_lora(name)
+            if changed:
+                pairs.setdefault(changed[0], {})[changed[1]] = name
             elif adapter is not base:
                 self._replaced.add(name)
                 if name in there and adapter.shape(name) != base.shape(name):
@@ -134,7 +140,7 @@ class MergedSource:
             self._merged[name] = (pair["A"], pair["B"])
         if problems:
             raise UserError("the adapter belongs to another base:\n  " + "\n  ".join(problems[:20]))
-        own = [name for name in base.names() if not _LORA.fullmatch(name)]
+        own = [name for name in base.names() if not split_lora(name)]
         self._names = (*own, *(name for name in adapter.names() if name in self._replaced - there))
 
     def names(self) -> tuple[str, ...]:

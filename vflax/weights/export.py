@@ -1,11 +1,11 @@
-"""Write a model as a Hugging Face LLaVA directory.
+"""Write a model in a format that others read, and check it before it is called done.
 
-    python -m vflax.weights.export --model=WORKDIR --out=DIR
+    python -m vflax.weights.export --model=WORKDIR|DIR|HUB_ID --out=DIR --format=hf|llava|projector|lora
 
-The directory has the file and tensor names of the hub (transformers 4.x), which every transformers since 4.36
-and the serving engines read. It is written under a temporary name, tensor by tensor, read back and compared,
-computed with, and only then given its name; export.json in it says what was checked. When anything fails,
-nothing is left behind and nothing else is touched.
+hf is Hugging Face's LLaVA directory with the names of transformers 4.x, which every transformers since 4.36 and the
+serving engines read; llava that of the original LLaVA code; projector the bridge alone; lora a PEFT adapter. An export
+is written under a temporary name, block by block, read back and compared, computed with, and only then given its name;
+export.json in it says what was checked. When anything fails, nothing is left behind and nothing else is touched.
 """
 
 from __future__ import annotations
@@ -13,33 +13,29 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import errno
 import hashlib
-import json
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from vflax import folders
-from vflax.conversation import stop_ids
 from vflax.errors import UserError
-from vflax.images import ImageRules
-from vflax.models.llava import LlavaConfig
-from vflax.templates import Position, chat_template, check_position
-from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.weights import hf_config, hf_images, names, verify
-from vflax.weights.hf_files import read_json
-from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
+from vflax.progress import copying
+from vflax.templates import chat_template, get_template
+from vflax.weights import card, formats, hf_config, verify
+from vflax.weights.formats import Format, write_json
 from vflax.weights.load import check
+from vflax.weights.open import HubFiles, Opened, open_checkpoint
 from vflax.weights.safetensors_io import TensorSpec, write_shards
-from vflax.weights.source import SafetensorsSource, TensorSource, WorkdirSource
-from vflax.weights.views import CastSource, PaddedVocabularySource
+from vflax.weights.source import SafetensorsSource, WorkdirSource
+from vflax.weights.views import WatchedSource
 from vflax.workdir import ModelFiles
 
 DTYPES = {
@@ -47,113 +43,54 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-# Embedding rows come in multiples of this, for the sake of matrix units.
-VOCABULARY_MULTIPLE = 64
+FORMATS = ("hf", "llava", "projector", "lora")
 RECORD = "export.json"
 
 
-@dataclass(frozen=True)
-class HubFiles:
-    """What a Hugging Face LLaVA directory says beside its weights.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What an export can be told.
 
-    chat: its chat template, known as Jinja only; stops: ids that end an answer.
+    format: one of FORMATS.
+    dtype: "source" (each tensor in the dtype it first came in) or one of DTYPES.
+    max_shard_bytes: size of a safetensors file.
+    replace: an earlier export in the same place gives way to the new one, once that is verified.
+    torch: compute with transformers, too, where torch and memory allow.
+    vision_tower: llava: what config.json calls the tower.
+    names_4x: lora: module names of transformers before 4.52.
+    base_name: lora: what adapter_config.json calls the base.
     """
 
-    config: LlavaConfig
-    tokenizer: Tokenizer
-    rules: ImageRules
-    chat: str
-    stops: tuple[int, ...]
+    format: str = "hf"
+    dtype: str = "source"
+    max_shard_bytes: int = 5 * 10**9
+    replace: bool = False
+    torch: bool = False
+    vision_tower: str | None = None
+    names_4x: bool = False
+    base_name: str | None = None
 
 
-def open_model(folder: Path, step: str = "latest") -> tuple[TensorSource, ModelFiles | HubFiles]:
-    """Open a WORKDIR or a Hugging Face LLaVA directory for export.
-
-    Args:
-        folder: the directory.
-        step: of a WORKDIR: "latest", "best" or a number.
-
-    Raises:
-        UserError: when it is neither, or a file is missing, damaged or not supported.
-    """
-    if (folder / "model" / "config.json").is_file():
-        # Orbax takes seconds to import, and a hub directory needs none of it.
-        from vflax.checkpoint import find_step
-
-        return WorkdirSource(folder, find_step(folder, step)), ModelFiles.load(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder}: neither a vflax WORKDIR (no model/ in it) nor a Hugging Face LLaVA directory (no config.json)"
-        )
-    config, tokenizer = hf_config.read_llava_config(folder), load_tokenizer(folder)
-    rules, chat = hf_images.read_image_rules(folder), _own_chat_template(folder)
-    files = HubFiles(config, tokenizer, rules, chat, _own_stops(folder, tokenizer))
-    raw, ids = read_json(folder / "config.json"), special_ids(files.tokenizer)
-    said = raw.get("image_token_index", raw.get("image_token_id", ids.image))
-    if said != ids.image:
-        raise UserError(
-            f"{folder / 'config.json'}: image_token_index is {said}, but by the tokenizer files beside it the id of "
-            f"<image> is {ids.image}; these tokenizer files are not those of the weights"
-        )
-    return SafetensorsSource(folder), files
-
-
-def _own_chat_template(folder: Path) -> str:
-    """The chat template that came with a Hugging Face directory."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            found = read_json(folder / name).get("chat_template")
-            if isinstance(found, str):
-                return found
-    raise UserError(
-        f"{folder}: no chat template (chat_template.jinja). An export needs one; take it from where the weights come "
-        "from, or write the one they were trained with there"
-    )
-
-
-def _own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end an answer by a directory's generation_config.json, else the tokenizer's EOS."""
-    path = folder / "generation_config.json"
-    said = read_json(path).get("eos_token_id") if path.is_file() else None
-    if said is None:
-        return (tokenizer.eos_id,)
-    return tuple(said) if isinstance(said, list) else (int(said),)
-
-
-def check_exportable(config: LlavaConfig) -> None:
+def check_exportable(files: ModelFiles) -> None:
     """Refuse, before a run has cost anything, what its export at the end would refuse.
 
     Raises:
         UserError: when Hugging Face's classes cannot express the model; it names the key that forgoes the export.
     """
     try:
-        hf_config.check_expressible(config)
+        hf_config.check_expressible(files.config)
     except UserError as error:
         raise UserError(f"{error}; or train without an export: --config.export=False") from None
 
 
-def export(
-    source: TensorSource,
-    files: ModelFiles | HubFiles,
-    out: Path,
-    *,
-    dtype: str = "source",
-    max_shard_bytes: int = 5 * 10**9,
-    replace: bool = False,
-) -> dict[str, Any]:
-    """Write and verify a Hugging Face directory.
+def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str, Any]:
+    """Write and verify an export.
 
-    One process calls it. It holds one tensor at a time, and for the logits the whole model in float32.
+    One process calls it. It holds one block of a tensor at a time, for the logits too.
 
     Args:
-        source: the weights.
-        files: what belongs to them.
+        opened: the model.
         out: the directory to make; it must not exist, or be empty.
-        dtype: "source" (each tensor in the dtype it first came in) or one of DTYPES.
-        max_shard_bytes: size of a safetensors file.
-        replace: an earlier export at `out` gives way to the new one, once that is verified.
 
     Returns:
         What export.json says.
@@ -161,114 +98,87 @@ def export(
     Raises:
         UserError: when the model cannot be expressed, does not fit on the disk, or fails a check.
     """
-    if dtype not in ("source", *DTYPES):
-        raise UserError(f"--dtype={dtype}: expected source, {', '.join(DTYPES)}")
-    hf_config.check_expressible(files.config)
-    check(source, files.config)
+    fmt = _format(opened, options)
+    check(opened.source, opened.files.config)
     folders.recover(out)
-    _check_out(out, replace)
-    rows = padded_vocabulary(files.config.decoder.vocab_size, special_ids(files.tokenizer).rows)
-    decoder = dataclasses.replace(files.config.decoder, vocab_size=rows)
-    config = dataclasses.replace(files.config, decoder=decoder)
-    # In the order of the key table: a stacked leaf is then read layer after layer.
-    dtypes = {
-        name: source.source_dtype(name) if dtype == "source" else DTYPES[dtype]
-        for name in names.expected(files.config)
-    }
-    wanted = CastSource(source, dtypes)
-    padded = PaddedVocabularySource(wanted, rows)
-    specs = [TensorSpec(name, padded.dtype(name), padded.shape(name)) for name in padded.names()]
-    _check_room(out, sum(spec.nbytes for spec in specs))
+    _check_out(out, options.replace)
+    tensors = fmt.tensors
+    specs = [TensorSpec(name, tensors.dtype(name), tensors.shape(name)) for name in tensors.names()]
+    total = sum(spec.nbytes for spec in specs)
+    _check_room(out, total)
     with folders.beside(out) as root:
         folder = root / "new"
         folder.mkdir()
-        weights = write_shards(folder, "model", specs, max_shard_bytes, padded.read)
-        _write_files(folder, files, config, _common(specs))
-        record = {**_origin(source), **_verify(folder, files, config, wanted, padded)}
+        try:
+            with copying("writing", total) as advance:
+                watched = WatchedSource(tensors, advance)
+                weights = write_shards(folder, fmt.stem, specs, options.max_shard_bytes, watched.read)
+            fmt.write_files(folder)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise UserError(
+                    f"{out}: no space left on the disk while writing; nothing is left behind"
+                ) from None
+            raise
+        record = {**_origin(opened), "format": options.format, **_verify(folder, opened, fmt, options, total)}
         record["dtypes"] = dict(collections.Counter(spec.dtype.name for spec in specs))
+        (folder / "README.md").write_text(card.write(opened, record), encoding="utf-8")
         others = [path for path in sorted(folder.iterdir()) if path.name not in weights]
         record["files"] = weights | {path.name: _sha256(path) for path in others}
-        _write_json(folder / RECORD, record)
+        write_json(folder / RECORD, record)
         folders.swap(folder, out)
     return record
 
 
-def padded_vocabulary(rows: int, needed: int) -> int:
-    """Rows of the exported embedding: as they are if they suffice, else the next multiple of VOCABULARY_MULTIPLE."""
-    return rows if rows >= needed else -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+def _format(opened: Opened, options: Options) -> Format:
+    if options.format not in FORMATS:
+        raise UserError(f"--format={options.format}: expected {', '.join(FORMATS)}")
+    if options.dtype not in ("source", *DTYPES):
+        raise UserError(f"--dtype={options.dtype}: expected source, {', '.join(DTYPES)}")
+    only = {
+        "--vision-tower": ("llava", options.vision_tower is not None),
+        "--names-4x": ("lora", options.names_4x),
+        "--base-name": ("lora", options.base_name is not None),
+    }
+    wrong = [
+        f"{flag} belongs to --format={kind}"
+        for flag, (kind, on) in only.items()
+        if on and kind != options.format
+    ]
+    if wrong:
+        raise UserError("; ".join(wrong))
+    dtype = None if options.dtype == "source" else DTYPES[options.dtype]
+    if options.format == "llava":
+        return formats.OriginalLlava(opened, dtype, options.vision_tower)
+    if options.format == "projector":
+        return formats.Projector(opened, dtype)
+    if options.format == "lora":
+        return formats.LoraAdapter(opened, dtype, options.names_4x, options.base_name)
+    return formats.HuggingFace(opened, dtype)
 
 
-def _origin(source: TensorSource) -> dict[str, Any]:
+def _origin(opened: Opened) -> dict[str, Any]:
     """Where the weights came from, for the record."""
-    if isinstance(source, WorkdirSource):
-        return {"source": str(source.workdir), "step": source.step}
-    place = source.place if isinstance(source, SafetensorsSource) else type(source).__name__
-    return {"source": str(place), "step": None}
+    step = opened.source.step if isinstance(opened.source, WorkdirSource) else None
+    return {"source": str(opened.place), "kind": opened.kind, "step": step}
 
 
-def _common(specs: Sequence[TensorSpec]) -> str:
-    """The dtype of most of the bytes: what config.json names."""
-    count: collections.Counter[str] = collections.Counter()
-    for spec in specs:
-        count[spec.dtype.name] += spec.nbytes
-    return count.most_common(1)[0][0]
-
-
-def _write_files(folder: Path, files: ModelFiles | HubFiles, config: LlavaConfig, dtype: str) -> None:
-    """Everything beside the weights."""
-    tokenizer = files.tokenizer
-    if isinstance(files, HubFiles):
-        chat, stops = files.chat, list(files.stops)
-    else:
-        chat = chat_template(files.template, _position(files))
-        stops = list(stop_ids(files.template, tokenizer))
-    ids = write_tokenizer(tokenizer, folder, config.decoder.max_positions)
-    tokens = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": stops[0] if len(stops) == 1 else stops,
-        "pad_token_id": ids.pad,
-    }
-    _write_json(folder / "config.json", hf_config.to_llava(config, ids.image, tokens, dtype))
-    _write_json(folder / "generation_config.json", tokens)
-    _write_json(folder / "preprocessor_config.json", hf_images.to_preprocessor(files.rules))
-    _write_json(folder / "processor_config.json", hf_config.to_processor(config))
-    (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
-
-
-def _position(files: ModelFiles) -> Position:
-    check_position(files.position)
-    return cast(Position, files.position)
-
-
-def _verify(
-    folder: Path,
-    files: ModelFiles | HubFiles,
-    config: LlavaConfig,
-    wanted: TensorSource,
-    padded: TensorSource,
-) -> dict[str, Any]:
+def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: int) -> dict[str, Any]:
     """Check what was written by reading all of it back as if it came from somewhere else."""
-    written = SafetensorsSource(folder)
-    read_back = hf_config.read_llava_config(folder)
-    if read_back != config:
-        raise UserError(f"the written config.json reads back as {read_back}, not as {config}")
-    tensors = verify.compare_tensors(written, padded)
-    verify.compare_pixels(folder, files.rules)
-    conversations = 0
-    if isinstance(files, ModelFiles):
-        conversations = verify.compare_conversations(
-            folder, files.tokenizer, files.template, _position(files), config.vision.num_tokens
-        )
-    text_ids = min(files.tokenizer.vocab_size, files.config.decoder.vocab_size)
-    difference = verify.compare_logits(wanted, files.config, written, read_back, text_ids)
-    return {
-        "verified": True,
-        "tensors": tensors,
-        "max_abs_logit_diff": difference,
-        "conversations": conversations,
-        "template": files.template if isinstance(files, ModelFiles) else "as it came",
-        "vocab_size": config.decoder.vocab_size,
-    }
+    with copying("comparing", total) as advance:
+        written = WatchedSource(SafetensorsSource(folder, (), fmt.stem), advance)
+        tensors = verify.compare_tensors(written, fmt.tensors)
+    source, config = fmt.reload(folder)
+    if config != fmt.config:
+        raise UserError(f"the written config.json reads back as {config}, not as {fmt.config}")
+    facts = fmt.check(folder)
+    own = opened.files.config
+    text_ids = min(opened.files.tokenizer.vocab_size, own.decoder.vocab_size)
+    difference = verify.compare_logits(fmt.wanted, own, source, config, text_ids)
+    record = {"verified": True, "tensors": tensors, "max_abs_logit_diff": difference, **facts}
+    if options.torch:
+        record["torch"] = verify.compare_with_transformers(folder, opened, fmt, options.format, text_ids)
+    return record
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -301,10 +211,6 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 # --- command line -------------------------------------------------------------------------------------------
 
 
@@ -320,18 +226,58 @@ def parse_size(text: str) -> int:
     return int(match[1]) * {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1, "": 1}[match[2]]
 
 
+def with_template(opened: Opened, template: str) -> Opened:
+    """Name the conversation template of weights that do not bring one.
+
+    Raises:
+        UserError: when they do, or there is no such template.
+    """
+    files = opened.files
+    if not isinstance(files, HubFiles) or files.chat is not None:
+        raise UserError(
+            f"--template={template}: {opened.place} brings its own chat template; leave the flag away"
+        )
+    get_template(template)
+    chat = chat_template(template, "auto")
+    return dataclasses.replace(opened, files=dataclasses.replace(files, chat=chat))
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a model, for every tool that needs one; `open_from_flags` reads them."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="WORKDIR of a run, a directory of weights, or a hub id (org/name@revision)",
+    )
+    parser.add_argument(
+        "--step", default="latest", help="latest, best, or a number (of a WORKDIR; default: latest)"
+    )
+    parser.add_argument("--vision", help="CLIP directory or hub id, for an original LLaVA without its tower")
+    parser.add_argument("--base", help="the base of a LoRA adapter, where its own config does not find it")
+
+
+def open_from_flags(args: argparse.Namespace) -> Opened:
+    """Open what --model, --step, --vision and --base name."""
+    paths = {
+        key: Path(value) if value else None for key, value in (("vision", args.vision), ("base", args.base))
+    }
+    return open_checkpoint(Path(args.model), step=args.step, **paths)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m vflax.weights.export",
-        description="Write a trained model as a Hugging Face directory, and check it before it is called done.",
+        description="Write a model in a format that others read, and check it before it is called done.",
     )
-    parser.add_argument(
-        "--model", required=True, type=Path, help="WORKDIR of a run, or a Hugging Face LLaVA directory"
-    )
+    add_model_flags(parser)
     parser.add_argument("--out", required=True, type=Path, help="directory to make")
     parser.add_argument(
-        "--step", default="latest", help="latest, best, or a number (of a WORKDIR; default: latest)"
+        "--format",
+        default="hf",
+        choices=FORMATS,
+        help="hf: Hugging Face LLaVA (default); llava: the original LLaVA; projector: the bridge alone; lora: a PEFT "
+        "adapter",
     )
     parser.add_argument(
         "--dtype",
@@ -341,15 +287,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--max-shard-size", default="5GB", help="size of one safetensors file (default: 5GB)")
     parser.add_argument("--replace", action="store_true", help="let an earlier export at --out give way")
+    parser.add_argument(
+        "--verify",
+        default="own",
+        choices=("own", "torch"),
+        help="torch: compute with transformers, too (needs torch)",
+    )
+    parser.add_argument(
+        "--template", help="conversation template of weights that bring none, such as vicuna_v1"
+    )
+    parser.add_argument("--vision-tower", help="llava: hub id or path of the tower for config.json")
+    parser.add_argument(
+        "--names-4x", action="store_true", help="lora: module names of transformers before 4.52"
+    )
+    parser.add_argument(
+        "--base-name", help="lora: base_model_name_or_path (default: what the run started from)"
+    )
     args = parser.parse_args(argv)
     try:
-        record = export(
-            *open_model(args.model, args.step),
-            args.out,
+        opened = open_from_flags(args)
+        if args.template:
+            opened = with_template(opened, args.template)
+        options = Options(
+            format=args.format,
             dtype=args.dtype,
             max_shard_bytes=parse_size(args.max_shard_size),
             replace=args.replace,
+            torch=args.verify == "torch",
+            vision_tower=args.vision_tower,
+            names_4x=args.names_4x,
+            base_name=args.base_name,
         )
+        record = export(opened, args.out, options)
     except UserError as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
@@ -357,6 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.out}: {record['tensors']} tensors, written, read back and compared; largest logit difference "
         f"{record['max_abs_logit_diff']:g}; details in {args.out / RECORD}"
     )
+    if "torch" in record:
+        print(f"transformers: {record['torch']['outcome']}")
     return 0
 
 

@@ -124,7 +124,7 @@ def tower_name(config: VisionConfig) -> str | None:
 
 
 def to_original(
-    config: LlavaConfig, rules: ImageRules, tower: str, max_length: int, tokens: dict[str, Any], dtype: str
+    config: LlavaConfig, rules: ImageRules, tower: str, tokens: dict[str, Any], dtype: str
 ) -> dict[str, Any]:
     """Write config.json.
 
@@ -132,7 +132,6 @@ def to_original(
         config: the model.
         rules: its image rules.
         tower: mm_vision_tower.
-        max_length: tokens of the longest sequence that it was trained on.
         tokens: bos_token_id, eos_token_id and pad_token_id.
         dtype: what the weights are in.
     """
@@ -156,7 +155,8 @@ def to_original(
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "image_aspect_ratio": "pad" if rules.mode == "pad" else "square",
-        "tokenizer_model_max_length": max_length,
+        # LLaVA's code cuts longer prompts off; the decoder's own limit cuts off what it cannot take anyway.
+        "tokenizer_model_max_length": config.decoder.max_positions,
         "tokenizer_padding_side": "right",
         "vision_config": hf_config.vision_config(vision),
     }

@@ -46,19 +46,36 @@ class HubFiles:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """An adapter beside the base that it was merged into.
+
+    tensors: NAME.lora_A.weight and NAME.lora_B.weight, and whole weights that replace the base's.
+    alpha, rslora, dropout: its settings; see adapter.scaling.
+    base_name: what the base is called: a hub id, a path, or "" where nobody said.
+    """
+
+    base: TensorSource
+    tensors: TensorSource
+    alpha: float
+    rslora: bool
+    dropout: float
+    base_name: str
+
+
+@dataclass(frozen=True)
 class Opened:
-    """A model: its weights under canonical names, whatever was needed merged, and what belongs to them.
+    """A model: its weights under canonical names, an adapter merged into them, and what belongs to them.
 
     kind: one of WHOLE.
     place: its folder.
-    adapter: for a LoRA adapter, that; its base is what it was merged into.
+    lora: where the weights are a base and an adapter, these two.
     """
 
     kind: str
     place: Path
     source: TensorSource
     files: ModelFiles | HubFiles
-    adapter: Adapter | None = None
+    lora: Lora | None = None
 
 
 def detect(place: Path) -> str:
@@ -214,16 +231,22 @@ def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None
                 "nothing says which tower and projector belong to it"
             )
         original = llava_config.read(place)
-        merged: TensorSource = MergedSource(SafetensorsSource(base), found.source, found.alpha, found.rslora)
+        lora, merged = _merge(SafetensorsSource(base), found, base)
         merged, config, rules = _with_tower(original, merged, vision)
         folder = place if _has_tokenizer(place) else base
         tokenizer = load_tokenizer(folder)
         chat, stops = _own_chat_template(place), _own_stops(base, tokenizer)
         files = HubFiles(config, tokenizer, rules, chat, stops, original.tower)
-        return Opened(ADAPTER, place, merged, files, found)
+        return Opened(ADAPTER, place, merged, files, lora)
     under = open_checkpoint(base, step=step, vision=vision if kind == ORIGINAL else None)
-    merged = MergedSource(under.source, found.source, found.alpha, found.rslora)
-    return Opened(ADAPTER, place, merged, under.files, found)
+    lora, merged = _merge(under.source, found, base)
+    return Opened(ADAPTER, place, merged, under.files, lora)
+
+
+def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, TensorSource]:
+    dropout = float(found.raw.get("lora_dropout", 0.0))
+    lora = Lora(base, found.source, found.alpha, found.rslora, dropout, found.base or str(folder))
+    return lora, MergedSource(base, found.source, found.alpha, found.rslora)
 
 
 def _find_base(found: Adapter) -> Path:

@@ -112,6 +112,45 @@ def save_torch(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     torch.save({name: _from_numpy(torch, array) for name, array in tensors}, path)
 
 
+def transformers_logits(
+    model: Path, adapter: Path | None, ids: np.ndarray, pixels: np.ndarray, image_id: int
+) -> np.ndarray:
+    """Logits of LlavaForConditionalGeneration in float32.
+
+    Args:
+        model: a Hugging Face directory.
+        adapter: a PEFT adapter for it, or None.
+        ids: int32 [1, T], images as `image_id`.
+        pixels: float32 [S, 3, H, W], normalised.
+
+    Returns:
+        float32 [1, T, V].
+
+    Raises:
+        UserError: when torch, or for an adapter peft, is not installed.
+    """
+    torch = _torch(model)
+    from transformers import LlavaForConditionalGeneration
+
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    )
+    if adapter is not None:
+        try:
+            import peft
+        except ImportError:
+            raise UserError(f"{adapter}: to compute with it needs peft: pip install peft") from None
+        loaded = peft.PeftModel.from_pretrained(loaded, adapter)
+    tokens = np.where(ids == image_id, loaded.config.image_token_id, ids).astype(np.int64)
+    with torch.no_grad():
+        out = loaded.eval()(
+            input_ids=torch.from_numpy(tokens),
+            attention_mask=torch.ones(tokens.shape, dtype=torch.long),
+            pixel_values=torch.from_numpy(np.ascontiguousarray(pixels)),
+        )
+    return out.logits.float().numpy()
+
+
 def _torch(path: Path) -> Any:
     try:
         import torch

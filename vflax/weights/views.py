@@ -1,8 +1,8 @@
-"""Sources seen through a change: another dtype, a padded vocabulary. Both are read tensor by tensor, as exports are."""
+"""Sources seen through a change: other names, another dtype, a padded vocabulary; read in blocks, as exports are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -53,6 +53,61 @@ class CastSource:
                 "float32 (--dtype)"
             )
         return cast
+
+
+class RenamedSource:
+    """A source under other names, all of it or a part."""
+
+    def __init__(self, base: TensorSource, names: Mapping[str, str]) -> None:
+        """Wrap `base`; names: {new: old}, for every tensor that is to be visible."""
+        self._base = base
+        self._old = dict(names)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._old)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(self._old[name])
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._base.dtype(self._old[name])
+
+    def source_dtype(self, name: str) -> np.dtype:
+        return self._base.source_dtype(self._old[name])
+
+    def where(self, name: str) -> str:
+        return self._base.where(self._old[name])
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        return self._base.read(self._old[name], index)
+
+
+class WatchedSource:
+    """A source that tells how many bytes were read of it, for a progress bar."""
+
+    def __init__(self, base: TensorSource, advance: Callable[[int], None]) -> None:
+        self._base = base
+        self._advance = advance
+
+    def names(self) -> tuple[str, ...]:
+        return self._base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._base.dtype(name)
+
+    def source_dtype(self, name: str) -> np.dtype:
+        return self._base.source_dtype(name)
+
+    def where(self, name: str) -> str:
+        return self._base.where(name)
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        tensor = self._base.read(name, index)
+        self._advance(tensor.nbytes)
+        return tensor
 
 
 class PaddedVocabularySource:

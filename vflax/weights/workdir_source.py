@@ -63,6 +63,11 @@ class WorkdirSource:
         if problems:
             raise UserError(f"{workdir}, step {step}, does not hold together:\n  " + "\n  ".join(problems))
 
+    @property
+    def trained(self) -> frozenset[str]:
+        """Names of the tensors that this run trains."""
+        return frozenset(self._trained)
+
     def names(self) -> tuple[str, ...]:
         return (*self._trained, *(name for name in self._frozen.names() if name not in self._trained))
 
