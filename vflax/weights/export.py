@@ -1,6 +1,7 @@
 """Write a model as a Hugging Face LLaVA directory.
 
     python -m vflax.weights.export --model=WORKDIR --out=DIR
+    python -m vflax.weights.export --model=llava-hf/llava-1.5-7b-hf@main --out=DIR
 
 The directory has the file and tensor names of the hub (transformers 4.x), which every transformers since 4.36
 and the serving engines read. It is written under a temporary name, tensor by tensor, read back and compared,
@@ -33,7 +34,7 @@ from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
 from vflax.templates import Position, chat_template, check_position
 from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.weights import hf_config, hf_images, names, verify
+from vflax.weights import hf_config, hf_images, hub, names, verify
 from vflax.weights.hf_files import read_json
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
 from vflax.weights.load import check
@@ -202,8 +203,9 @@ def _origin(source: TensorSource) -> dict[str, Any]:
     """Where the weights came from, for the record."""
     if isinstance(source, WorkdirSource):
         return {"source": str(source.workdir), "step": source.step}
-    place = source.place if isinstance(source, SafetensorsSource) else type(source).__name__
-    return {"source": str(place), "step": None}
+    if isinstance(source, SafetensorsSource):
+        return {"source": hub.origin(source.place) or str(source.place), "step": None}
+    return {"source": type(source).__name__, "step": None}
 
 
 def _common(specs: Sequence[TensorSpec]) -> str:
@@ -327,7 +329,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a trained model as a Hugging Face directory, and check it before it is called done.",
     )
     parser.add_argument(
-        "--model", required=True, type=Path, help="WORKDIR of a run, or a Hugging Face LLaVA directory"
+        "--model",
+        required=True,
+        help="WORKDIR of a run, a Hugging Face LLaVA directory, or its hub id: ORG/NAME[@REVISION]",
     )
     parser.add_argument("--out", required=True, type=Path, help="directory to make")
     parser.add_argument(
@@ -344,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         record = export(
-            *open_model(args.model, args.step),
+            *open_model(hub.resolve(args.model), args.step),
             args.out,
             dtype=args.dtype,
             max_shard_bytes=parse_size(args.max_shard_size),
