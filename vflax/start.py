@@ -31,7 +31,7 @@ from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.weights import hf_config, names
+from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.load import check
 from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
@@ -86,11 +86,26 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
     return Path(value).expanduser()
 
 
+def weights_path(value: str, *, made_by: str = "", weights: bool = True, only: tuple[str, ...] = ()) -> Path:
+    """A path of a config that may also be a Hugging Face hub id, which is fetched.
+
+    Args:
+        value, made_by: see `resolve_path`; a hub id is "org/name", "org/name@revision" or either after "hf:".
+        weights, only: what of a hub id to fetch, see `hub.fetch`.
+
+    Raises:
+        UserError: a path that cannot be one, or an id that cannot be fetched.
+    """
+    if value.startswith(("mini:", "cache:")) or "://" in value:
+        return resolve_path(value, made_by=made_by)
+    return hub.resolve(value, weights=weights, only=only)
+
+
 def checkpoint_path(config: ConfigDict) -> Path | None:
     """The folder that config.init.checkpoint names, or None."""
     if not config.init.checkpoint:
         return None
-    return resolve_path(config.init.checkpoint, made_by=config.init.make)
+    return weights_path(config.init.checkpoint, made_by=config.init.make)
 
 
 def open_start(config: ConfigDict) -> Start:
@@ -99,13 +114,14 @@ def open_start(config: ConfigDict) -> Start:
     Raises:
         UserError: nothing to start from, several things to start from, or a folder that is not what it should be.
     """
-    checkpoint, init = checkpoint_path(config), config.init
+    init = config.init
     parts = bool(init.vision or init.decoder or init.bridge)
     random = bool(config.model.vision)
-    if (checkpoint is not None) + parts + random != 1:
+    if bool(init.checkpoint) + parts + random != 1:
         raise UserError(
             "config.init must name one start: init.checkpoint (a WORKDIR or a Hugging Face LLaVA directory), or "
-            "init.vision and init.decoder (CLIP and LLaMA directories, with an optional init.bridge); "
+            "init.vision and init.decoder (CLIP and LLaMA directories, with an optional init.bridge), each a path or a "
+            "hub id, ORG/NAME[@REVISION]; "
             "or config.model.vision and .decoder give the dimensions of a random model"
         )
     if random:
@@ -116,14 +132,17 @@ def open_start(config: ConfigDict) -> Start:
             raise UserError(
                 f"{' and '.join(missing)} must be given too: the bridge needs a tower and a decoder"
             )
-        vision, decoder = Path(init.vision).expanduser(), Path(init.decoder).expanduser()
+        vision, decoder = weights_path(init.vision), weights_path(init.decoder)
         joined = hf_config.join_configs(
             vision, decoder, bridge=config.model.bridge, feature_layer=config.model.feature_layer,
             keep_cls=config.model.keep_cls,
         )  # fmt: skip
-        bridge = Path(init.bridge).expanduser() if init.bridge else None
+        bridge = None
+        if init.bridge:
+            bridge = hub.projector_file(weights_path(init.bridge, only=hub.PROJECTORS))
         source: TensorSource = JoinedSource(joined, vision, decoder, bridge, config.seed)
         return Start(source, joined, _tokenizer(config, decoder, joined))
+    checkpoint = checkpoint_path(config)
     assert checkpoint is not None
     if (checkpoint / "model").is_dir():
         files = ModelFiles.load(checkpoint)
@@ -163,7 +182,7 @@ def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
 
 
 def _tokenizer(config: ConfigDict, beside_weights: Path, weights: LlavaConfig) -> Tokenizer:
-    folder = resolve_path(config.tokenizer) if config.tokenizer else beside_weights
+    folder = weights_path(config.tokenizer, weights=False) if config.tokenizer else beside_weights
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > weights.decoder.vocab_size:
         raise UserError(
@@ -176,7 +195,7 @@ def _tokenizer(config: ConfigDict, beside_weights: Path, weights: LlavaConfig) -
 def _random_start(config: ConfigDict) -> Start:
     if not config.tokenizer:
         raise UserError("config.tokenizer must name a directory: a random model brings no tokenizer")
-    tokenizer = load_tokenizer(resolve_path(config.tokenizer))
+    tokenizer = load_tokenizer(weights_path(config.tokenizer, weights=False))
     model = config.model
     vision = VisionConfig(**configs.plain(model.vision) | {
         "image_mean": tuple(model.vision.image_mean), "image_std": tuple(model.vision.image_std),
