@@ -68,14 +68,14 @@ def base(stage: int, variant: str) -> ConfigDict:
                 "vision": {},
                 "decoder": {},
             },
-            "init": {
+            "init": {  # each a path or a hub id, ORG/NAME[@REVISION]
                 "checkpoint": "",  # WORKDIR of an earlier stage, or a Hugging Face LLaVA directory
                 "make": "",  # the config that makes a `checkpoint` named cache:NAME where it is not there yet
                 "vision": "",  # or: a CLIP directory, ...
                 "decoder": "",  # ... a LLaMA, Vicuna or Mistral directory, ...
-                "bridge": "",  # ... and a projector file; empty: a random bridge
+                "bridge": "",  # ... and a projector file or a folder of one; empty: a random bridge
             },
-            "tokenizer": "",  # a directory; empty: the one that comes with the weights
+            "tokenizer": "",  # a directory or hub id; empty: the one that comes with the weights
             "template": "vicuna_v1",  # [LLaVA-1.5]
             "image": {
                 "mode": "pad",  # [LLaVA-1.5] image_aspect_ratio pad

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 import vflax
 from vflax import config as configs
 from vflax import freeze, sharding
-from vflax.checkpoint import find_step
 from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.models import llava
@@ -31,11 +30,11 @@ from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.weights import hf_config, names
+from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.load import check
-from vflax.weights.open import join
-from vflax.weights.source import RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.weights.open import WORKDIR, join, open_checkpoint
+from vflax.weights.source import RandomSource, TensorSource
 from vflax.workdir import ModelFiles
 
 
@@ -87,11 +86,26 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
     return Path(value).expanduser()
 
 
+def weights_path(value: str, *, made_by: str = "", weights: bool = True, only: tuple[str, ...] = ()) -> Path:
+    """A path of a config that may also be a Hugging Face hub id, which is fetched.
+
+    Args:
+        value, made_by: see `resolve_path`; a hub id is "org/name", "org/name@revision" or either after "hf:".
+        weights, only: what of a hub id to fetch, see `hub.fetch`.
+
+    Raises:
+        UserError: a path that cannot be one, or an id that cannot be fetched.
+    """
+    if value.startswith(("mini:", "cache:")) or "://" in value:
+        return resolve_path(value, made_by=made_by)
+    return hub.resolve(value, weights=weights, only=only)
+
+
 def checkpoint_path(config: ConfigDict) -> Path | None:
     """The folder that config.init.checkpoint names, or None."""
     if not config.init.checkpoint:
         return None
-    return resolve_path(config.init.checkpoint, made_by=config.init.make)
+    return weights_path(config.init.checkpoint, made_by=config.init.make)
 
 
 def open_start(config: ConfigDict) -> Start:
@@ -100,51 +114,62 @@ def open_start(config: ConfigDict) -> Start:
     Raises:
         UserError: nothing to start from, several things to start from, or a folder that is not what it should be.
     """
-    checkpoint, init = checkpoint_path(config), config.init
-    parts = bool(init.vision or init.decoder or init.bridge)
+    init = config.init
     random = bool(config.model.vision)
-    if (checkpoint is not None) + parts + random != 1:
+    parts = bool(init.vision or init.decoder or init.bridge) and not init.checkpoint
+    if bool(init.checkpoint) + parts + random != 1:
         raise UserError(
-            "config.init must name one start: init.checkpoint (a WORKDIR or a Hugging Face LLaVA directory), or "
-            "init.vision and init.decoder (CLIP and LLaMA directories, with an optional init.bridge); "
-            "or config.model.vision and .decoder give the dimensions of a random model"
+            "config.init must name one start: init.checkpoint (a WORKDIR, or weights of any LLaVA format), or "
+            "init.vision and init.decoder (CLIP and LLaMA directories, with an optional init.bridge), each a path or a "
+            "hub id, ORG/NAME[@REVISION]; or config.model.vision and .decoder give the dimensions of a random model"
         )
     if random:
         return _random_start(config)
-    if parts:
-        missing = [f"config.init.{key}" for key in ("vision", "decoder") if not init[key]]
-        if missing:
-            raise UserError(
-                f"{' and '.join(missing)} must be given too: the bridge needs a tower and a decoder"
-            )
-        vision, decoder = Path(init.vision).expanduser(), Path(init.decoder).expanduser()
-        joined = hf_config.join_configs(
-            vision, decoder, bridge=config.model.bridge, feature_layer=config.model.feature_layer,
-            keep_cls=config.model.keep_cls,
-        )  # fmt: skip
-        bridge = Path(init.bridge).expanduser() if init.bridge else None
-        source = join(joined, vision, decoder, bridge, config.seed)
-        return Start(source, joined, _tokenizer(config, decoder, joined))
+    return _start_from_parts(config) if parts else _start_from_checkpoint(config)
+
+
+def _start_from_parts(config: ConfigDict) -> Start:
+    """A CLIP directory and a decoder directory, with a projector file or a random bridge."""
+    init = config.init
+    missing = [f"config.init.{key}" for key in ("vision", "decoder") if not init[key]]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} must be given too: the bridge needs a tower and a decoder")
+    vision, decoder = weights_path(init.vision), weights_path(init.decoder)
+    joined = hf_config.join_configs(
+        vision, decoder, bridge=config.model.bridge, feature_layer=config.model.feature_layer,
+        keep_cls=config.model.keep_cls,
+    )  # fmt: skip
+    bridge = hub.projector_file(weights_path(init.bridge, only=hub.PROJECTORS)) if init.bridge else None
+    source = join(joined, vision, decoder, bridge, config.seed)
+    return Start(source, joined, _tokenizer(config, decoder, joined))
+
+
+def _start_from_checkpoint(config: ConfigDict) -> Start:
+    """A WORKDIR, or weights of any LLaVA format."""
+    init = config.init
+    if init.bridge:
+        raise UserError(
+            "config.init.bridge goes with init.vision and init.decoder: init.checkpoint brings its own"
+        )
+    checkpoint = checkpoint_path(config)
     assert checkpoint is not None
-    if (checkpoint / "model").is_dir():
-        files = ModelFiles.load(checkpoint)
-        _check_model_keys(config, files.config)
-        last = WorkdirSource(checkpoint, find_step(checkpoint, "latest"))
-        tokenizer = _tokenizer(config, checkpoint / "model", files.config)
-        if tokenizer.fingerprint != files.tokenizer.fingerprint:
+    # An original LLaVA may lie apart from its tower, and a LoRA adapter does from its base.
+    apart = [weights_path(path) if path else None for path in (init.vision, init.decoder)]
+    try:
+        opened = open_checkpoint(checkpoint, vision=apart[0], base=apart[1])
+    except UserError as error:
+        raise UserError(f"config.init.checkpoint={config.init.checkpoint}: {error}") from None
+    _check_model_keys(config, opened.files.config)
+    tokenizer = opened.files.tokenizer
+    if config.tokenizer:
+        tokenizer = _tokenizer(config, checkpoint, opened.files.config)
+        if opened.kind == WORKDIR and tokenizer.fingerprint != opened.files.tokenizer.fingerprint:
             raise UserError(
                 f"config.tokenizer={config.tokenizer}: the weights in {checkpoint} were trained with another "
                 "tokenizer, which lies beside them. Leave config.tokenizer empty"
             )
-        return Start(last, files.config, tokenizer)
-    if not (checkpoint / "config.json").is_file():
-        raise UserError(
-            f"config.init.checkpoint={config.init.checkpoint}: {checkpoint} is neither a vflax WORKDIR (no model/) "
-            "nor a Hugging Face LLaVA directory (no config.json)"
-        )
-    read = hf_config.read_llava_config(checkpoint)
-    _check_model_keys(config, read)
-    return Start(SafetensorsSource(checkpoint), read, _tokenizer(config, checkpoint, read))
+    _check_tokenizer(tokenizer, opened.files.config, str(checkpoint))
+    return Start(opened.source, opened.files.config, tokenizer)
 
 
 def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
@@ -164,20 +189,24 @@ def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
 
 
 def _tokenizer(config: ConfigDict, beside_weights: Path, weights: LlavaConfig) -> Tokenizer:
-    folder = resolve_path(config.tokenizer) if config.tokenizer else beside_weights
+    folder = weights_path(config.tokenizer, weights=False) if config.tokenizer else beside_weights
     tokenizer = load_tokenizer(folder)
+    _check_tokenizer(tokenizer, weights, str(folder))
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Tokenizer, weights: LlavaConfig, place: str) -> None:
     if tokenizer.vocab_size > weights.decoder.vocab_size:
         raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, but the weights have "
+            f"{place}: the tokenizer has {tokenizer.vocab_size} pieces, but the weights have "
             f"{weights.decoder.vocab_size} embeddings; name the tokenizer of these weights in config.tokenizer"
         )
-    return tokenizer
 
 
 def _random_start(config: ConfigDict) -> Start:
     if not config.tokenizer:
         raise UserError("config.tokenizer must name a directory: a random model brings no tokenizer")
-    tokenizer = load_tokenizer(resolve_path(config.tokenizer))
+    tokenizer = load_tokenizer(weights_path(config.tokenizer, weights=False))
     model = config.model
     vision = VisionConfig(**configs.plain(model.vision) | {
         "image_mean": tuple(model.vision.image_mean), "image_std": tuple(model.vision.image_std),

@@ -41,13 +41,14 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
         The exit status: 0 finished, 75 saved and to be run again.
     """
     configs.check_values(config)
-    start = checkpoint_path(config)
+    # Only this start is made here. Any other is looked up when it is opened: a continued run fetches nothing.
+    cached = config.init.make and config.init.checkpoint.startswith("cache:")
+    start = checkpoint_path(config) if cached else None
     with claimed(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         # A run that has a checkpoint of its own reads nothing but its WORKDIR. And nothing is ever made in a folder of
         # the user's own: what is not there is refused when it is opened.
         begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-        cached = config.init.make and config.init.checkpoint.startswith("cache:")
-        if start is not None and cached and not begun and not (start / "summary.json").is_file():
+        if start is not None and not begun and not (start / "summary.json").is_file():
             _say(f"{config.init.checkpoint} is not there yet: making it with {config.init.make} in {start}")
             status = run_with_start(configs.load_config(config.init.make), start)
             if status != EXIT_DONE:

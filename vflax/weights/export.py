@@ -29,7 +29,7 @@ from vflax import folders
 from vflax.errors import UserError
 from vflax.progress import copying
 from vflax.templates import chat_template, get_template
-from vflax.weights import card, formats, hf_config, verify
+from vflax.weights import card, formats, hf_config, hub, verify
 from vflax.weights.formats import Format, write_json
 from vflax.weights.load import check
 from vflax.weights.open import HubFiles, Opened, open_checkpoint
@@ -160,7 +160,7 @@ def _format(opened: Opened, options: Options) -> Format:
 def _origin(opened: Opened) -> dict[str, Any]:
     """Where the weights came from, for the record."""
     step = opened.source.step if isinstance(opened.source, WorkdirSource) else None
-    return {"source": str(opened.place), "kind": opened.kind, "step": step}
+    return {"source": hub.origin(opened.place) or str(opened.place), "kind": opened.kind, "step": step}
 
 
 def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: int) -> dict[str, Any]:
@@ -258,10 +258,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def open_from_flags(args: argparse.Namespace) -> Opened:
     """Open what --model, --step, --vision and --base name."""
-    paths = {
-        key: Path(value) if value else None for key, value in (("vision", args.vision), ("base", args.base))
-    }
-    return open_checkpoint(Path(args.model), step=args.step, **paths)
+    vision, base = (hub.resolve(value) if value else None for value in (args.vision, args.base))
+    return open_checkpoint(hub.resolve(args.model), step=args.step, vision=vision, base=base)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

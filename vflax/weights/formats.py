@@ -83,8 +83,8 @@ class HuggingFace:
         chat = _chat(opened)
         if chat is None:
             raise UserError(
-                f"{opened.place}: no chat template (chat_template.jinja), and an export needs one: name the template that "
-                "it was trained with, such as --template=vicuna_v1"
+                f"{opened.place}: no chat template (chat_template.jinja), and an export needs one: name the template "
+                "that it was trained with, such as --template=vicuna_v1"
             )
         self._chat = chat
         rows = padded_vocabulary(config.decoder.vocab_size, special_ids(opened.files.tokenizer).rows)

@@ -15,7 +15,7 @@ from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
 from vflax.templates import chat_template
 from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.weights import adapter, hf_config, hf_images, llava_config, names
+from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_files import read_json
 from vflax.weights.hf_tokenizer import special_ids
@@ -116,7 +116,7 @@ def _detect_tensors(place: Path) -> str:
         if found == {"bridge"}:
             return PROJECTOR
     if not place.exists():
-        raise UserError(f"{place}: no such file or directory")
+        raise UserError(f"{place}: not there; expected a vflax WORKDIR or a directory of weights")
     raise UserError(
         f"{place}: neither a vflax WORKDIR (no model/ in it), nor weights with a config.json or adapter_config.json, "
         "nor a projector"
@@ -206,9 +206,7 @@ def _with_tower(
 def _find_tower(original: llava_config.Original, weights: bool) -> Path:
     """The folder that mm_vision_tower names: beside the weights, a path, or a hub id."""
     beside = original.path.parent / original.tower
-    if beside.is_dir():
-        return beside
-    found = Path(original.tower).expanduser()
+    found = beside if beside.is_dir() else hub.resolve(original.tower, weights=weights)
     if found.is_dir():
         return found
     raise UserError(
@@ -250,7 +248,7 @@ def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, Tens
 
 
 def _find_base(found: Adapter) -> Path:
-    if found.base and (path := Path(found.base).expanduser()).is_dir():
+    if found.base and (path := hub.resolve(found.base)).is_dir():
         return path
     raise UserError(
         f"{found.folder / adapter.CONFIG}: base_model_name_or_path is {found.base!r}, and there is no such directory: "
