@@ -93,6 +93,11 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     notes: list[str] = []
     if resumed is not None:
         record = checkpointer.read_record(resumed)
+        if "config" not in record:
+            raise UserError(
+                f"{workdir} holds imported weights, not a run: choose another --workdir and start it from them with "
+                f"--config.init.checkpoint={workdir}"
+            )
         notes = configs.check_resume(record["config"], plain)
     _say(_banner(config, workdir, mesh, resumed))
     for note in notes:

@@ -13,7 +13,7 @@ from typing import Any
 from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
-from vflax.templates import chat_template
+from vflax.templates import TEMPLATES, Position, chat_template
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.adapter import Adapter, MergedSource
@@ -305,11 +305,9 @@ def _own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(said) if isinstance(said, list) else (int(said),)
 
 
-def known_template(chat: str | None) -> tuple[str, str] | None:
+def known_template(chat: str | None) -> tuple[str, Position] | None:
     """(template, position) whose Jinja this is, to the letter; None where it is none of vflax's."""
-    from vflax.templates import TEMPLATES
-
-    positions: tuple[Any, ...] = ("auto", "front", "inline")
+    positions: tuple[Position, ...] = ("auto", "front", "inline")
     for template in TEMPLATES:
         for position in positions:
             if chat == chat_template(template, position):

@@ -103,6 +103,11 @@ class _Leaves:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._open: dict[str, Any] = {}
+        self._kept: tuple[str, int, np.ndarray] | None = None
+        self._stored: dict[str, str] = {}
+        if not folder.is_dir():  # an imported model: all of it is in the frozen store
+            return
         try:
             metadata = json.loads((folder / "_METADATA").read_text())
         except (OSError, ValueError) as error:
@@ -112,8 +117,6 @@ class _Leaves:
         self._driver = "zarr3" if metadata["use_zarr3"] else "zarr"
         keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
         self._stored = {key.replace(".", "/"): key for key in keys}
-        self._open: dict[str, Any] = {}
-        self._kept: tuple[str, int, np.ndarray] | None = None
 
     def paths(self) -> set[str]:
         """Parameter paths of the leaves."""
