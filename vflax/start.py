@@ -25,7 +25,7 @@ from vflax import freeze, sharding
 from vflax.checkpoint import find_step
 from vflax.errors import UserError
 from vflax.images import ImageRules
-from vflax.models import llava
+from vflax.models import llava, lora
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
@@ -34,7 +34,14 @@ from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_config, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.load import check
-from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.weights.source import (
+    JoinedSource,
+    LoraSource,
+    RandomSource,
+    SafetensorsSource,
+    TensorSource,
+    WorkdirSource,
+)
 from vflax.workdir import ModelFiles
 
 
@@ -127,6 +134,11 @@ def open_start(config: ConfigDict) -> Start:
     assert checkpoint is not None
     if (checkpoint / "model").is_dir():
         files = ModelFiles.load(checkpoint)
+        if files.lora is not None:
+            raise UserError(
+                f"config.init.checkpoint={config.init.checkpoint}: this run trained adapters beside its weights; merge "
+                "them into the weights first, and start from the result"
+            )
         _check_model_keys(config, files.config)
         last = WorkdirSource(checkpoint, find_step(checkpoint, "latest"))
         tokenizer = _tokenizer(config, checkpoint / "model", files.config)
@@ -195,7 +207,8 @@ class Model:
     """The model of a run without its numbers, and where these are.
 
     files: what WORKDIR/model holds; files.frozen is empty until `keep` has written it.
-    abstract: {path: ShapeDtypeStruct}, trainable leaves in float32, frozen ones in the compute dtype.
+    abstract: {path: ShapeDtypeStruct}, trainable leaves in float32, frozen ones in the compute dtype, but int8 kernels
+        and their float32 scales.
     verdict: {path: "trainable" | "frozen"}.
     shardings: {path: NamedSharding}.
     source: the weights that a fresh run starts from; None: a continued run.
@@ -234,17 +247,22 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
     if resumed is not None:
         files, source = ModelFiles.load(workdir), None
     else:
-        start = open_start(config)
+        start, adapters = open_start(config), lora.read(configs.plain(config.lora))
         source, vision = start.source, start.config.vision
-        check(source, start.config)
+        if adapters is not None:
+            source = LoraSource(source, start.config, adapters, config.seed)
+        check(source, start.config, lora=adapters)
         files = ModelFiles(
             config=start.config,
             tokenizer=start.tokenizer,
             template=config.template,
             position=config.image.position,
             rules=ImageRules(config.image.mode, vision.image_size, vision.image_mean, vision.image_std),
-            source_dtypes={name: source.source_dtype(name).name for name in names.expected(start.config)},
+            source_dtypes={
+                name: source.source_dtype(name).name for name in names.expected(start.config, adapters)
+            },
             frozen="",
+            lora=adapters,
         )
     graphdef, shapes = llava.abstract(
         files.config,
@@ -252,11 +270,15 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
         param_dtype="float32",
         remat=config.remat,
         attention=config.attention,
+        lora=files.lora,
     )
     verdict = freeze.verdicts(shapes, config.freeze)
+    lora.check_frozen(files.lora, verdict)
     compute = jnp.dtype(config.dtype)
     abstract = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if verdict[path] == freeze.TRAINABLE else compute)
+        path: leaf
+        if verdict[path] == freeze.TRAINABLE or lora.is_integers(path, leaf)
+        else jax.ShapeDtypeStruct(leaf.shape, compute)
         for path, leaf in shapes.items()
     }
     return Model(files, graphdef, abstract, verdict, sharding.param_shardings(abstract, mesh), source)
@@ -267,7 +289,7 @@ def keep(model: Model, workdir: Path) -> Model:
     assert model.source is not None
     if jax.process_index() == 0:
         frozen = [path for path, verdict in model.verdict.items() if verdict == freeze.FROZEN]
-        digest = save_frozen(model.source, model.files.config, frozen, workdir)
+        digest = save_frozen(model.source, model.files.config, frozen, workdir, model.files.lora)
         dataclasses.replace(model.files, frozen=digest).save(workdir)
     multihost_utils.sync_global_devices("model files")
     return dataclasses.replace(model, files=ModelFiles.load(workdir))

@@ -175,6 +175,11 @@ def check_frozen(lora: LoraConfig | None, verdict: Mapping[str, str]) -> None:
         )
 
 
+def is_integers(path: str, leaf: Any) -> bool:
+    """Whether a parameter is an int8 kernel or its scales, which keep their dtypes whatever is computed in."""
+    return leaf.dtype == jnp.int8 or path.endswith(f"/{SCALE}")
+
+
 class LoraLinear(nnx.Module):
     """A dense layer with an adapter, with its kernel held as integers, or with both: [..., in] -> [..., out].
 
@@ -315,9 +320,7 @@ def _int8_forward(
     return (y.astype(jnp.float32) * scale).astype(x.dtype), (kernel, scale)
 
 
-def _int8_backward(
-    residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, None, None]:
+def _int8_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, None, None]:
     kernel, scale = residuals
     scaled = (grad.astype(jnp.float32) * scale).astype(grad.dtype)
     # [..., out] x [out, in] -> [..., in]

@@ -122,16 +122,22 @@ def _own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(said) if isinstance(said, list) else (int(said),)
 
 
-def check_exportable(config: LlavaConfig) -> None:
+def check_exportable(files: ModelFiles) -> None:
     """Refuse, before a run has cost anything, what its export at the end would refuse.
 
     Raises:
         UserError: when Hugging Face's classes cannot express the model; it names the key that forgoes the export.
     """
     try:
-        hf_config.check_expressible(config)
+        _check_merged(files)
+        hf_config.check_expressible(files.config)
     except UserError as error:
         raise UserError(f"{error}; or train without an export: --config.export=False") from None
+
+
+def _check_merged(files: ModelFiles | HubFiles) -> None:
+    if isinstance(files, ModelFiles) and files.lora is not None:
+        raise UserError("a model with adapters cannot be exported yet: merge them into its weights first")
 
 
 def export(
@@ -163,6 +169,7 @@ def export(
     """
     if dtype not in ("source", *DTYPES):
         raise UserError(f"--dtype={dtype}: expected source, {', '.join(DTYPES)}")
+    _check_merged(files)
     hf_config.check_expressible(files.config)
     check(source, files.config)
     folders.recover(out)

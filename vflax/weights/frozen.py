@@ -17,6 +17,7 @@ import numpy as np
 from vflax import folders
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
+from vflax.models.lora import LoraConfig
 from vflax.weights import names
 from vflax.weights.load import check
 from vflax.weights.safetensors_io import CODES, TensorSpec, write_shards
@@ -44,7 +45,13 @@ class FrozenSource(SafetensorsSource):
         super().__init__(folder, (), _STEM)
 
 
-def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterable[str], workdir: Path) -> str:
+def save_frozen(
+    source: TensorSource,
+    config: LlavaConfig,
+    frozen_paths: Iterable[str],
+    workdir: Path,
+    lora: LoraConfig | None = None,
+) -> str:
     """Keep what a run does not train. One process calls it; one tensor is held at a time.
 
     Args:
@@ -52,6 +59,7 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
         config: the model.
         frozen_paths: parameter paths that do not learn.
         workdir: the run's folder.
+        lora: the model's adapters.
 
     Returns:
         HASH, the name of the folder under WORKDIR/frozen. A store with this content that is there is reused.
@@ -59,9 +67,9 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
     Raises:
         UserError: listing all missing, mis-shaped and unexpected tensors.
     """
-    check(source, config)
-    table = names.table(config)
-    frozen = {name for path in frozen_paths for name in table[path].names}
+    check(source, config, lora=lora)
+    table = names.table(config, lora)
+    frozen = {name for path in frozen_paths for name in table[names.weight_of(path)].names}
     wanted = sorted(frozen | set(names.carried(config)))
     specs = [TensorSpec(name, source.dtype(name), source.shape(name)) for name in wanted]
     store = workdir / "frozen"
