@@ -289,6 +289,7 @@ def with_adapters(**changes: Any) -> ConfigDict:
     """The small config with adapters and much dropout, beside integers."""
     config = common.tiny_lora(small.config())
     config.lora.base, config.lora.dropout = "int8", 0.3
+    config.evaluate.tasks = ("loss", "accuracy")
     for key, value in changes.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
     return config
