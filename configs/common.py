@@ -167,7 +167,7 @@ def lora(config: ConfigDict) -> ConfigDict:
         (r"bridge/.*", "trainable"),
         (r"decoder/.*", "frozen"),
     )
-    config.export = False
+    config.export = False  # adapters are not exported
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -334,6 +335,14 @@ def test_what_adapters_cannot_do_yet_is_refused_at_the_start(adapted: Path, tmp_
         train.run_with_start(config, tmp_path / "run")
     with pytest.raises(UserError, match=r"merge.*--config\.export=False"):
         train.run_with_start(with_adapters(export=True), tmp_path / "run")
+
+
+def test_model_files_without_adapters_leave_none_of_an_earlier_start_behind(adapted: Path, tmp_path: Path):
+    files = ModelFiles.load(adapted)
+    files.save(tmp_path)
+    assert ModelFiles.load(tmp_path).lora == files.lora
+    dataclasses.replace(files, lora=None).save(tmp_path)
+    assert ModelFiles.load(tmp_path).lora is None
 
 
 def test_integers_that_should_learn_are_refused(tmp_path: Path):
