@@ -152,7 +152,7 @@ class Llava(nnx.Module):
         Returns:
             [B, T, D] in the compute dtype.
         """
-        return self.decoder(self.embed(ids, self.features(images)), segments, positions, keys)
+        return self.hidden_from_features(ids, self.features(images), segments, positions, keys)
 
     def features(self, images: jax.Array) -> jax.Array:
         """What the tower sees: uint8 [B, S, H, W, 3] -> [B, S, N, tower width]."""
@@ -166,10 +166,15 @@ class Llava(nnx.Module):
         return constrain(self.vision(flat).reshape(shape), BATCH_AXES)
 
     def hidden_from_features(
-        self, ids: jax.Array, features: jax.Array, segments: jax.Array, positions: jax.Array
+        self,
+        ids: jax.Array,
+        features: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """As `hidden`, from features [B, S, N, tower width] that were computed before."""
-        return self.decoder(self.embed(ids, features), segments, positions)
+        return self.decoder(self.embed(ids, features), segments, positions, keys)
 
     def embed(self, ids: jax.Array, features: jax.Array) -> jax.Array:
         """ids [B, T], features [B, S, N, tower width] -> token embeddings with images in place [B, T, D]."""
