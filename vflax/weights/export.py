@@ -34,7 +34,7 @@ from vflax.weights.formats import Format, write_json
 from vflax.weights.load import check
 from vflax.weights.open import HubFiles, Opened, known_template, open_checkpoint
 from vflax.weights.safetensors_io import TensorSpec, write_shards
-from vflax.weights.source import SafetensorsSource, WorkdirSource
+from vflax.weights.source import SafetensorsSource
 from vflax.weights.views import WatchedSource, nbytes
 from vflax.workdir import ModelFiles
 
@@ -159,8 +159,8 @@ def _format(opened: Opened, options: Options) -> Format:
 
 def _origin(opened: Opened) -> dict[str, Any]:
     """Where the weights came from, for the record."""
-    step = opened.source.step if isinstance(opened.source, WorkdirSource) else None
-    return {"source": hub.origin(opened.place) or str(opened.place), "kind": opened.kind, "step": step}
+    source = hub.origin(opened.place) or str(opened.place)
+    return {"source": source, "kind": opened.kind, "step": opened.step}
 
 
 def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: int) -> dict[str, Any]:

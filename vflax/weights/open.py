@@ -20,6 +20,7 @@ from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_files import read_json
 from vflax.weights.hf_tokenizer import special_ids
 from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.weights.views import RenamedSource
 from vflax.workdir import ModelFiles
 
 # What a directory can be; the words are those that messages use.
@@ -69,6 +70,7 @@ class Opened:
     kind: one of WHOLE.
     place: its folder.
     lora: where the weights are a base and an adapter, these two.
+    step: of a WORKDIR.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Opened:
     source: TensorSource
     files: ModelFiles | HubFiles
     lora: Lora | None = None
+    step: int | None = None
 
 
 def detect(place: Path) -> str:
@@ -155,12 +158,23 @@ def open_checkpoint(
         # Orbax takes seconds to import, and other formats need none of it.
         from vflax.checkpoint import find_step
 
-        return Opened(WORKDIR, place, WorkdirSource(place, find_step(place, step)), ModelFiles.load(place))
+        return _open_workdir(place, find_step(place, step))
     if kind != HF:
         raise UserError(
             f"{place} is {kind}, a part of a model: name the parts in --config.init.vision, .decoder and .bridge"
         )
     return _open_hf(place)
+
+
+def _open_workdir(place: Path, step: int) -> Opened:
+    files, source = ModelFiles.load(place), WorkdirSource(place, step)
+    if files.lora is None:
+        return Opened(WORKDIR, place, source, files, step=step)
+    own = {name: name for name in source.names() if adapter.split_lora(name) or name in source.trained}
+    said = read_json(place / "config.json")["init"]["checkpoint"] if (place / "config.json").is_file() else ""
+    base_name = "" if said.startswith("cache:") else said
+    lora = Lora(source, RenamedSource(source, own), files.lora.alpha, False, files.lora.dropout, base_name)
+    return Opened(WORKDIR, place, MergedSource(source, source, files.lora.alpha), files, lora, step)
 
 
 def _open_hf(place: Path) -> Opened:
