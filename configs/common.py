@@ -51,7 +51,7 @@ def check_variant(variant: str, known: tuple[str, ...] = VARIANTS) -> None:
         raise UserError(f"the config has no variant {variant!r}; it has: {', '.join(known)}")
 
 
-def base(stage: int, variant: str) -> ConfigDict:
+def base(stage: int | str, variant: str) -> ConfigDict:
     """Every key with its common value; a stage file overrides what is its own."""
     return ConfigDict(
         {
