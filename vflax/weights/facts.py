@@ -33,6 +33,7 @@ from vflax.weights.open import (
     ORIGINAL,
     PROJECTOR,
     WORKDIR,
+    base_name,
     check_image_id,
     check_tokenizer,
     detect,
@@ -252,8 +253,16 @@ def _read_workdir(found: _Found, place: Path, step: str) -> None:
     if template is not None:
         found.template, found.position = template["template"], template["position"]
     found.step = found.attempt(find_step, place, step)
-    if found.step is not None:
-        found.stored = found.source = found.attempt(WorkdirSource, place, found.step)
+    if found.step is None:
+        return
+    source = found.attempt(WorkdirSource, place, found.step)
+    found.stored = found.source = source
+    lora = found.attempt(workdir.read_lora, place)
+    if source is not None and lora is not None:
+        found.source = found.attempt(MergedSource, source, source, lora.alpha)
+        replaced = sorted(name for name in source.trained if not adapter.split_lora(name))
+        said = {"lora_alpha": lora.alpha, "base_model_name_or_path": base_name(place)}
+        found.adapter = _adapter_facts(found, said) | {"replaces": replaced}
 
 
 def _read_hf(found: _Found, place: Path) -> None:

@@ -178,10 +178,16 @@ def _open_workdir(place: Path, step: int) -> Opened:
     if files.lora is None:
         return Opened(WORKDIR, place, source, files, step=step)
     own = {name: name for name in source.names() if adapter.split_lora(name) or name in source.trained}
-    said = read_json(place / "config.json")["init"]["checkpoint"] if (place / "config.json").is_file() else ""
-    base_name = "" if said.startswith("cache:") else said
-    lora = Lora(source, RenamedSource(source, own), files.lora.alpha, False, files.lora.dropout, base_name)
-    return Opened(WORKDIR, place, MergedSource(source, source, files.lora.alpha), files, lora, step)
+    alpha, dropout = files.lora.alpha, files.lora.dropout
+    lora = Lora(source, RenamedSource(source, own), alpha, False, dropout, base_name(place))
+    return Opened(WORKDIR, place, MergedSource(source, source, alpha), files, lora, step)
+
+
+def base_name(workdir: Path) -> str:
+    """What a run's base is called: the checkpoint that it started from; "" where that has no name for others."""
+    path = workdir / "config.json"
+    said = read_json(path)["init"]["checkpoint"] if path.is_file() else ""
+    return "" if said.startswith("cache:") else str(said)
 
 
 def _open_hf(place: Path) -> Opened:
