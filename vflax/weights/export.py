@@ -27,6 +27,7 @@ import numpy as np
 
 from vflax import folders
 from vflax.errors import UserError
+from vflax.memory import give_back_freed_memory
 from vflax.progress import copying
 from vflax.templates import chat_template, get_template
 from vflax.weights import card, formats, hf_config, hub, verify
@@ -304,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--base-name", help="lora: base_model_name_or_path (default: what the run started from)"
     )
     args = parser.parse_args(argv)
+    give_back_freed_memory()
     try:
         opened = open_from_flags(args)
         options = Options(

@@ -16,6 +16,7 @@ from typing import Any
 
 from vflax import folders
 from vflax.errors import UserError
+from vflax.memory import give_back_freed_memory
 from vflax.progress import copying
 from vflax.weights import names, verify
 from vflax.weights.export import add_model_flags, check_room, open_from_flags
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_model_flags(parser)
     parser.add_argument("--out", required=True, type=Path, help="WORKDIR to make")
     args = parser.parse_args(argv)
+    give_back_freed_memory()
     try:
         record = import_weights(open_from_flags(args), args.out)
     except UserError as error:
