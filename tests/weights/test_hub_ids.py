@@ -232,14 +232,15 @@ def test_what_is_here_is_never_fetched(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked == [HubId("org/here"), HubId("other/name")]
 
 
-def test_the_projector_of_a_directory_is_its_one_file(tmp_path: Path) -> None:
+def test_the_projector_of_a_directory_is_its_file_and_safetensors_where_there_are_both(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(UserError, match=r"neither mm_projector\.safetensors nor mm_projector\.bin"):
         hub.projector_file(tmp_path)
     (tmp_path / "mm_projector.bin").touch()
     assert hub.projector_file(tmp_path) == hub.projector_file(tmp_path / "mm_projector.bin")
     (tmp_path / "mm_projector.safetensors").touch()
-    with pytest.raises(UserError, match=r"holds mm_projector\.safetensors and mm_projector\.bin"):
-        hub.projector_file(tmp_path)
+    assert hub.projector_file(tmp_path) == tmp_path / "mm_projector.safetensors"
 
 
 def test_a_run_starts_from_hub_ids_and_fetches_each_once(server: Hub, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 
 import vflax
 from vflax.metrics import read_metrics
+from vflax.weights import hub
 from vflax.weights.open import WORKDIR, Opened
 
 # The keys of a run's config that make its recipe.
@@ -42,7 +43,8 @@ def write(opened: Opened, record: dict[str, Any]) -> str:
         library_name=_LIBRARIES[kind],
         pipeline_tag="image-text-to-text",
         tags=["llava", "vision-language", "vflax"],
-        base_model=lora.base_name or None if lora else None,
+        # A path on this machine names nothing on the hub.
+        base_model=lora.base_name if lora and hub.parse_hub_id(lora.base_name) else None,
     )
     decoder, vision = opened.files.config.decoder, opened.files.config.vision
     lines = [

@@ -123,18 +123,17 @@ def choose(names: Iterable[str], *, weights: bool = True, only: tuple[str, ...] 
 
 
 def projector_file(path: Path) -> Path:
-    """The file of a bridge: `path` itself, or the one mm_projector file in a directory.
+    """The file of a bridge: `path` itself, or the mm_projector file in a directory, safetensors where both are there.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: there is none.
     """
     if not path.is_dir():
         return path  # whoever opens it says when it is not there
-    found = [name for name in PROJECTORS if (path / name).is_file()]
-    if len(found) != 1:
-        state = f"holds {' and '.join(found)}" if found else f"holds neither {' nor '.join(PROJECTORS)}"
-        raise UserError(f"{path}: {state}; name the file of the bridge itself")
-    return path / found[0]
+    for name in PROJECTORS:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: holds neither {' nor '.join(PROJECTORS)}; name the file of the bridge itself")
 
 
 def origin(path: Path) -> str | None:

@@ -52,6 +52,7 @@ class Lora:
     tensors: NAME.lora_A.weight and NAME.lora_B.weight, and whole weights that replace the base's.
     alpha, rslora, dropout: its settings; see adapter.scaling.
     base_name: what the base is called: a hub id, a path, or "" where nobody said.
+    folder: where the base lies.
     """
 
     base: TensorSource
@@ -60,6 +61,7 @@ class Lora:
     rslora: bool
     dropout: float
     base_name: str
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def detect(place: Path) -> str:
     raw = read_json(place / "config.json")
     kind = raw.get("model_type")
     if llava_config.is_original(raw):
-        return ORIGINAL
+        return PROJECTOR if _holds_projector_alone(place) else ORIGINAL
     if kind == "llava":
         return HF
     if kind in ("clip", "clip_vision_model"):
@@ -106,6 +108,12 @@ def detect(place: Path) -> str:
         f"{place / 'config.json'}: model_type={kind!r}: vflax reads llava (Hugging Face's and the original's), "
         f"clip, clip_vision_model, {' and '.join(hf_config.DECODER_TYPES)}"
     )
+
+
+def _holds_projector_alone(place: Path) -> bool:
+    """Whether it is what LLaVA's first stage leaves: the config.json of the whole model, and the bridge."""
+    whole = [*place.glob("model*.safetensors*"), *place.glob("pytorch_model*.bin*")]
+    return not whole and any((place / name).is_file() for name in hub.PROJECTORS)
 
 
 def _detect_tensors(place: Path) -> str:
@@ -182,9 +190,8 @@ def _open_original(place: Path, vision: Path | None) -> Opened:
     source: TensorSource = SafetensorsSource(place)
     source, config, rules = _with_tower(original, source, vision)
     tokenizer = load_tokenizer(place)
-    files = HubFiles(
-        config, tokenizer, rules, _own_chat_template(place), _own_stops(place, tokenizer), original.tower
-    )
+    chat = _own_chat_template(place, _OWN_CHAT)
+    files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer), original.tower)
     return Opened(ORIGINAL, place, source, files)
 
 
@@ -233,17 +240,17 @@ def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None
         merged, config, rules = _with_tower(original, merged, vision)
         folder = place if _has_tokenizer(place) else base
         tokenizer = load_tokenizer(folder)
-        chat, stops = _own_chat_template(place), _own_stops(base, tokenizer)
+        chat, stops = _own_chat_template(place, _OWN_CHAT), _own_stops(base, tokenizer)
         files = HubFiles(config, tokenizer, rules, chat, stops, original.tower)
         return Opened(ADAPTER, place, merged, files, lora)
-    under = open_checkpoint(base, step=step, vision=vision if kind == ORIGINAL else None)
+    under = open_checkpoint(base, step=step, vision=vision)
     lora, merged = _merge(under.source, found, base)
     return Opened(ADAPTER, place, merged, under.files, lora)
 
 
 def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, TensorSource]:
     dropout = float(found.raw.get("lora_dropout", 0.0))
-    lora = Lora(base, found.source, found.alpha, found.rslora, dropout, found.base or str(folder))
+    lora = Lora(base, found.source, found.alpha, found.rslora, dropout, found.base or str(folder), folder)
     return lora, MergedSource(base, found.source, found.alpha, found.rslora)
 
 
@@ -284,15 +291,19 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
 
 
-def _own_chat_template(folder: Path) -> str | None:
-    """The chat template that came with a directory."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            found = read_json(folder / name).get("chat_template")
-            if isinstance(found, str):
-                return found
+_CHATS = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+# The original LLaVA never reads tokenizer_config.json's: that is the bare decoder's, and renders no image.
+_OWN_CHAT = _CHATS[:1]
+
+
+def _own_chat_template(folder: Path, files: tuple[str, ...] = _CHATS) -> str | None:
+    """The chat template that came with a directory, in the first of `files` that has one."""
+    for path in (folder / name for name in files):
+        if path.suffix == ".jinja" and path.is_file():
+            return path.read_text(encoding="utf-8")
+        found = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(found, str):
+            return found
     return None
 
 
