@@ -98,7 +98,9 @@ def test_hugging_face_llava_of_every_shape_is_opened(tmp_path: Path, config: Lla
 
 # --- the original LLaVA -------------------------------------------------------------------------------------
 
-ORIGINALS = VARIANTS | {kind: with_bridge(kind) for kind in ("linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu")}
+ORIGINALS = VARIANTS | {
+    kind: with_bridge(kind) for kind in ("linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu")
+}
 
 
 @pytest.mark.parametrize("config", ORIGINALS.values(), ids=ORIGINALS.keys())
@@ -133,7 +135,9 @@ def test_original_llava_without_its_tower_takes_it_from_where_it_is(
 
 def test_original_llava_whose_tower_is_nowhere_is_refused_with_what_to_give(tmp_path: Path) -> None:
     hub.write_original(tmp_path, CONFIG, without_tower(TENSORS), tower="/nowhere/clip")
-    with pytest.raises(UserError, match=r"mm_vision_tower is /nowhere/clip.*its weights are needed.*--vision"):
+    with pytest.raises(
+        UserError, match=r"mm_vision_tower is /nowhere/clip.*its weights are needed.*--vision"
+    ):
         open_checkpoint(tmp_path)
 
 
