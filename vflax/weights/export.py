@@ -99,8 +99,8 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
         UserError: when the model cannot be expressed, does not fit on the disk, or fails a check.
     """
     check_options(options)
-    fmt = _format(opened, options)
     check(opened.source, opened.files.config)
+    fmt = _format(opened, options)
     try:
         return _write(opened, fmt, out, options)
     except OSError as error:
