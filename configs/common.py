@@ -51,7 +51,7 @@ def check_variant(variant: str, known: tuple[str, ...] = VARIANTS) -> None:
         raise UserError(f"the config has no variant {variant!r}; it has: {', '.join(known)}")
 
 
-def base(stage: int, variant: str) -> ConfigDict:
+def base(stage: int | str, variant: str) -> ConfigDict:
     """Every key with its common value; a stage file overrides what is its own."""
     return ConfigDict(
         {
@@ -110,6 +110,13 @@ def base(stage: int, variant: str) -> ConfigDict:
                 (r"bridge/.*", "trainable"),
                 (r"decoder/.*", "trainable"),
             ),
+            "lora": {  # adapters (arXiv 2106.09685); which of them learn is for `freeze` to say, see `lora` below
+                "rank": 0,  # 0: none
+                "alpha": 0.0,  # an adapter counts alpha / rank times
+                "dropout": 0.0,  # share of an adapter's inputs that a training step leaves out
+                "targets": (r"decoder/layers/.*",),  # paths of linears
+                "base": "",  # "int8": the decoder layers' own kernels are held in 8 bits
+            },
             "loss": {"reduction": "global"},
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: all devices that are left
             "remat": "full",  # [LLaVA-1.5] gradient checkpointing
@@ -144,4 +151,29 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.dtype = "float32"
     config.checkpoint.every = 500
     config.evaluate.every = 500
+    return config
+
+
+def lora(config: ConfigDict) -> ConfigDict:
+    """Train adapters of the decoder's layers, and the bridge, in place of the decoder: LLaVA-1.5's finetune_lora.sh."""
+    config.lora.rank = 128  # [LLaVA-1.5]
+    config.lora.alpha = 256.0  # [LLaVA-1.5]
+    config.lora.dropout = 0.05  # [LLaVA-1.5]
+    config.optimizer.lr = 2e-4  # [LLaVA-1.5]
+    config.optimizer.bridge_lr = 2e-5  # [LLaVA-1.5] mm_projector_lr
+    config.freeze = (
+        (r".*/lora_[ab]", "trainable"),
+        (r"vision/.*", "frozen"),
+        (r"bridge/.*", "trainable"),
+        (r"decoder/.*", "frozen"),
+    )
+    return config
+
+
+def tiny_lora(config: ConfigDict) -> ConfigDict:
+    """`lora` for a tiny stage, whose decoder is 128 wide. All numbers are ours."""
+    lr = config.optimizer.lr
+    lora(config)
+    config.lora.rank, config.lora.alpha = 8, 16.0
+    config.optimizer.lr, config.optimizer.bridge_lr = 2 * lr, lr
     return config

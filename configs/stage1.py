@@ -2,11 +2,13 @@
 
     python -m vflax.launch --config=configs/stage1.py --workdir=runs/stage1
     python -m vflax.launch --config=configs/stage1.py:tiny --workdir=runs/tiny     (any CPU, no downloads)
+    python -m vflax.launch --config=configs/stage1.py:7b-lora --workdir=runs/stage1-7b-lora
 
 13b and 7b start from the WORKDIR of stage 0 (LLaVA before visual instruction tuning [VF]) and read
 data/vision-flan, made by  python -m data_pipeline.convert --format=vision_flan.
 [VF] states lr 2e-5, batch 16 per device, one epoch; 1,664,261 instances at 16 x 8 are 13,003 steps. What the paper
-leaves open (schedule, warm-up, decay, length, padding) is LLaVA-1.5's.
+leaves open (schedule, warm-up, decay, length, padding) is LLaVA-1.5's. With -lora (13b-lora, 7b-lora, tiny-lora)
+adapters learn in the decoder's place, with the numbers of LLaVA-1.5's finetune_lora.sh.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+VARIANTS = (*common.VARIANTS, "13b-lora", "7b-lora", "tiny-lora")
+
 
 def get_config(variant: str = "13b") -> ConfigDict:
-    common.check_variant(variant)
+    common.check_variant(variant, VARIANTS)
     config = common.base(1, variant)
-    if variant == "tiny":
+    size, _, adapters = variant.partition("-")
+    if size == "tiny":
         common.tiny(config)
         config.init.checkpoint = "cache:stage0-tiny"  # made by the config below on first use, then kept
         config.init.make = "configs/stage0.py:tiny"
@@ -28,6 +33,6 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.optimizer.lr = 1.5e-3
         config.evaluate.tasks = ("loss", "accuracy")
         config.evaluate.max_new_tokens = 40
-        return config
-    config.init.checkpoint = "runs/stage0" if variant == "13b" else f"runs/stage0-{variant}"
-    return config
+        return common.tiny_lora(config) if adapters else config
+    config.init.checkpoint = "runs/stage0" if size == "13b" else f"runs/stage0-{size}"
+    return common.lora(config) if adapters else config

@@ -5,7 +5,8 @@
 
 [VF] states lr 1e-5, batch 8, 128 steps on 1,000 examples drawn at random from LLaVA's GPT-4 data. Read as 8 in all
 that is 1,024 samples, about one epoch: the variants 13b and 7b. Read as 8 per device on 8 devices it is 8,192
-samples, about eight epochs: 13b-per-device and 7b-per-device.
+samples, about eight epochs: 13b-per-device and 7b-per-device. With -lora (13b-lora, 7b-lora, tiny-lora) adapters learn
+in the decoder's place, with the learning rates of LLaVA-1.5's finetune_task_lora.sh.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = ("13b", "7b", "13b-per-device", "7b-per-device", "tiny")
+VARIANTS = ("13b", "7b", "13b-per-device", "7b-per-device", "13b-lora", "7b-lora", "tiny", "tiny-lora")
 
 
 def get_config(variant: str = "13b") -> ConfigDict:
@@ -23,7 +24,8 @@ def get_config(variant: str = "13b") -> ConfigDict:
     config.optimizer.lr = 1e-5  # [VF]
     config.steps = 128  # [VF]
     config.data.budget = 1000  # [VF]
-    if variant == "tiny":
+    size, _, kind = variant.partition("-")
+    if size == "tiny":
         common.tiny(config)
         config.init.checkpoint = "runs/tiny"
         config.data.max_length = 192
@@ -35,9 +37,8 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.evaluate.sources = (common.questions("mini:stage1", "test"),)
         config.evaluate.sources[0].exclude = ("GENERATION+*",)
         config.evaluate.max_new_tokens = 160
-        return config
-    size, _, reading = variant.partition("-")
-    config.batch.samples = 64 if reading else 8  # [VF] batch 8
+        return common.tiny_lora(config) if kind == "lora" else config
+    config.batch.samples = 64 if kind == "per-device" else 8  # [VF] batch 8
     config.data.sources = (common.source("data/llava-instruct-150k"),)
     config.init.checkpoint = "runs/stage1" if size == "13b" else f"runs/stage1-{size}"
-    return config
+    return common.lora(config) if kind == "lora" else config

@@ -99,6 +99,30 @@ def test_accumulation_may_change_where_the_loss_is_one_global_mean():
         configs.check_resume(old, new)
 
 
+def test_a_run_from_before_there_were_adapters_goes_on_without_them_and_never_with_them():
+    old, new = plain(), plain()
+    del old["lora"]
+    assert configs.check_resume(old, new) == []
+    with pytest.raises(UserError, match=r"config\.lora\.rank"):
+        configs.check_resume(old, plain("tiny-lora"))
+    new = plain("tiny-lora")
+    new["lora"]["dropout"] = 0.5
+    with pytest.raises(UserError, match=r"config\.lora\.dropout: 0\.05 -> 0\.5"):
+        configs.check_resume(plain("tiny-lora"), new)
+
+
+@pytest.mark.parametrize("path", STAGES[1:])
+@pytest.mark.parametrize("variant", ["13b-lora", "7b-lora"])
+def test_the_lora_variants_have_llava_s_numbers_and_start_where_the_whole_decoder_would(
+    path: str, variant: str
+):
+    config, whole = configs.load_config(f"{path}:{variant}"), configs.load_config(f"{path}:{variant[:-5]}")
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (128, 256, 0.05)
+    assert (config.optimizer.lr, config.optimizer.bridge_lr) == (2e-4, 2e-5)
+    assert config.init == whole.init and config.batch == whole.batch and config.data == whole.data
+    assert whole.lora.rank == 0
+
+
 def test_counts_that_make_no_sense_are_refused_all_at_once():
     config = configs.load_config("configs/stage1.py:tiny")
     configs.check_values(config)

@@ -12,6 +12,7 @@ from vflax import freeze
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.flops import device_peak, train_step_flops
 from vflax.loss import supervised_tokens
+from vflax.models.lora import LoraConfig
 from vflax.step import loss_sum
 
 ALL = ((r".*", "trainable"),)
@@ -65,6 +66,24 @@ def test_what_is_frozen_costs_less_and_what_lies_below_the_lowest_learner_least(
     assert counted(BRIDGE) < counted(STAGE_1) < counted(ALL)
     tower = counted(STAGE_1, images=5.0) - counted(STAGE_1)
     assert counted(ALL, images=5.0) - counted(ALL) > 2 * tower
+
+
+def test_adapters_cost_their_products_and_spare_the_gradient_of_the_kernel():
+    def per_token(config: LoraConfig | None, rules) -> float:
+        _, params = toy.build(config)
+        verdict = freeze.verdicts(params, rules)
+        low, high = (
+            train_step_flops(toy.CONFIG, params, verdict, tokens=n, supervised=1.0, context=1.0, images=0.0)
+            for n in (1.0, 2.0)
+        )
+        return high - low
+
+    kernels = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
+    adapters = 2 * 4 * ((6 * 32 + 64) + (32 + 16 + 16 + 32 + 64 + 64 + 32))
+    assert per_token(None, ALL) == pytest.approx(2 * 3 * kernels)
+    lora = LoraConfig(4, 8.0, 0.0, (r"decoder/layers/.*",))
+    rules = ((r".*/lora_[ab]", "trainable"), (r".*", "frozen"))
+    assert per_token(lora, rules) == pytest.approx(2 * 2 * kernels + 2 * 3 * adapters)
 
 
 def test_a_longer_context_costs_more():

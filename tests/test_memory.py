@@ -11,6 +11,7 @@ from tests import toy
 from vflax import freeze, memory, sharding
 from vflax.errors import UserError
 from vflax.models import llava
+from vflax.models.lora import LoraConfig
 from vflax.step import init_state, make_train_step
 
 
@@ -20,8 +21,9 @@ def estimate(
     rules=((r".*", "trainable"),),
     capacity: int = 24,
     accumulation: int = 1,
+    lora: LoraConfig | None = None,
 ) -> dict[str, int]:
-    _, shapes = llava.abstract(toy.CONFIG, **toy.KW)
+    _, shapes = llava.abstract(toy.CONFIG, lora=lora, **toy.KW)
     mesh = AbstractMesh((1, devices, 1), sharding.AXES)
     where = {
         p: jax.sharding.NamedSharding(mesh, sharding.param_spec(p, x.shape, mesh)) for p, x in shapes.items()
@@ -43,6 +45,17 @@ def test_frozen_parameters_hold_no_optimizer_state():
     sizes = estimate(rules=((r"bridge/.*", "trainable"), (r".*", "frozen")))
     bridge = (16 * 32 + 32) + (32 * 32 + 32)
     assert (sizes["optimizer"], sizes["gradients"]) == (8 * bridge, 4 * bridge)
+
+
+def test_integers_take_a_byte_and_adapters_alone_have_moments():
+    lora = LoraConfig(4, 8.0, 0.0, (r"decoder/layers/.*",), "int8")
+    found = estimate(rules=((r".*/lora_[ab]", "trainable"), (r".*", "frozen")), lora=lora)
+    kernels = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
+    outputs = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)
+    adapters = 2 * 4 * (6 * 32 + 64) + 4 * outputs
+    plain = sum(x.size for x in llava.abstract(toy.CONFIG, **toy.KW)[1].values())
+    assert found["parameters"] == 4 * (plain - kernels + outputs + adapters) + kernels
+    assert (found["optimizer"], found["gradients"]) == (8 * adapters, 4 * adapters)
 
 
 def test_sharding_divides_what_a_device_holds():

@@ -19,16 +19,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests import toy
 from vflax import freeze, sharding
 from vflax.checkpoint import Checkpointer
+from vflax.models.lora import LoraConfig
 from vflax.step import init_state, make_train_step, state_shardings
 
 STEPS = 5
-graphdef, params = toy.build()
-verdict = freeze.verdicts(params, ((r"vision/.*", "frozen"), (r".*", "trainable")))
+LORA = LoraConfig(4, 8.0, 0.2, (r"decoder/layers/.*",), "int8")
+MODELS = {
+    "plain": (*toy.build(), ((r"vision/.*", "frozen"), (r".*", "trainable")), None),
+    "lora": (*toy.build(LORA), ((r"bridge/.*|.*/lora_[ab]", "trainable"), (r".*", "frozen")), 5),
+}
 tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 checkpointer = Checkpointer(Path(sys.argv[2]), keep=1, best_metric="")
 
 
-def train(sizes, start=0, stop=STEPS):
+def train(sizes, start=0, stop=STEPS, model="plain"):
+    graphdef, params, rules, dropout_seed = MODELS[model]
+    verdict = freeze.verdicts(params, rules)
+    learns = "decoder/layers/mlp/up/" + ("kernel" if model == "plain" else "lora_b")
     devices = jax.devices()[: sizes[0] * sizes[1] * sizes[2]]
     mesh = sharding.make_mesh(*sizes, devices)
     where = sharding.param_shardings(params, mesh) if len(devices) > 1 else {
@@ -43,7 +50,7 @@ def train(sizes, start=0, stop=STEPS):
                 lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings))
         else:
             state = jax.jit(lambda p: init_state(tx, p), out_shardings=shardings)(trainable)
-        train_step = make_train_step(graphdef, tx, "global", 24)
+        train_step = make_train_step(graphdef, tx, "global", 24, dropout_seed)
         step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
         losses = []
         for i in range(start, stop):
@@ -53,11 +60,13 @@ def train(sizes, start=0, stop=STEPS):
         if stop < STEPS:
             checkpointer.save(stop, state, {}, None)
             checkpointer.wait()
-    moment = [x for x in jax.tree.leaves(state.opt_state) if x.shape == params["decoder/layers/mlp/up/kernel"].shape][0]
+    moment = [x for x in jax.tree.leaves(state.opt_state) if x.shape == params[learns].shape][0]
     return {"losses": losses, "moment_shard": moment.sharding.shard_shape(moment.shape)}
 
 
 found = {str(sizes): train(sizes) for sizes in json.loads(sys.argv[1])}
+for sizes in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
+    found[f"lora {sizes}"] = train(sizes, model="lora")
 found["resumed"] = {"losses": train((1, 8, 1), stop=3)["losses"] + train((2, 2, 2), start=3)["losses"]}
 checkpointer.close()
 print(json.dumps(found))
@@ -87,6 +96,13 @@ def test_a_mesh_gives_the_losses_of_a_single_device(runs, mesh):
 
 def test_a_run_continued_on_another_mesh_has_the_losses_of_one_that_was_not_stopped(runs):
     np.testing.assert_allclose(runs["resumed"]["losses"], runs["[1, 1, 1]"]["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+def test_adapters_with_dropout_beside_integers_learn_the_same_on_a_mesh(runs, mesh):
+    single = runs["lora (1, 1, 1)"]["losses"]
+    assert single[-1] < single[0]
+    np.testing.assert_allclose(runs[f"lora {mesh}"]["losses"], single, rtol=1e-5)
 
 
 def test_optimizer_moments_are_sharded_like_their_parameters(runs):

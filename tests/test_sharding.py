@@ -24,6 +24,18 @@ def test_a_kernel_is_sharded_over_fsdp_and_tensor():
     )
 
 
+def test_an_adapter_lies_like_its_kernel_and_scales_like_its_outputs():
+    mesh = abstract_mesh(1, 2, 2)
+    for linear, scale in (("attention/q", "tensor"), ("mlp/down", "fsdp")):
+        kernel, a, b = (
+            sharding.param_spec(f"decoder/layers/{linear}/{leaf}", (4, 8, 8), mesh)
+            for leaf in ("kernel", "lora_a", "lora_b")
+        )
+        assert kernel == a == b
+        found = sharding.param_spec(f"decoder/layers/{linear}/kernel_scale", (4, 8), mesh)
+        assert found == PartitionSpec(None, scale) and kernel[2] == scale
+
+
 def test_an_axis_that_does_not_divide_a_dimension_is_left_out():
     assert sharding.param_spec("bridge/layers_0/kernel", (6, 8), abstract_mesh(1, 4, 2)) == PartitionSpec(
         None, "tensor"

@@ -11,9 +11,11 @@ import pytest
 from tests import toy
 from vflax import freeze
 from vflax.errors import UserError
+from vflax.models.lora import LoraConfig
 from vflax.step import init_state, loss_sum, make_eval_step, make_train_step
 
 STAGE_1 = ((r"vision/.*", "frozen"), (r".*", "trainable"))
+LORA = ((r".*/lora_[ab]", "trainable"), (r"bridge/.*", "trainable"), (r".*", "frozen"))
 CAPACITY = 24
 
 
@@ -22,11 +24,16 @@ def model():
     return toy.build()
 
 
-def run(model, rows, *, accumulation=1, reduction="global", rules=STAGE_1):
+@pytest.fixture(scope="module", params=["", "int8"])
+def adapted(request):
+    return toy.build(LoraConfig(4, 8.0, 0.2, (r"decoder/layers/.*",), request.param))
+
+
+def run(model, rows, *, accumulation=1, reduction="global", rules=STAGE_1, dropout_seed=None):
     graphdef, params = model
     trainable, frozen = freeze.split(params, freeze.verdicts(params, rules))
     tx = optax.sgd(1.0)
-    step = jax.jit(make_train_step(graphdef, tx, reduction, CAPACITY))
+    step = jax.jit(make_train_step(graphdef, tx, reduction, CAPACITY, dropout_seed))
     state, metrics = step(init_state(tx, trainable), frozen, toy.stacked(rows, accumulation))
     gradients = {path: np.asarray(trainable[path] - leaf) for path, leaf in state.trainable.items()}
     return state, metrics, gradients
@@ -81,6 +88,35 @@ def test_no_gradient_of_a_frozen_leaf_is_computed(model):
 
     assert kernel in made(((r".*", "trainable"),)), "the gradient's shape is recognised"
     assert kernel not in made(STAGE_1)
+
+
+def test_adapters_cost_no_gradient_of_what_they_stand_beside(adapted):
+    graphdef, params = adapted
+    tx = optax.sgd(1.0)
+    step = make_train_step(graphdef, tx, "global", CAPACITY, 0)
+    trainable, frozen = freeze.split(params, freeze.verdicts(params, LORA))
+    assert {path.split("/")[-1] for path in trainable if path.startswith("decoder")} == {"lora_a", "lora_b"}
+    made = shapes_made(
+        jax.make_jaxpr(step)(init_state(tx, trainable), frozen, toy.stacked(toy.batch(2), 1)).jaxpr
+    )
+    # Stacked, as a gradient would be, and as integers would that are kept as floats for the backward pass.
+    kernels = {path: tuple(x.shape) for path, x in frozen.items() if path.endswith("/kernel") and x.ndim == 3}
+    assert len(kernels) == 13
+    assert not [path for path, shape in kernels.items() if shape in made]
+    assert all(tuple(trainable[f"decoder/layers/mlp/up/lora_{x}"].shape) in made for x in "ab")
+
+
+def test_with_dropout_accumulated_gradients_still_equal_those_of_the_whole_batch():
+    adapted = toy.build(LoraConfig(4, 8.0, 0.2, (r"decoder/layers/.*",)))
+    rows = toy.batch(4)
+    _, whole, expected = run(adapted, rows, rules=LORA, dropout_seed=3)
+    _, parts, got = run(adapted, rows, rules=LORA, dropout_seed=3, accumulation=4)
+    np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-6)
+    for path, gradient in expected.items():
+        np.testing.assert_allclose(got[path], gradient, rtol=1e-4, atol=1e-7, err_msg=path)
+    other = run(adapted, rows, rules=LORA, dropout_seed=4)[2]
+    path = "decoder/layers/mlp/up/lora_b"
+    assert np.abs(other[path] - expected[path]).max() > 0.1 * np.abs(expected[path]).max()
 
 
 def test_frozen_leaves_hold_no_optimizer_state(model):

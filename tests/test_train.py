@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
+from configs import common
 from tests import small
 from vflax import train
 from vflax.checkpoint import find_step
 from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluator
 from vflax.metrics import read_metrics
-from vflax.weights.source import RandomSource, WorkdirSource
+from vflax.weights.source import LoraSource, RandomSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
 
@@ -277,3 +281,72 @@ def test_another_program_s_folder_is_refused_as_a_workdir(tmp_path: Path):
     with pytest.raises(UserError, match=r"config\.json in it is not vflax's"):
         train.run_with_start(small.config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def with_adapters(**changes: Any) -> ConfigDict:
+    """The small config with adapters and much dropout, beside integers."""
+    config = common.tiny_lora(small.config())
+    config.lora.base, config.lora.dropout = "int8", 0.3
+    config.evaluate.tasks = ("loss", "accuracy")
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return config
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("adapted")
+    assert train.run_with_start(with_adapters(optimizer__warmup=0.0), workdir) == 0
+    return workdir
+
+
+def test_only_adapters_and_bridge_learn_and_the_frozen_store_has_the_bytes_that_came(adapted: Path):
+    assert losses(adapted)[-1] < losses(adapted)[0]
+    files = ModelFiles.load(adapted)
+    assert files.lora is not None and (files.lora.rank, files.lora.base) == (8, "int8")
+    start = LoraSource(RandomSource(files.config, seed=42), files.config, files.lora, seed=42)
+    last = WorkdirSource(adapted, 6)
+    assert set(last.names()) == set(start.names())
+    for name in last.names():
+        learns = ".lora_" in name or name.startswith("multi_modal_projector.")
+        assert (last.read(name).tobytes() != start.read(name).tobytes()) == learns, name
+
+
+def test_a_continued_run_draws_the_masks_of_one_that_was_not_stopped(adapted: Path, tmp_path: Path):
+    shutil.copytree(adapted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    # In two parts, which are the same rows with the same masks, only summed otherwise.
+    shutil.copytree(tmp_path / "run", tmp_path / "parts")
+    config = with_adapters(optimizer__warmup=0.0)
+    assert train.run_with_start(config, tmp_path / "run") == 0
+    assert losses(tmp_path / "run") == losses(adapted)
+    config.batch.accumulation = 2
+    assert train.run_with_start(config, tmp_path / "parts") == 0
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(adapted), rtol=1e-5)
+
+
+def test_what_adapters_cannot_do_yet_is_refused_at_the_start(adapted: Path, tmp_path: Path):
+    config = small.config(init__checkpoint=str(adapted))
+    config.model.vision, config.model.decoder = {}, {}
+    with pytest.raises(UserError, match=r"config\.init\.checkpoint=.*merge them into the weights first"):
+        train.run_with_start(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"merge.*--config\.export=False"):
+        train.run_with_start(with_adapters(export=True), tmp_path / "run")
+
+
+def test_model_files_without_adapters_leave_none_of_an_earlier_start_behind(adapted: Path, tmp_path: Path):
+    files = ModelFiles.load(adapted)
+    files.save(tmp_path)
+    assert ModelFiles.load(tmp_path).lora == files.lora
+    dataclasses.replace(files, lora=None).save(tmp_path)
+    assert ModelFiles.load(tmp_path).lora is None
+
+
+def test_integers_that_should_learn_are_refused(tmp_path: Path):
+    config = with_adapters()
+    config.freeze = ((r"vision/.*", "frozen"), (r".*", "trainable"))
+    with pytest.raises(UserError, match=r"config\.lora\.base='int8'.*integers do not learn"):
+        train.run_with_start(config, tmp_path)

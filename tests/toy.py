@@ -11,6 +11,7 @@ from vflax.models import llava
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
+from vflax.models.lora import LoraConfig
 
 CONFIG = llava.LlavaConfig(
     VisionConfig(
@@ -26,10 +27,10 @@ CONFIG = llava.LlavaConfig(
 KW = {"dtype": "float32", "param_dtype": "float32", "remat": "none", "attention": "auto"}
 
 
-def build() -> tuple:
+def build(lora: LoraConfig | None = None) -> tuple:
     """(graphdef, random flat parameters)."""
-    graphdef, _ = llava.abstract(CONFIG, **KW)
-    return graphdef, llava.init(CONFIG, jax.random.key(0), **KW)
+    graphdef, _ = llava.abstract(CONFIG, lora=lora, **KW)
+    return graphdef, llava.init(CONFIG, jax.random.key(0), lora=lora, **KW)
 
 
 def batch(rows: int, seed: int = 0, length: int = 24, slots: int = 2) -> dict[str, np.ndarray]:

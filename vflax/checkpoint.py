@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from vflax.errors import UserError
 from vflax.step import TrainState
+from vflax.workdir import read_json
 
 _RECORD = "record"
 # A leaf below this many bytes is read whole.
@@ -157,6 +158,13 @@ def _per_layer(params: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
     )
 
 
+def save_record(workdir: Path, step: int, record: dict[str, Any]) -> None:
+    """Write a checkpoint that holds nothing but its record, for weights that all lie in the frozen store."""
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave({**record, "step": step})))
+        manager.wait_until_finished()
+
+
 def find_step(workdir: Path, which: str) -> int:
     """Resolve "latest", "best" or a number to the step of a complete checkpoint under WORKDIR.
 
@@ -181,7 +189,7 @@ def find_step(workdir: Path, which: str) -> int:
 
 
 def _best_step(workdir: Path, steps: list[int]) -> int:
-    config = json.loads((workdir / "config.json").read_text())
+    config = read_json(workdir / "config.json")
     metric = config["checkpoint"]["best_metric"]
     values = {}
     for step in steps:

@@ -67,7 +67,7 @@ def train_step_flops(
     for path, leaf in params.items():
         part = path.split("/")[0]
         head = path == ("decoder/embed_tokens/embedding" if config.decoder.tie_word_embeddings else _HEAD)
-        if not path.endswith("/kernel") and not head:
+        if not path.endswith(("/kernel", "/lora_a", "/lora_b")) and not head:
             continue
         passes = 1 + (below[part] or learns[part]) + (verdict[path] == freeze.TRAINABLE)
         here = positions[part]

@@ -70,11 +70,20 @@ def estimate(
     layer = tokens * item * (
         4 * decoder.width + (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim + 3 * decoder.mlp_dim
     )  # fmt: skip
+    for path in params:
+        if path.startswith("decoder/layers/") and path.endswith("/lora_a"):
+            # What dropout has left of an adapter's input, and its narrow product: [tokens, in] and [tokens, rank].
+            layer += tokens * item * sum(params[path].shape[-2:])
     kept = tokens * decoder.width * item * decoder.num_layers
     sizes["activations"] = kept + layer if remat == "full" else kept + layer * decoder.num_layers
     if scores:
         # Scores, their exponentials and the gradient of these, float32 [B, H, T, T] of one layer.
         sizes["activations"] += 3 * rows * decoder.num_heads * max_length**2 * 4
+    # An int8 kernel becomes floats where it is multiplied with, one layer's at a time.
+    sizes["activations"] += max(
+        (local(path) // params[path].shape[0] * item for path in params if params[path].dtype == jnp.int8),
+        default=0,
+    )
     patches = rows * slots * (vision.num_patches + 1)
     tower_layer = patches * item * (8 * vision.width + 2 * vision.mlp_dim)
     tower_learns = any(path.startswith("vision/") for path in trainable)

@@ -20,17 +20,20 @@ BATCH_AXES = ("data", "fsdp")
 
 # (pattern for the whole path, axis per dimension). The first match decides. Kernels are [in, out] behind the
 # stacked layer axis; a column-parallel kernel shards its outputs over `tensor`, a row-parallel one its inputs
-# (Shoeybi et al., Megatron-LM, 2019), and `fsdp` takes the other dimension.
+# (Shoeybi et al., Megatron-LM, 2019), and `fsdp` takes the other dimension. An adapter lies like its kernel, and the
+# scales of an int8 kernel like its outputs.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"decoder/embed_tokens/embedding", ("tensor", "fsdp")),
     (r"decoder/lm_head/kernel", ("fsdp", "tensor")),
-    (r"decoder/layers/(attention/(q|k|v)|mlp/(gate|up))/kernel", (None, "fsdp", "tensor")),
-    (r"decoder/layers/(attention/o|mlp/down)/kernel", (None, "tensor", "fsdp")),
-    (r"vision/layers/(attention/(q|k|v)|mlp/fc1)/kernel", (None, "fsdp", "tensor")),
-    (r"vision/layers/(attention/out|mlp/fc2)/kernel", (None, "tensor", "fsdp")),
+    (r"decoder/layers/(attention/(q|k|v)|mlp/(gate|up))/(kernel|lora_a|lora_b)", (None, "fsdp", "tensor")),
+    (r"decoder/layers/(attention/o|mlp/down)/(kernel|lora_a|lora_b)", (None, "tensor", "fsdp")),
+    (r"decoder/layers/(attention/(q|k|v)|mlp/(gate|up))/kernel_scale", (None, "tensor")),
+    (r"decoder/layers/(attention/o|mlp/down)/kernel_scale", (None, "fsdp")),
+    (r"vision/layers/(attention/(q|k|v)|mlp/fc1)/(kernel|lora_a|lora_b)", (None, "fsdp", "tensor")),
+    (r"vision/layers/(attention/out|mlp/fc2)/(kernel|lora_a|lora_b)", (None, "tensor", "fsdp")),
     (r"vision/patch_embedding/kernel", (None, None, None, "fsdp")),
     (r"vision/position_embedding", (None, "fsdp")),
-    (r"bridge/layers_\d+/kernel", ("fsdp", "tensor")),
+    (r"bridge/layers_\d+/(kernel|lora_a|lora_b)", ("fsdp", "tensor")),
     (r".*/(scale|bias)|vision/class_embedding", ()),
 )
 # A model with more of its bytes than this on every device is refused: a rule must be missing.

@@ -24,7 +24,7 @@ from vflax import config as configs
 from vflax import freeze, sharding
 from vflax.errors import UserError
 from vflax.images import ImageRules
-from vflax.models import llava
+from vflax.models import llava, lora
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
@@ -34,7 +34,7 @@ from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.load import check
 from vflax.weights.open import WORKDIR, join, open_checkpoint
-from vflax.weights.source import RandomSource, TensorSource
+from vflax.weights.source import LoraSource, RandomSource, TensorSource
 from vflax.workdir import ModelFiles
 
 
@@ -225,7 +225,8 @@ class Model:
     """The model of a run without its numbers, and where these are.
 
     files: what WORKDIR/model holds; files.frozen is empty until `keep` has written it.
-    abstract: {path: ShapeDtypeStruct}, trainable leaves in float32, frozen ones in the compute dtype.
+    abstract: {path: ShapeDtypeStruct}, trainable leaves in float32, frozen ones in the compute dtype, but int8 kernels
+        and their float32 scales.
     verdict: {path: "trainable" | "frozen"}.
     shardings: {path: NamedSharding}.
     source: the weights that a fresh run starts from; None: a continued run.
@@ -264,17 +265,22 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
     if resumed is not None:
         files, source = ModelFiles.load(workdir), None
     else:
-        start = open_start(config)
+        start, adapters = open_start(config), lora.read(configs.plain(config.lora))
         source, vision = start.source, start.config.vision
-        check(source, start.config)
+        if adapters is not None:
+            source = LoraSource(source, start.config, adapters, config.seed)
+        check(source, start.config, lora=adapters)
         files = ModelFiles(
             config=start.config,
             tokenizer=start.tokenizer,
             template=config.template,
             position=config.image.position,
             rules=ImageRules(config.image.mode, vision.image_size, vision.image_mean, vision.image_std),
-            source_dtypes={name: source.source_dtype(name).name for name in names.expected(start.config)},
+            source_dtypes={
+                name: source.source_dtype(name).name for name in names.expected(start.config, adapters)
+            },
             frozen="",
+            lora=adapters,
         )
     graphdef, shapes = llava.abstract(
         files.config,
@@ -282,11 +288,15 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
         param_dtype="float32",
         remat=config.remat,
         attention=config.attention,
+        lora=files.lora,
     )
     verdict = freeze.verdicts(shapes, config.freeze)
+    lora.check_frozen(files.lora, verdict)
     compute = jnp.dtype(config.dtype)
     abstract = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if verdict[path] == freeze.TRAINABLE else compute)
+        path: leaf
+        if verdict[path] == freeze.TRAINABLE or lora.is_integers(path, leaf)
+        else jax.ShapeDtypeStruct(leaf.shape, compute)
         for path, leaf in shapes.items()
     }
     return Model(files, graphdef, abstract, verdict, sharding.param_shardings(abstract, mesh), source)
@@ -297,7 +307,7 @@ def keep(model: Model, workdir: Path) -> Model:
     assert model.source is not None
     if jax.process_index() == 0:
         frozen = [path for path, verdict in model.verdict.items() if verdict == freeze.FROZEN]
-        digest = save_frozen(model.source, model.files.config, frozen, workdir)
+        digest = save_frozen(model.source, model.files.config, frozen, workdir, model.files.lora)
         dataclasses.replace(model.files, frozen=digest).save(workdir)
     multihost_utils.sync_global_devices("model files")
     return dataclasses.replace(model, files=ModelFiles.load(workdir))

@@ -13,7 +13,7 @@ from flax import nnx
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.loss import cross_entropy_sum, supervised_positions, supervised_tokens
-from vflax.models import llava
+from vflax.models import llava, lora
 from vflax.sharding import BATCH_AXES, constrain
 
 Params = dict[str, jax.Array]
@@ -34,7 +34,9 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def loss_sum(graphdef: nnx.GraphDef, params: Params, batch: Batch, capacity: int) -> jax.Array:
+def loss_sum(
+    graphdef: nnx.GraphDef, params: Params, batch: Batch, capacity: int, keys: jax.Array | None = None
+) -> jax.Array:
     """Summed cross-entropy of one micro-batch in nats; nan if a row supervises more tokens than `capacity`.
 
     Args:
@@ -42,9 +44,10 @@ def loss_sum(graphdef: nnx.GraphDef, params: Params, batch: Batch, capacity: int
         params: {path: array}.
         batch: leaves [B, ...] as vflax/data/rows.py makes them.
         capacity: C, the most supervised tokens of a row.
+        keys: of the adapters' dropout, key array [B]; None: without dropout.
     """
     model = llava.merge(graphdef, params)
-    hidden = model.hidden(batch["ids"], batch["images"], batch["segments"], batch["positions"])
+    hidden = model.hidden(batch["ids"], batch["images"], batch["segments"], batch["positions"], keys)
     positions, targets = supervised_positions(batch["labels"], capacity)
     # [B, T, D] gathered by [B, C, 1] -> [B, C, D]
     chosen = jnp.take_along_axis(hidden, positions[..., None], axis=1)
@@ -54,7 +57,11 @@ def loss_sum(graphdef: nnx.GraphDef, params: Params, batch: Batch, capacity: int
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, reduction: str, capacity: int
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    reduction: str,
+    capacity: int,
+    dropout_seed: int | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The function of one optimizer step, to be jitted with the state donated.
 
@@ -64,6 +71,7 @@ def make_train_step(
         reduction: "global", the sum of losses over the sum of supervised tokens, across devices, hosts and
             accumulation steps; or "llava", the mean of the micro-batches' means, for parity studies.
         capacity: the most supervised tokens of a row.
+        dropout_seed: of the adapters' dropout; None: without dropout.
 
     Returns:
         step(state, frozen, batch) -> (state, metrics). Batch leaves are [A, B, ...], A accumulation steps.
@@ -75,25 +83,31 @@ def make_train_step(
     def train_step(
         state: TrainState, frozen: Params, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        accumulation = batch["labels"].shape[0]
+        accumulation, rows = batch["labels"].shape[:2]
+        keys = None
+        if dropout_seed is not None:
+            # [A * B] -> [A, B]
+            keys = lora.row_keys(dropout_seed, state.step, accumulation * rows).reshape(accumulation, rows)
         total = supervised_tokens(batch["labels"])
 
-        def micro_loss(trainable: Params, micro: Batch) -> jax.Array:
+        def micro_loss(trainable: Params, micro: Batch, keys: jax.Array | None) -> jax.Array:
             tokens = total if reduction == "global" else supervised_tokens(micro["labels"]) * accumulation
-            return loss_sum(graphdef, {**frozen, **trainable}, micro, capacity) / jnp.maximum(tokens, 1.0)
+            loss = loss_sum(graphdef, {**frozen, **trainable}, micro, capacity, keys)
+            return loss / jnp.maximum(tokens, 1.0)
 
         def accumulate(
-            carry: tuple[jax.Array, Params], micro: Batch
+            carry: tuple[jax.Array, Params], part: tuple[Batch, jax.Array | None]
         ) -> tuple[tuple[jax.Array, Params], None]:
-            micro = {name: constrain(leaf, BATCH_AXES) for name, leaf in micro.items()}
-            loss, grads = jax.value_and_grad(micro_loss)(state.trainable, micro)
+            micro = {name: constrain(leaf, BATCH_AXES) for name, leaf in part[0].items()}
+            loss, grads = jax.value_and_grad(micro_loss)(state.trainable, micro, part[1])
             return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), None
 
         if accumulation == 1:
-            loss, grads = jax.value_and_grad(micro_loss)(state.trainable, {k: v[0] for k, v in batch.items()})
+            only = jax.tree.map(lambda leaf: leaf[0], (dict(batch), keys))
+            loss, grads = jax.value_and_grad(micro_loss)(state.trainable, *only)
         else:
             zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
-            (loss, grads), _ = jax.lax.scan(accumulate, zero, dict(batch))
+            (loss, grads), _ = jax.lax.scan(accumulate, zero, (dict(batch), keys))
 
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

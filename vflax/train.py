@@ -93,6 +93,11 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     notes: list[str] = []
     if resumed is not None:
         record = checkpointer.read_record(resumed)
+        if "config" not in record:
+            raise UserError(
+                f"{workdir} holds imported weights, not a run: choose another --workdir and start it from them with "
+                f"--config.init.checkpoint={workdir}"
+            )
         notes = configs.check_resume(record["config"], plain)
     _say(_banner(config, workdir, mesh, resumed))
     for note in notes:
@@ -152,9 +157,13 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     )
     shardings = state_shardings(abstract, model.shardings, replicated)
     with jax.set_mesh(mesh):
-        frozen = load_params(model.frozen_source(workdir), files.config, model.frozen_shardings, model.dtypes)
+        frozen = load_params(
+            model.frozen_source(workdir), files.config, model.frozen_shardings, model.dtypes, files.lora
+        )
         if model.source is not None:
-            trainable = load_params(model.source, files.config, model.trainable_shardings, model.dtypes)
+            trainable = load_params(
+                model.source, files.config, model.trainable_shardings, model.dtypes, files.lora
+            )
             state = jax.jit(lambda p: init_state(tx, p), out_shardings=shardings, donate_argnums=0)(trainable)
         else:
             assert resumed is not None
@@ -162,8 +171,9 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
                 lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
             )
             state = checkpointer.restore(resumed, target)
+        dropout_seed = config.seed if files.lora is not None and files.lora.dropout else None
         train_step = jax.jit(
-            make_train_step(model.graphdef, tx, config.loss.reduction, data.capacity),
+            make_train_step(model.graphdef, tx, config.loss.reduction, data.capacity, dropout_seed),
             donate_argnums=0,
             out_shardings=(shardings, replicated),
         )

@@ -19,9 +19,11 @@ from vflax.conversation import Position
 from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
+from vflax.models.lora import LoraConfig
 from vflax.tokenizer import Tokenizer, load_tokenizer
 
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
+_LORA = "lora.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -83,12 +85,19 @@ def claimed(workdir: Path) -> Iterator[None]:
         lock.release()
 
 
+def read_lora(workdir: Path) -> LoraConfig | None:
+    """The adapters of a WORKDIR's model, or None."""
+    path = workdir / "model" / _LORA
+    return LoraConfig.from_dict(read_json(path)) if path.is_file() else None
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """What lies in WORKDIR/model: all that a model needs beside its weights.
 
     source_dtypes: {canonical tensor name: dtype that the tensor came in with}.
     frozen: HASH of WORKDIR/frozen/HASH.
+    lora: the model's adapters; None (and no lora.json): it has none.
     """
 
     config: LlavaConfig
@@ -98,6 +107,7 @@ class ModelFiles:
     rules: ImageRules
     source_dtypes: dict[str, str]
     frozen: str
+    lora: LoraConfig | None = None
 
     def save(self, workdir: Path) -> None:
         """Write WORKDIR/model, tokenizer files included."""
@@ -109,6 +119,11 @@ class ModelFiles:
         write_json(folder / "image_rules.json", self.rules.to_dict())
         write_json(folder / "source_dtypes.json", self.source_dtypes)
         write_json(folder / "frozen.json", {"hash": self.frozen})
+        if self.lora is not None:
+            write_json(folder / _LORA, self.lora.to_dict())
+        else:
+            # Of a start with other flags, before the first checkpoint.
+            (folder / _LORA).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, workdir: Path) -> ModelFiles:
@@ -127,4 +142,5 @@ class ModelFiles:
             rules=ImageRules.from_dict(read_json(folder / "image_rules.json")),
             source_dtypes=read_json(folder / "source_dtypes.json"),
             frozen=read_json(folder / "frozen.json")["hash"],
+            lora=read_lora(workdir),
         )

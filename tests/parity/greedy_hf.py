@@ -9,17 +9,17 @@ import jax
 import numpy as np
 import torch
 from jax.sharding import SingleDeviceSharding
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
-from vflax.checkpoint import find_step
 from vflax.conversation import stop_ids
 from vflax.data.pipeline import build_data
 from vflax.data.questions import Question
 from vflax.generate.greedy import greedy
 from vflax.models import llava
 from vflax.start import resolve_path
+from vflax.weights.hf_tokenizer import special_ids
 from vflax.weights.load import load_params
-from vflax.weights.source import WorkdirSource
+from vflax.weights.open import open_checkpoint
 from vflax.workdir import ModelFiles, read_json
 
 
@@ -45,7 +45,7 @@ def ours(workdir: Path, files: ModelFiles, questions: list[Question], max_new_to
     graphdef, shapes = llava.abstract(files.config, **kw)
     where = {path: SingleDeviceSharding(jax.devices()[0]) for path in shapes}
     dtypes = {path: np.float32 for path in shapes}
-    params = load_params(WorkdirSource(workdir, find_step(workdir, "latest")), files.config, where, dtypes)
+    params = load_params(open_checkpoint(workdir).source, files.config, where, dtypes)
     return greedy(
         params, graphdef, [(q.ids, q.images) for q in questions], eos_ids=stop_ids(files.template, files.tokenizer),
         pad_id=files.tokenizer.pad_id, max_new_tokens=max_new_tokens, batch_size=16,
@@ -53,15 +53,23 @@ def ours(workdir: Path, files: ModelFiles, questions: list[Question], max_new_to
 
 
 def compare_greedy(
-    workdir: Path, per_task: int, max_new_tokens: int, split: str | None = None, limit: int | None = None
+    workdir: Path,
+    per_task: int,
+    max_new_tokens: int,
+    split: str | None = None,
+    limit: int | None = None,
+    model: Any = None,
 ) -> tuple[int, int, int]:
-    """(prompts, answers that differ, of these the ones that part where our top two logits are within 1e-4)."""
+    """(prompts, answers that differ, of these the ones that part where our top two logits are within 1e-4).
+
+    Args:
+        model: Hugging Face's; None: the run's own export.
+    """
     torch.set_num_threads(2)
     files = ModelFiles.load(workdir)
     questions = questions_of(workdir, files, per_task, split)[:limit]
-    export = workdir / "export"
-    model = LlavaForConditionalGeneration.from_pretrained(export, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(export)
+    if model is None:
+        model = LlavaForConditionalGeneration.from_pretrained(workdir / "export", dtype=torch.float32).eval()
     image_id = model.config.image_token_index
     different = near_ties = 0
     for question, answer in zip(questions, ours(workdir, files, questions, max_new_tokens), strict=True):
@@ -76,7 +84,7 @@ def compare_greedy(
             out = model.generate(
                 **inputs, do_sample=False, max_new_tokens=max_new_tokens,
                 eos_token_id=list(stop_ids(files.template, files.tokenizer)),
-                pad_token_id=processor.tokenizer.pad_token_id,
+                pad_token_id=special_ids(files.tokenizer).pad,
             )  # fmt: skip
         theirs = out[0, ids.shape[1] :].tolist()
         mine = answer.tokens.tolist()

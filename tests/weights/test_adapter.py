@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vflax.errors import UserError
 from vflax.models.bridge import BridgeConfig
 from vflax.weights import names
 from vflax.weights.adapter import Adapter, scaling
+from vflax.weights.export import Options, export
 from vflax.weights.open import ADAPTER, open_checkpoint
 
 CONFIG = hub.CONFIG
@@ -109,6 +111,21 @@ def test_a_base_that_is_nowhere_is_asked_for(tmp_path: Path) -> None:
         UserError, match=r"base_model_name_or_path is '/nowhere/llava'.*give the base with --base"
     ):
         open_checkpoint(folder)
+
+
+def test_the_base_on_the_hub_is_that_of_the_revision_which_the_adapter_names(tmp_path: Path) -> None:
+    said = {"base_model_name_or_path": "somebody/llava", "revision": "3f2a"}
+    assert Adapter(write_adapter(tmp_path / "a", lora_tensors(), **said)).base == "somebody/llava@3f2a"
+    said["base_model_name_or_path"] = str(tmp_path)
+    assert Adapter(write_adapter(tmp_path / "b", lora_tensors(), **said)).base == str(tmp_path)
+
+
+def test_an_exported_adapter_names_its_base_and_revision_again(tmp_path: Path, base: Path) -> None:
+    said = {"base_model_name_or_path": "somebody/llava", "revision": "3f2a"}
+    opened = open_checkpoint(write_adapter(tmp_path / "a", lora_tensors(), **said), base=base)
+    export(opened, tmp_path / "out", Options(format="lora"))
+    saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert {key: saved[key] for key in said} == said
 
 
 UNSUPPORTED: dict[str, Any] = {

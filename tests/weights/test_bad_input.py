@@ -15,6 +15,7 @@ import pytest
 
 from tests.weights import hub
 from tests.weights.test_adapter import lora_tensors, write_adapter
+from vflax.templates import chat_template
 from vflax.weights import safetensors_io
 from vflax.weights.export import main
 
@@ -120,6 +121,11 @@ def hf_with(*flags: str) -> Callable[[Path], list[str]]:
     return make
 
 
+def known_template(root: Path) -> list[str]:
+    (write_hf(root / "in") / "chat_template.jinja").write_text(chat_template("vicuna_v1", "front"))
+    return ["--template=vicuna_v1"]
+
+
 CASES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "truncated shard": (truncated, ["model-00003-of", "it is truncated, fetch it again"]),
     "ghost in the index": (ghost_in_the_index, ["index.json", "ghost is not in model-000"]),
@@ -163,7 +169,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "s2": (original_with(s2=True), ["s2=True"]),
     "anyres": (original_with(image_aspect_ratio="anyres"), ["image_aspect_ratio='anyres'"]),
     "merged patches": (original_with(mm_patch_merge_type="spatial"), ["mm_patch_merge_type='spatial'"]),
-    "template of a model that has one": (hf_with("--template=vicuna_v1"), ["brings its own chat template"]),
+    "template of a model that has one": (known_template, ["says itself that it is vicuna_v1"]),
     "flags of llava": (hf_with("--vision-tower=x"), ["--vision-tower belongs to --format=llava"]),
     "flags of lora": (
         hf_with("--names-4x", "--base-name=x"),

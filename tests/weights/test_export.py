@@ -225,7 +225,7 @@ def test_a_directory_that_is_there_is_left_alone_unless_it_is_an_export_to_repla
 def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     write_hub(tmp_path / "in")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
-    with pytest.raises(UserError, match="GB free, the export needs"):
+    with pytest.raises(UserError, match="GB free, this needs"):
         export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert nothing_left(tmp_path)
 

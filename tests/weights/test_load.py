@@ -56,6 +56,7 @@ def test_each_leaf_is_cast_to_its_dtype(tmp_path: Path) -> None:
 SHARDED = """
 import json, pathlib, sys
 import jax, numpy as np
+from jax.sharding import SingleDeviceSharding
 from tests.weights import hub, test_load
 from vflax import sharding
 from vflax.models import llava
@@ -76,7 +77,23 @@ params = load_params(Counting(pathlib.Path(sys.argv[1])), hub.CONFIG, shardings,
 equal = all(np.array_equal(p, test_load.expected(path)) for path, p in params.items())
 split = sum(p.addressable_shards[0].data.size < p.size for p in params.values())
 size = sum(p.size for p in params.values())
-print(json.dumps({"equal": equal, "split": split, "read": Counting.elements, "all": size}))
+
+alone = SingleDeviceSharding(jax.devices()[0])
+kernels = ["decoder/layers/mlp/up/kernel", "decoder/layers/mlp/down/kernel"]
+paths = [p for k in kernels for p in (k, k + "_scale")]
+dtypes = {p: np.float32 if p.endswith("_scale") else np.int8 for p in paths}
+shapes8 = {p: test_load.TABLE[k].param_shape for k in kernels for p in (k, k + "_scale")}
+where = {p: jax.NamedSharding(mesh, sharding.param_spec(p, shapes8[p], mesh)) for p in paths}
+source = SafetensorsSource(pathlib.Path(sys.argv[1]))
+loaded = [load_params(source, hub.CONFIG, w, dtypes) for w in (where, dict.fromkeys(paths, alone))]
+same = all(np.array_equal(loaded[0][p], loaded[1][p]) and loaded[0][p].dtype == dtypes[p] for p in paths)
+split8 = all(loaded[0][p].addressable_shards[0].data.size < loaded[0][p].size for p in paths)
+near = all(
+    np.all(np.abs(test_load.expected(k) - loaded[0][k] * s[:, None]) <= s[:, None] * 0.50001)
+    for k in kernels for s in [np.asarray(loaded[0][k + "_scale"])])
+print(json.dumps({
+    "equal": equal, "split": split, "read": Counting.elements, "all": size, "same": same, "split8": split8,
+    "near": near}))
 """
 
 
@@ -93,6 +110,8 @@ def test_on_a_mesh_each_slice_is_read_once_and_lands_in_its_place(tmp_path: Path
     assert facts["equal"]
     assert facts["split"] > 10
     assert facts["read"] == facts["all"]
+    # Integers: the same on the mesh as on one device, though a column lies in parts.
+    assert facts["same"] and facts["split8"] and facts["near"]
 
 
 def test_all_that_is_missing_misshaped_and_unexpected_is_told_at_once_with_files(tmp_path: Path) -> None:

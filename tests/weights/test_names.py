@@ -11,6 +11,7 @@ from tests.weights import hub
 from vflax.models import llava
 from vflax.models.bridge import BridgeConfig
 from vflax.models.llava import LlavaConfig
+from vflax.models.lora import SCALE, LoraConfig
 from vflax.weights import names
 
 KW = {"dtype": "float32", "param_dtype": "float32", "remat": "none", "attention": "reference"}
@@ -47,6 +48,29 @@ def test_carried_and_computed_tower_layers_make_the_whole_tower(config: LlavaCon
     }
     assert layers == set(range(config.vision.num_layers))
     assert "vision_tower.vision_model.post_layernorm.weight" in carried
+
+
+LORA = LoraConfig(3, 6.0, 0.0, (r"decoder/layers/.*", r"vision/layers/mlp/.*", r"bridge/.*"), "int8")
+
+
+def test_with_adapters_too_the_table_has_every_parameter_but_scales_which_come_from_their_kernel() -> None:
+    _, params = llava.abstract(hub.CONFIG, lora=LORA, **KW)
+    table = names.table(hub.CONFIG, LORA)
+    scales = {path for path in params if path.endswith(SCALE)}
+    assert len(scales) == 7 and all(names.weight_of(path) in table for path in scales)
+    shapes = {path: x.shape for path, x in params.items() if path not in scales}
+    assert shapes == {path: e.param_shape for path, e in table.items()}
+    assert {names.weight_of(path) for path in shapes} == set(shapes)
+
+
+def test_adapters_are_named_and_laid_out_as_in_peft() -> None:
+    decoder = hub.CONFIG.decoder
+    tensors = names.expected(hub.CONFIG, LORA)
+    up = "language_model.model.layers.1.mlp.up_proj"
+    assert tensors[f"{up}.lora_A.weight"] == (3, decoder.width)
+    assert tensors[f"{up}.lora_B.weight"] == (decoder.mlp_dim, 3)
+    assert "multi_modal_projector.linear_2.lora_A.weight" in tensors
+    assert not [name for name in names.expected(hub.CONFIG) if "lora" in name]
 
 
 def test_tensor_and_parameter_are_each_other_s_inverse() -> None:

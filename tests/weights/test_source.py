@@ -10,11 +10,12 @@ import pytest
 
 from tests.weights import hub
 from vflax.errors import UserError
+from vflax.models.lora import LoraConfig
 from vflax.weights import hf_config, names
 from vflax.weights.load import check
 from vflax.weights.open import join
 from vflax.weights.safetensors_io import SafetensorsFile
-from vflax.weights.source import RandomSource, SafetensorsSource
+from vflax.weights.source import LoraSource, RandomSource, SafetensorsSource
 
 TENSORS = hub.tensors_of(hub.CONFIG)
 BRIDGE = {name: tensor for name, tensor in TENSORS.items() if name.startswith("multi_modal_projector")}
@@ -121,3 +122,31 @@ def test_random_positions_of_one_row_or_column_are_alike() -> None:
     assert grid > 1
     for count, share in ((0, 0.0), (1, 1 / 3), (2, 1.0)):
         np.testing.assert_allclose(alike[shared == count], share, atol=0.12)
+
+
+LORA = LoraConfig(3, 6.0, 0.0, (r"decoder/layers/attention/.*",))
+
+
+def test_new_adapters_lie_beside_weights_that_stay_as_they_are() -> None:
+    base = RandomSource(hub.CONFIG, 0)
+    source = LoraSource(base, hub.CONFIG, LORA, 5)
+    check(source, hub.CONFIG, lora=LORA)
+    assert set(source.names()) == set(names.expected(hub.CONFIG, LORA))
+    name = "language_model.model.layers.1.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(source.read(name), base.read(name))
+    a, b = (source.read(name.replace("weight", f"lora_{x}.weight")) for x in "AB")
+    assert a.dtype == b.dtype == np.float32 and not b.any()
+    limit = hub.CONFIG.decoder.width**-0.5
+    assert 0.9 * limit < np.abs(a).max() <= limit and abs(a.mean()) < 0.2 * limit
+
+
+def test_new_adapters_depend_on_seed_and_name_only() -> None:
+    name = "language_model.model.layers.1.self_attn.q_proj.lora_A.weight"
+    deeper = hub.with_decoder(hub.CONFIG, num_layers=5)
+    base = RandomSource(hub.CONFIG, 0)
+    drawn = LoraSource(base, hub.CONFIG, LORA, 5).read(name)
+    np.testing.assert_array_equal(LoraSource(RandomSource(deeper, 1), deeper, LORA, 5).read(name), drawn)
+    assert not np.array_equal(LoraSource(base, hub.CONFIG, LORA, 6).read(name), drawn)
+    assert not np.array_equal(LoraSource(base, hub.CONFIG, LORA, 5).read(name.replace("q_", "k_")), drawn)
+    index = (slice(1, 3), slice(0, 5))
+    np.testing.assert_array_equal(LoraSource(base, hub.CONFIG, LORA, 5).read(name, index), drawn[index])

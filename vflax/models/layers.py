@@ -11,6 +11,7 @@ from flax import nnx
 
 from vflax.errors import UserError
 from vflax.models.attention import OUTPUT
+from vflax.models.lora import with_keys
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -87,7 +88,11 @@ def stack(make: Callable[[nnx.Rngs], Layer], num_layers: int, rngs: nnx.Rngs) ->
 
 
 def scan_layers(
-    body: Callable[[Layer, jax.Array], jax.Array], layers: Layer | Iterable[Layer], x: jax.Array, remat: str
+    body: Callable[[Layer, jax.Array], jax.Array],
+    layers: Layer | Iterable[Layer],
+    x: jax.Array,
+    remat: str,
+    keys: jax.Array | None = None,
 ) -> jax.Array:
     """Run x through layers: x = body(layer, x) for each layer in turn.
 
@@ -99,13 +104,15 @@ def scan_layers(
             used (vflax/weights/streamed.py).
         x: the carry, same shape and dtype in and out.
         remat: a name from REMAT_POLICIES.
+        keys: of the adapters' dropout, key array [L, B]; None: without dropout.
     """
     if not isinstance(layers, nnx.Module):
         for layer in layers:
             x = body(layer, x)
         return x
-    step = rematerialised(body, remat)
-    x, _ = jax.lax.scan(lambda carry, layer: (step(layer, carry), None), x, layers)
+    # The keys are an argument, so that what is recomputed has the masks of the first time.
+    step = rematerialised(lambda layer, keys, x: body(with_keys(layer, keys), x), remat)
+    x, _ = jax.lax.scan(lambda carry, own: (step(*own, carry), None), x, (layers, keys))
     return x
 
 

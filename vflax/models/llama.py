@@ -15,6 +15,7 @@ from flax import nnx
 from vflax.errors import UserError
 from vflax.models.attention import attention
 from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, scan_layers, stack
+from vflax.models.lora import fold
 from vflax.sharding import BATCH_AXES, constrain
 
 
@@ -194,13 +195,16 @@ class Decoder(nnx.Module):
         self.remat = remat
         self.backend = attention
 
-    def __call__(self, x: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, segments: jax.Array, positions: jax.Array, keys: jax.Array | None = None
+    ) -> jax.Array:
         """Hidden states after the final norm.
 
         Args:
             x: embeddings [B, T, D].
             segments: int [B, T]; tokens see earlier tokens of their own segment only.
             positions: int [B, T], restarting with each segment.
+            keys: of the adapters' dropout, key array [B]; None: without dropout.
 
         Returns:
             [B, T, D] in the compute dtype.
@@ -211,7 +215,8 @@ class Decoder(nnx.Module):
         def body(layer: DecoderLayer, x: jax.Array) -> jax.Array:
             return constrain(layer.finish(x, mix(*layer.project(x, rope))), BATCH_AXES)
 
-        return self.norm(scan_layers(body, self.layers, constrain(x, BATCH_AXES), self.remat))
+        per_layer = None if keys is None else fold(keys, self.config.num_layers)
+        return self.norm(scan_layers(body, self.layers, constrain(x, BATCH_AXES), self.remat, per_layer))
 
     def prefill(
         self, x: jax.Array, segments: jax.Array, positions: jax.Array, capacity: int

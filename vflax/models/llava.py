@@ -25,6 +25,7 @@ from vflax.models.bridge import Bridge, BridgeConfig
 from vflax.models.clip_vit import VisionConfig, VisionTower
 from vflax.models.layers import check_remat
 from vflax.models.llama import Decoder, DecoderConfig, RopeScaling
+from vflax.models.lora import LoraConfig, adapt
 from vflax.sharding import BATCH_AXES, constrain
 
 Params = dict[str, Any]
@@ -100,6 +101,7 @@ class Llava(nnx.Module):
         param_dtype: Any,
         remat: str,
         attention: str,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Build the model with random parameters.
 
@@ -111,6 +113,7 @@ class Llava(nnx.Module):
             remat: what the backward pass recomputes of a layer: "none"; "full", all of it; "dots_no_batch", all but
                 products with weights; "dots", all but these and what attention gives.
             attention: a backend's name, see vflax.models.attention.
+            lora: which linears have adapters, and how their weights are held; None: the model as it is.
         """
         check_remat(remat)
         check_backend(attention)
@@ -119,6 +122,8 @@ class Llava(nnx.Module):
         self.vision = VisionTower(config.vision, rngs=rngs, **dtypes, **run)
         self.bridge = Bridge(config.bridge, rngs=rngs, **dtypes)
         self.decoder = Decoder(config.decoder, rngs=rngs, **dtypes, **run)
+        if lora is not None:
+            adapt(self, lora, rngs)
         self.config = config
 
     def __call__(
@@ -128,7 +133,12 @@ class Llava(nnx.Module):
         return self.decoder.logits(self.hidden(ids, images, segments, positions))
 
     def hidden(
-        self, ids: jax.Array, images: jax.Array, segments: jax.Array, positions: jax.Array
+        self,
+        ids: jax.Array,
+        images: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states after the final norm.
 
@@ -137,11 +147,12 @@ class Llava(nnx.Module):
             images: uint8 [B, S, H, W, 3], in order of appearance in the row; S = 0 skips tower and bridge.
             segments: int32 [B, T]; 1.. per sample of the row, 0 for padding.
             positions: int32 [B, T]; 0.. restarting with each sample.
+            keys: of the adapters' dropout, key array [B]; None: without dropout.
 
         Returns:
             [B, T, D] in the compute dtype.
         """
-        return self.hidden_from_features(ids, self.features(images), segments, positions)
+        return self.hidden_from_features(ids, self.features(images), segments, positions, keys)
 
     def features(self, images: jax.Array) -> jax.Array:
         """What the tower sees: uint8 [B, S, H, W, 3] -> [B, S, N, tower width]."""
@@ -155,10 +166,15 @@ class Llava(nnx.Module):
         return constrain(self.vision(flat).reshape(shape), BATCH_AXES)
 
     def hidden_from_features(
-        self, ids: jax.Array, features: jax.Array, segments: jax.Array, positions: jax.Array
+        self,
+        ids: jax.Array,
+        features: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """As `hidden`, from features [B, S, N, tower width] that were computed before."""
-        return self.decoder(self.embed(ids, features), segments, positions)
+        return self.decoder(self.embed(ids, features), segments, positions, keys)
 
     def embed(self, ids: jax.Array, features: jax.Array) -> jax.Array:
         """ids [B, T], features [B, S, N, tower width] -> token embeddings with images in place [B, T, D]."""

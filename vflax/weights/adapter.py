@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.weights import names
+from vflax.weights import hub, names
 from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.names import Index
 from vflax.weights.safetensors_io import and_more
@@ -61,7 +61,8 @@ class Adapter:
         problems.stop()
         self.folder, self.raw = folder, raw
         self.alpha, self.rslora = float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
-        self.base: str = raw.get("base_model_name_or_path") or ""
+        base, revision = raw.get("base_model_name_or_path") or "", raw.get("revision")
+        self.base: str = f"{base}@{revision}" if revision and hub.meant_id(base) else base
         parts = [SafetensorsSource(folder, RULES, STEM)]
         if (folder / NON_LORA).is_file():
             parts.append(SafetensorsSource.file(folder / NON_LORA, RULES))

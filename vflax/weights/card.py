@@ -38,13 +38,13 @@ def write(opened: Opened, record: dict[str, Any]) -> str:
         record: what export.json will say; see export.py.
     """
     kind = record["format"]
-    lora = opened.lora if kind == "lora" else None
+    base = hub.meant_id(record["base"]) if kind == "lora" else None
     header = ModelCardData(
         library_name=_LIBRARIES[kind],
         pipeline_tag="image-text-to-text",
         tags=["llava", "vision-language", "vflax"],
         # A path on this machine names nothing on the hub.
-        base_model=lora.base_name if lora and hub.parse_hub_id(lora.base_name) else None,
+        base_model=base.repo if base else None,
     )
     decoder, vision = opened.files.config.decoder, opened.files.config.vision
     lines = [

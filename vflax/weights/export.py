@@ -32,10 +32,10 @@ from vflax.templates import chat_template, get_template
 from vflax.weights import card, formats, hf_config, hub, verify
 from vflax.weights.formats import Format, write_json
 from vflax.weights.load import check
-from vflax.weights.open import HubFiles, Opened, open_checkpoint
+from vflax.weights.open import HubFiles, Opened, known_template, open_checkpoint
 from vflax.weights.safetensors_io import TensorSpec, write_shards
-from vflax.weights.source import SafetensorsSource, WorkdirSource
-from vflax.weights.views import WatchedSource
+from vflax.weights.source import SafetensorsSource
+from vflax.weights.views import WatchedSource, nbytes
 from vflax.workdir import ModelFiles
 
 DTYPES = {
@@ -114,8 +114,8 @@ def _write(opened: Opened, fmt: Format, out: Path, options: Options) -> dict[str
     _check_out(out, options.replace)
     tensors = fmt.tensors
     specs = [TensorSpec(name, tensors.dtype(name), tensors.shape(name)) for name in tensors.names()]
-    total = sum(spec.nbytes for spec in specs)
-    _check_room(out, total)
+    total = nbytes(tensors)
+    check_room(out, total)
     with folders.beside(out) as root:
         folder = root / "new"
         folder.mkdir()
@@ -174,8 +174,8 @@ def _format(opened: Opened, options: Options) -> Format:
 
 def _origin(opened: Opened) -> dict[str, Any]:
     """Where the weights came from, for the record."""
-    step = opened.source.step if isinstance(opened.source, WorkdirSource) else None
-    return {"source": hub.origin(opened.place) or str(opened.place), "kind": opened.kind, "step": step}
+    source = hub.origin(opened.place) or str(opened.place)
+    return {"source": source, "kind": opened.kind, "step": opened.step}
 
 
 def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: int) -> dict[str, Any]:
@@ -212,13 +212,14 @@ def _check_out(out: Path, replace: bool) -> None:
     raise UserError(f"{out}: is there already{' and is no export' if replace else ''}; {remedy}")
 
 
-def _check_room(out: Path, needed: int) -> None:
+def check_room(out: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for."""
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise UserError(
-            f"{parent}: {free / 1e9:.1f} GB free, the export needs {needed / 1e9:.1f} GB; choose another --out"
+            f"{parent}: {free / 1e9:.1f} GB free, this needs {needed / 1e9:.1f} GB; choose another --out"
         )
 
 
@@ -242,17 +243,19 @@ def parse_size(text: str) -> int:
 
 
 def with_template(opened: Opened, template: str) -> Opened:
-    """Name the conversation template of weights that do not bring one.
+    """Name the conversation template of weights that bring none, or one that is none of vflax's.
 
     Raises:
-        UserError: when they do, or there is no such template.
+        UserError: when theirs is known, or there is no such template.
     """
-    files = opened.files
-    if not isinstance(files, HubFiles) or files.chat is not None:
-        raise UserError(
-            f"--template={template}: {opened.place} brings its own chat template; leave the flag away"
-        )
     get_template(template)
+    files = opened.files
+    known = (files.template,) if isinstance(files, ModelFiles) else known_template(files.chat)
+    if known is not None:
+        raise UserError(
+            f"--template={template}: {opened.place} says itself that it is {known[0]}; leave the flag away"
+        )
+    assert isinstance(files, HubFiles)
     chat = chat_template(template, "auto")
     return dataclasses.replace(opened, files=dataclasses.replace(files, chat=chat))
 
@@ -269,12 +272,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vision", help="CLIP directory or hub id, for an original LLaVA without its tower")
     parser.add_argument("--base", help="the base of a LoRA adapter, where its own config does not find it")
+    parser.add_argument("--template", help="conversation template of weights that bring none of vflax's")
 
 
 def open_from_flags(args: argparse.Namespace) -> Opened:
-    """Open what --model, --step, --vision and --base name."""
+    """Open what --model, --step, --vision, --base and --template name."""
     vision, base = (hub.resolve(value) if value else None for value in (args.vision, args.base))
-    return open_checkpoint(hub.resolve(args.model), step=args.step, vision=vision, base=base)
+    opened = open_checkpoint(hub.resolve(args.model), step=args.step, vision=vision, base=base)
+    return with_template(opened, args.template) if args.template else opened
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -306,9 +311,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=("own", "torch"),
         help="torch: compute with transformers, too (needs torch)",
     )
-    parser.add_argument(
-        "--template", help="conversation template of weights that bring none, such as vicuna_v1"
-    )
     parser.add_argument("--vision-tower", help="llava: hub id or path of the tower for config.json")
     parser.add_argument(
         "--names-4x", action="store_true", help="lora: module names of transformers before 4.52"
@@ -330,8 +332,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         check_options(options)
         opened = open_from_flags(args)
-        if args.template:
-            opened = with_template(opened, args.template)
         record = export(opened, args.out, options)
     except UserError as error:
         print(f"export: {error}", file=sys.stderr)

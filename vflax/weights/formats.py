@@ -15,7 +15,7 @@ from vflax.conversation import stop_ids
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.templates import Position, chat_template, check_position
-from vflax.weights import adapter, hf_config, hf_images, llava_config, names, verify
+from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names, verify
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
 from vflax.weights.open import HF, HubFiles, Opened, detect, open_checkpoint
@@ -260,10 +260,12 @@ class LoraAdapter:
         lora = self._lora
         bridge = any(names.part_of(name) == "bridge" for name in lora.tensors.names())
         alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
+        hub_id = hub.meant_id(self._base_name)
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self._base_name,
+            "base_model_name_or_path": hub_id.repo if hub_id else self._base_name,
+            "revision": hub_id.revision if hub_id else None,
             "inference_mode": True,
             "r": self._rank,
             "lora_alpha": alpha,

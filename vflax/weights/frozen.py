@@ -18,6 +18,7 @@ import numpy as np
 from vflax import folders
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
+from vflax.models.lora import LoraConfig
 from vflax.weights import names
 from vflax.weights.load import check
 from vflax.weights.safetensors_io import CODES, Index, TensorSpec, row_blocks, write_shards
@@ -45,7 +46,13 @@ class FrozenSource(SafetensorsSource):
         super().__init__(folder, (), _STEM)
 
 
-def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterable[str], workdir: Path) -> str:
+def save_frozen(
+    source: TensorSource,
+    config: LlavaConfig,
+    frozen_paths: Iterable[str],
+    workdir: Path,
+    lora: LoraConfig | None = None,
+) -> str:
     """Keep what a run does not train. One process calls it; one block of a tensor is held at a time.
 
     Args:
@@ -53,6 +60,7 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
         config: the model.
         frozen_paths: parameter paths that do not learn.
         workdir: the run's folder.
+        lora: the model's adapters.
 
     Returns:
         HASH, the name of the folder under WORKDIR/frozen. A store with this content that is there is reused.
@@ -60,9 +68,9 @@ def save_frozen(source: TensorSource, config: LlavaConfig, frozen_paths: Iterabl
     Raises:
         UserError: listing all missing, mis-shaped and unexpected tensors.
     """
-    check(source, config)
-    table = names.table(config)
-    frozen = {name for path in frozen_paths for name in table[path].names}
+    check(source, config, lora=lora)
+    table = names.table(config, lora)
+    frozen = {name for path in frozen_paths for name in table[names.weight_of(path)].names}
     wanted = sorted(frozen | set(names.carried(config)))
     specs = [TensorSpec(name, source.dtype(name), source.shape(name)) for name in wanted]
     store = workdir / "frozen"

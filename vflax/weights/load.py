@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +15,13 @@ from jax.sharding import Sharding
 
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
+from vflax.models.lora import SCALE, LoraConfig, quantise
 from vflax.weights import names
 from vflax.weights.names import LM_HEAD, Entry, Index
 from vflax.weights.safetensors_source import TensorSource
 
+# {int8 kernel's path: scales [L, out]}.
+Scales = dict[str, np.ndarray]
 # So many lines of each kind are shown; a wrong config can make thousands.
 _SHOWN = 20
 # Of a leaf that is larger, so much is on the host at a time.
@@ -26,7 +29,11 @@ _BLOCK_BYTES = 64 << 20
 
 
 def load_params(
-    source: TensorSource, config: LlavaConfig, shardings: Mapping[str, Sharding], dtypes: Mapping[str, Any]
+    source: TensorSource,
+    config: LlavaConfig,
+    shardings: Mapping[str, Sharding],
+    dtypes: Mapping[str, Any],
+    lora: LoraConfig | None = None,
 ) -> dict[str, jax.Array]:
     """Load parameters into sharded arrays.
 
@@ -37,7 +44,8 @@ def load_params(
         source: the tensors.
         config: the model they belong to.
         shardings: {parameter path: sharding}; these leaves are loaded, all of the model or some.
-        dtypes: {parameter path: dtype} for the same paths.
+        dtypes: {parameter path: dtype} for the same paths; int8 quantises a kernel, see vflax/models/lora.py.
+        lora: the model's adapters.
 
     Returns:
         {parameter path: array} for the paths of `shardings`, in their order.
@@ -46,32 +54,44 @@ def load_params(
         UserError: for all missing, mis-shaped and, when the whole model is loaded, unexpected tensors at
             once.
     """
-    table = names.table(config)
-    unknown = sorted(set(shardings) - set(table))
+    table = names.table(config, lora)
+    wanted = {path: names.weight_of(path) for path in shardings}
+    unknown = sorted(set(wanted.values()) - set(table))
     if unknown:
         raise UserError(f"the model has no such parameters: {', '.join(unknown)}")
-    check(source, config, None if set(shardings) == set(table) else shardings)
-    return {
-        path: _load_leaf(source, table[path], sharding, np.dtype(dtypes[path]))
-        for path, sharding in shardings.items()
-    }
+    check(source, config, None if set(wanted.values()) == set(table) else wanted.values(), lora)
+    scales: Scales = {}
+    params = {}
+    for path, sharding in shardings.items():
+        entry, dtype = table[wanted[path]], np.dtype(dtypes[path])
+        if path.endswith(f"/{SCALE}") or dtype == np.int8:
+            params[path] = _load_quantised(source, entry, sharding, scales, path.endswith(f"/{SCALE}"))
+        else:
+            params[path] = _load_leaf(source, entry, sharding, dtype)
+    return params
 
 
-def check(source: TensorSource, config: LlavaConfig, paths: Iterable[str] | None = None) -> None:
+def check(
+    source: TensorSource,
+    config: LlavaConfig,
+    paths: Iterable[str] | None = None,
+    lora: LoraConfig | None = None,
+) -> None:
     """Compare a source with the model before anything is read.
 
     Args:
         source: the tensors.
         config: the model.
         paths: parameters that must be there; None: all, the carried tensors too, and nothing else may be.
+        lora: the model's adapters.
 
     Raises:
         UserError: listing everything that is missing, unexpected or mis-shaped, with the files.
     """
     if paths is None:
-        wanted = names.expected(config)
+        wanted = names.expected(config, lora)
     else:
-        table = names.table(config)
+        table = names.table(config, lora)
         wanted = {name: table[path].tensor_shape for path in paths for name in table[path].names}
     present = set(source.names())
     missing = [f"{name} {list(shape)}" for name, shape in wanted.items() if name not in present]
@@ -137,31 +157,90 @@ def read_param(source: TensorSource, entry: Entry, index: tuple[slice, ...], dty
 
 
 def _load_leaf(source: TensorSource, entry: Entry, sharding: Sharding, dtype: np.dtype) -> jax.Array:
-    """One leaf. A large one is filled on its devices block by block, so that the host never holds all of it."""
+    """One leaf, in `dtype`."""
+
+    def read(block: Index) -> np.ndarray:
+        return read_param(source, entry, block, dtype)
+
+    return _fill(entry.param_shape, sharding, dtype, lambda index: _blocks(entry, index, dtype), read)
+
+
+def _load_quantised(
+    source: TensorSource, entry: Entry, sharding: Sharding, scales: Scales, want_scales: bool
+) -> jax.Array:
+    """An int8 kernel [L, in, out], or its scales [L, out]. Whole columns are read: all of one decides its scale.
+
+    Args:
+        scales: {kernel's path: scales found so far, NaN where not yet}, for the leaf that holds them comes later.
+    """
+    layers, rows, columns = entry.param_shape
+    known = scales.setdefault(entry.path, np.full((layers, columns), np.nan, np.float32))
+
+    def read(block: Index) -> np.ndarray:
+        layer, inner, outer = block
+        whole = read_param(source, entry, (layer, slice(0, rows), outer), np.dtype(np.float32))
+        quantised = [quantise(kernel) for kernel in whole]
+        known[layer, outer] = [scale for _, scale in quantised]
+        return np.stack([integers[inner] for integers, _ in quantised])
+
+    if not want_scales:
+        # Of the float32 columns that are read, not of the integers, a block has its size.
+        float32 = np.dtype(np.float32)
+        return _fill(
+            entry.param_shape, sharding, np.dtype(np.int8),
+            lambda index: [
+                (layer, index[1], outer)
+                for layer, _, outer in _blocks(entry, (index[0], slice(0, rows), index[2]), float32)
+            ],
+            read,
+        )  # fmt: skip
+
+    def read_scales(block: Index) -> np.ndarray:
+        if np.isnan(known[block]).any():
+            for layer in range(block[0].start, block[0].stop):
+                read((slice(layer, layer + 1), slice(0, 0), block[1]))
+        return known[block]
+
+    return _fill((layers, columns), sharding, known.dtype, lambda index: [index], read_scales)
+
+
+def _fill(
+    shape: tuple[int, ...],
+    sharding: Sharding,
+    dtype: np.dtype,
+    blocks_of: Callable[[Index], list[Index]],
+    read: Callable[[Index], np.ndarray],
+) -> jax.Array:
+    """Make an array. What is large is filled on its devices block by block, so that the host never holds all of it.
+
+    Args:
+        blocks_of: cuts a part of the array into blocks.
+        read: reads a block.
+    """
     devices: dict[str, list[jax.Device]] = {}
     indices: dict[str, Index] = {}
-    for device, index in sharding.addressable_devices_indices_map(entry.param_shape).items():
-        bounded = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), entry.param_shape, strict=True))
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounded = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), shape, strict=True))
         # Replicas ask for the same slices.
         devices.setdefault(str(bounded), []).append(device)
         indices[str(bounded)] = bounded
     shards: dict[jax.Device, jax.Array] = {}
     for key, index in indices.items():
-        blocks = _blocks(entry, index, dtype)
+        blocks = blocks_of(index)
         if len(blocks) == 1:
-            whole = read_param(source, entry, index, dtype)
+            whole = read(blocks[0])
             shards |= {device: jax.device_put(whole, device) for device in devices[key]}
             continue
-        shape = [s.stop - s.start for s in index]
-        shards |= {device: jnp.zeros(shape, dtype, device=device) for device in devices[key]}
+        local = [s.stop - s.start for s in index]
+        shards |= {device: jnp.zeros(local, dtype, device=device) for device in devices[key]}
         for block in blocks:
-            part = read_param(source, entry, block, dtype)
+            part = read(block)
             start = tuple(b.start - s.start for b, s in zip(block, index, strict=True))
             for device in devices[key]:
                 shards[device] = _put(shards[device], jax.device_put(part, device), start)
             # Else the host would read ahead, and hold what it has read, as fast as the disk gives it.
             jax.block_until_ready([shards[device] for device in devices[key]])
-    return jax.make_array_from_single_device_arrays(entry.param_shape, sharding, list(shards.values()))
+    return jax.make_array_from_single_device_arrays(shape, sharding, list(shards.values()))
 
 
 def _blocks(entry: Entry, index: Index, dtype: np.dtype) -> list[Index]:
@@ -176,9 +255,7 @@ def _blocks(entry: Entry, index: Index, dtype: np.dtype) -> list[Index]:
     step = max(1, _BLOCK_BYTES // row_bytes)
     cuts = [slice(a, min(a + step, rows.stop)) for a in range(rows.start, rows.stop, step)]
     layers = [(slice(i, i + 1),) for i in range(index[0].start, index[0].stop)] if stacked else [()]
-    inner = index[stacked:]
-    at = axis - stacked
-    return [(*layer, *inner[:at], cut, *inner[at + 1 :]) for layer in layers for cut in cuts]
+    return [(*layer, *index[stacked:axis], cut, *index[axis + 1 :]) for layer in layers for cut in cuts]
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vflax.models import lora as adapters
 from vflax.models.llava import LlavaConfig
+from vflax.models.lora import LoraConfig
 
 Index = tuple[slice, ...]
 
@@ -80,10 +82,20 @@ class Entry:
         return tuple(index[axis] for axis in self.axes)
 
 
-def table(config: LlavaConfig) -> dict[str, Entry]:
-    """The key table of a model: {parameter path: Entry}, for every parameter of the tree."""
+def table(config: LlavaConfig, lora: LoraConfig | None = None) -> dict[str, Entry]:
+    """The key table of a model: {parameter path: Entry}, for every parameter of the tree.
+
+    The scales of an int8 kernel are not in it: they come from the kernel's tensors (`weight_of`).
+    """
     entries = [*_vision(config), *_bridge(config), *_decoder(config)]
+    if lora is not None:
+        entries += _adapters(entries, lora)
     return {entry.path: entry for entry in entries}
+
+
+def weight_of(path: str) -> str:
+    """The path in `table` whose tensors a parameter comes from: its own, but for the scales of an int8 kernel."""
+    return path.replace(f"/{adapters.SCALE}", "/kernel")
 
 
 def carried(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
@@ -101,9 +113,9 @@ def carried(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     return result
 
 
-def expected(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+def expected(config: LlavaConfig, lora: LoraConfig | None = None) -> dict[str, tuple[int, ...]]:
     """All tensors of a checkpoint, carried ones included: {canonical name: shape}."""
-    result = {name: entry.tensor_shape for entry in table(config).values() for name in entry.names}
+    result = {name: entry.tensor_shape for entry in table(config, lora).values() for name in entry.names}
     return result | carried(config)
 
 
@@ -193,6 +205,23 @@ def _decoder(config: LlavaConfig) -> list[Entry]:
     if not decoder.tie_word_embeddings:
         entries.append(Entry("decoder/lm_head/kernel", LM_HEAD, _TRANSPOSE, vocabulary[::-1]))
     return entries
+
+
+def _adapters(entries: Sequence[Entry], lora: LoraConfig) -> list[Entry]:
+    """The adapters beside the kernels that `lora` names; lora_A is [rank, in] and lora_B [out, rank], as in PEFT."""
+    result = []
+    for entry in entries:
+        linear, _, leaf = entry.path.rpartition("/")
+        if leaf != "kernel" or not lora.is_target(linear):
+            continue
+        theirs, (fan_in, fan_out) = entry.pattern.removesuffix(".weight"), entry.shape
+        for ours, hf, shape in (
+            (adapters.A, "lora_A", (fan_in, lora.rank)),
+            (adapters.B, "lora_B", (lora.rank, fan_out)),
+        ):
+            pattern = f"{theirs}.{hf}.weight"
+            result.append(Entry(f"{linear}/{ours}", pattern, _TRANSPOSE, shape, entry.layers))
+    return result
 
 
 # --- other namings ------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from typing import Any
 from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
-from vflax.templates import chat_template
+from vflax.templates import TEMPLATES, Position, chat_template
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_files import read_json
 from vflax.weights.hf_tokenizer import special_ids
 from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.weights.views import RenamedSource
 from vflax.workdir import ModelFiles
 
 # What a directory can be; the words are those that messages use.
@@ -52,7 +53,7 @@ class Lora:
     tensors: NAME.lora_A.weight and NAME.lora_B.weight, and whole weights that replace the base's.
     alpha, rslora, dropout: its settings; see adapter.scaling.
     base_name: what the base is called: a hub id, a path, or "" where nobody said.
-    folder: where the base lies.
+    folder: where the base lies; None where only its name is known.
     """
 
     base: TensorSource
@@ -71,6 +72,7 @@ class Opened:
     kind: one of WHOLE.
     place: its folder.
     lora: where the weights are a base and an adapter, these two.
+    step: of a WORKDIR.
     """
 
     kind: str
@@ -78,6 +80,7 @@ class Opened:
     source: TensorSource
     files: ModelFiles | HubFiles
     lora: Lora | None = None
+    step: int | None = None
 
 
 def detect(place: Path) -> str:
@@ -163,12 +166,27 @@ def open_checkpoint(
         # Orbax takes seconds to import, and other formats need none of it.
         from vflax.checkpoint import find_step
 
-        return Opened(WORKDIR, place, WorkdirSource(place, find_step(place, step)), ModelFiles.load(place))
+        return _open_workdir(place, find_step(place, step))
     if kind != HF:
         raise UserError(
             f"{place} is {kind}, a part of a model: name the parts in --config.init.vision, .decoder and .bridge"
         )
     return _open_hf(place)
+
+
+def _open_workdir(place: Path, step: int) -> Opened:
+    files, source = ModelFiles.load(place), WorkdirSource(place, step)
+    if files.lora is None:
+        return Opened(WORKDIR, place, source, files, step=step)
+    own = {name: name for name in source.names() if adapter.split_lora(name) or name in source.trained}
+    said = read_json(place / "config.json")["init"]["checkpoint"] if (place / "config.json").is_file() else ""
+    base_name = "" if said.startswith("cache:") else said
+    settings, folder = files.lora, Path(base_name)
+    lora = Lora(
+        source, RenamedSource(source, own), settings.alpha, False, settings.dropout, base_name,
+        folder if base_name and folder.is_dir() else None,
+    )  # fmt: skip
+    return Opened(WORKDIR, place, MergedSource(source, source, files.lora.alpha), files, lora, step)
 
 
 def _open_hf(place: Path) -> Opened:
@@ -316,11 +334,9 @@ def _own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(said) if isinstance(said, list) else (int(said),)
 
 
-def known_template(chat: str | None) -> tuple[str, str] | None:
+def known_template(chat: str | None) -> tuple[str, Position] | None:
     """(template, position) whose Jinja this is, to the letter; None where it is none of vflax's."""
-    from vflax.templates import TEMPLATES
-
-    positions: tuple[Any, ...] = ("auto", "front", "inline")
+    positions: tuple[Position, ...] = ("auto", "front", "inline")
     for template in TEMPLATES:
         for position in positions:
             if chat == chat_template(template, position):

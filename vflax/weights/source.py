@@ -11,12 +11,13 @@ import numpy as np
 
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
+from vflax.models.lora import LoraConfig
 from vflax.weights import names
 from vflax.weights.names import Index
 from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
 from vflax.weights.workdir_source import WorkdirSource
 
-__all__ = ["JoinedSource", "RandomSource", "SafetensorsSource", "TensorSource", "WorkdirSource"]
+__all__ = ["JoinedSource", "LoraSource", "RandomSource", "SafetensorsSource", "TensorSource", "WorkdirSource"]
 
 
 class JoinedSource:
@@ -121,8 +122,7 @@ class RandomSource:
         std = self._std(name)
         if std is None:
             return np.full(shape, 1.0 if name.endswith(".weight") else 0.0, np.float32)
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        rng = np.random.Generator(np.random.PCG64([self._seed, key]))
+        rng = _generator(self._seed, name)
         if name.endswith(".position_embedding.weight"):
             return np.float32(std) * _positions(rng, *shape)
         return rng.standard_normal(shape, np.float32) * np.float32(std)
@@ -146,3 +146,52 @@ class RandomSource:
         if re.search(r"_(proj|[12])\.weight$|projector\.linear\.weight$", name):
             return 0.02 * max(1.0, (1024 / self._shapes[name][-1]) ** 0.5)
         return 0.02
+
+
+class LoraSource:
+    """Weights with fresh adapters beside them: lora_A as PEFT draws it, uniform within 1 / sqrt(in), and lora_B zero.
+
+    Adapters are float32; each is a pure function of (seed, its name, its shape), on any host.
+    """
+
+    def __init__(self, base: TensorSource, config: LlavaConfig, lora: LoraConfig, seed: int) -> None:
+        """Wrap `base`, the weights of `config`; nothing is drawn yet."""
+        self._base, self._seed = base, seed
+        plain = names.expected(config)
+        self._drawn = {
+            name: shape for name, shape in names.expected(config, lora).items() if name not in plain
+        }
+
+    def names(self) -> tuple[str, ...]:
+        return (*self._base.names(), *self._drawn)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._drawn[name] if name in self._drawn else self._base.shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(np.float32) if name in self._drawn else self._base.dtype(name)
+
+    def source_dtype(self, name: str) -> np.dtype:
+        return np.dtype(np.float32) if name in self._drawn else self._base.source_dtype(name)
+
+    def where(self, name: str) -> str:
+        return f"new adapters of seed {self._seed}" if name in self._drawn else self._base.where(name)
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        if name not in self._drawn:
+            return self._base.read(name, index)
+        tensor = self._draw(name)
+        return tensor if index is None else tensor[index].copy()
+
+    def _draw(self, name: str) -> np.ndarray:
+        shape = self._drawn[name]
+        if name.endswith(".lora_B.weight"):
+            return np.zeros(shape, np.float32)
+        drawn = _generator(self._seed, name).random(shape, np.float32)
+        return (drawn * 2 - 1) * np.float32(shape[1] ** -0.5)
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    """The generator of one tensor."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.PCG64([seed, key]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,6 +11,11 @@ from vflax.errors import UserError
 from vflax.weights.names import EMBEDDING, LM_HEAD, Index
 from vflax.weights.safetensors_io import row_blocks
 from vflax.weights.safetensors_source import TensorSource
+
+
+def nbytes(source: TensorSource) -> int:
+    """Bytes of all tensors, as they are read."""
+    return sum(math.prod(source.shape(name)) * source.dtype(name).itemsize for name in source.names())
 
 
 class CastSource:

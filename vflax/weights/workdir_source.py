@@ -16,6 +16,7 @@ from vflax.weights.finite import check_finite
 from vflax.weights.frozen import FrozenSource
 from vflax.weights.hf_files import read_json
 from vflax.weights.names import Entry, Index
+from vflax.workdir import read_lora
 
 
 class WorkdirSource:
@@ -34,6 +35,7 @@ class WorkdirSource:
         model = workdir / "model"
         self.workdir, self.step = workdir, step
         self.config = LlavaConfig.from_dict(read_json(model / "config.json"))
+        table = names.table(self.config, read_lora(workdir))
         self._source_dtypes = {
             name: np.dtype(dtype) for name, dtype in read_json(model / "source_dtypes.json").items()
         }
@@ -42,7 +44,7 @@ class WorkdirSource:
         self._trained: dict[str, tuple[Entry, int | None]] = {}
         stored, frozen = self._leaves.paths(), set(self._frozen.names())
         problems = []
-        for path, entry in names.table(self.config).items():
+        for path, entry in table.items():
             if path in stored:
                 shape = self._leaves.shape(path)
                 if shape != entry.param_shape:
@@ -51,9 +53,7 @@ class WorkdirSource:
                 self._trained |= {name: (entry, i) for name, i in zip(entry.names, numbers, strict=True)}
             elif not set(entry.names) <= frozen:
                 problems.append(f"{path} is neither in the checkpoint nor among the frozen weights")
-        problems += [
-            f"{path} is no parameter of the model" for path in stored - set(names.table(self.config))
-        ]
+        problems += [f"{path} is no parameter of the model" for path in stored - set(table)]
         every = (*self._trained, *self._frozen.names())
         problems += [
             f"{name} has no entry in model/source_dtypes.json"
@@ -103,6 +103,11 @@ class _Leaves:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._open: dict[str, Any] = {}
+        self._kept: tuple[str, int, np.ndarray] | None = None
+        self._stored: dict[str, str] = {}
+        if not folder.is_dir() and (folder.parent / "record").is_dir():
+            return  # an imported model: all of it is in the frozen store
         try:
             metadata = json.loads((folder / "_METADATA").read_text())
         except (OSError, ValueError) as error:
@@ -112,8 +117,6 @@ class _Leaves:
         self._driver = "zarr3" if metadata["use_zarr3"] else "zarr"
         keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
         self._stored = {key.replace(".", "/"): key for key in keys}
-        self._open: dict[str, Any] = {}
-        self._kept: tuple[str, int, np.ndarray] | None = None
 
     def paths(self) -> set[str]:
         """Parameter paths of the leaves."""
