@@ -236,6 +236,45 @@ def test_an_adapter_on_a_bare_decoder_needs_the_config_of_the_whole_model(tmp_pa
         open_checkpoint(write_adapter(tmp_path / "a", bare), base=tmp_path / "words")
 
 
+def write_llava_lora(folder: Path, **fields: Any) -> tuple[Path, dict[str, np.ndarray]]:
+    """A LoRA run of the original LLaVA: (its folder, the bridge that it trained under canonical names)."""
+    bare = {name.replace("language_model.", ""): tensor for name, tensor in lora_tensors().items()}
+    write_adapter(folder, bare, **fields)
+    bridge = {name: 1 + TENSORS[name] for name in TENSORS if name.startswith(names.BRIDGE)}
+    wrapped = {
+        f"base_model.model.{hub.original_names(CONFIG)[name]}": tensor for name, tensor in bridge.items()
+    }
+    hub.write_tensors(folder / "rest", wrapped)
+    # What a file of tensors is, its content says.
+    (folder / "rest" / "model.safetensors").rename(folder / "non_lora_trainables.bin")
+    return folder, bridge
+
+
+def test_an_adapter_on_an_original_llava_takes_all_else_from_it(tmp_path: Path) -> None:
+    hub.write_original(tmp_path / "base", CONFIG, TENSORS)
+    hub.write_clip(tmp_path / "clip", CONFIG, TENSORS, "vision_model.")
+    folder, bridge = write_llava_lora(tmp_path / "a")
+    opened = open_checkpoint(folder, base=tmp_path / "base", vision=tmp_path / "clip")
+    assert opened.files.config == CONFIG
+    for name, tensor in (TENSORS | bridge).items():
+        assert np.array_equal(opened.source.read(name), tensor) == (name not in TARGETS.values()), name
+
+
+def test_an_adapter_on_a_bare_decoder_goes_out_as_one_for_the_llava_that_is_named(tmp_path: Path) -> None:
+    hub.write_decoder(tmp_path / "words", CONFIG, TENSORS)
+    hub.write_clip(tmp_path / "clip", CONFIG, TENSORS, "vision_model.")
+    hub.write_original(tmp_path / "a", CONFIG, {}, tower=str(tmp_path / "clip"))
+    (tmp_path / "a" / "model.safetensors").unlink()
+    write_llava_lora(tmp_path / "a", base_model_name_or_path=str(tmp_path / "words"))
+    opened = open_checkpoint(tmp_path / "a")
+    with pytest.raises(UserError, match=r"its base .*words is a LLaMA-shaped decoder.*--base-name"):
+        export(opened, tmp_path / "out", Options(format="lora"))
+    export(opened, tmp_path / "out", Options(format="lora", base_name="somebody/llava"))
+    saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "somebody/llava"
+    assert saved["modules_to_save"] == ["multi_modal_projector"]
+
+
 def test_a_tower_is_not_taken_from_elsewhere_where_the_base_has_it(tmp_path: Path, base: Path) -> None:
     with pytest.raises(UserError, match="only an original LLaVA takes its tower from elsewhere"):
         open_checkpoint(write_adapter(tmp_path / "a", lora_tensors()), base=base, vision=tmp_path)

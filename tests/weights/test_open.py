@@ -113,6 +113,14 @@ def test_original_llava_with_its_tower_in_the_shards_is_opened(tmp_path: Path, c
     assert_opens(opened, config, tensors)
 
 
+def test_original_llava_on_mistral_is_opened(tmp_path: Path) -> None:
+    hub.write_original(
+        tmp_path, CONFIG, TENSORS, model_type="llava_mistral", architectures=["LlavaMistralForCausalLM"]
+    )
+    hub.write_clip(tmp_path / "clip", CONFIG, TENSORS, "vision_model.")
+    assert_opens(open_checkpoint(tmp_path), CONFIG, TENSORS)
+
+
 TOWER_PLACES: dict[str, Callable[[Path], tuple[Path, str, bool]]] = {
     "beside the weights": lambda root: (root / "llava" / "clip", "clip", False),
     "a path": lambda root: (root / "clip", str(root / "clip"), False),

@@ -18,7 +18,7 @@ from vflax.templates import Position, chat_template, check_position
 from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names, verify
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
-from vflax.weights.open import HF, HubFiles, Opened, detect, open_checkpoint
+from vflax.weights.open import DECODER, HF, HubFiles, Opened, detect, open_checkpoint
 from vflax.weights.source import JoinedSource, SafetensorsSource, TensorSource
 from vflax.weights.views import CastSource, PaddedVocabularySource, RenamedSource
 from vflax.workdir import ModelFiles
@@ -235,6 +235,12 @@ class LoraAdapter:
                 "> 0 and for PEFT adapters; the whole model goes out with --format=hf"
             )
         self._lora = lora = opened.lora
+        if base_name is None and lora.folder is not None and detect(lora.folder) == DECODER:
+            raise UserError(
+                f"{opened.place}: its base {lora.base_name} is {DECODER}, and a PEFT adapter is for a whole Hugging "
+                "Face LLaVA: name one of the same decoder and tower with --base-name, or export the merged model with "
+                "--format=hf"
+            )
         self._names_4x = names_4x
         self._base_name = base_name if base_name is not None else lora.base_name
         self.config = opened.files.config

@@ -6,6 +6,7 @@ any of these. Parts of a model (a CLIP tower, a LLaMA decoder, a projector) are 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,27 +206,27 @@ def _open_hf(place: Path) -> Opened:
 
 def _open_original(place: Path, vision: Path | None) -> Opened:
     original = llava_config.read(place)
-    source: TensorSource = SafetensorsSource(place)
-    source, config, rules = _with_tower(original, source, vision)
+    source = SafetensorsSource(place)
+    tower, config, rules = _tower_of(original, source.names(), vision)
     tokenizer = load_tokenizer(place)
     chat = _own_chat_template(place, _OWN_CHAT)
     files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer), original.tower)
-    return Opened(ORIGINAL, place, source, files)
+    return Opened(ORIGINAL, place, JoinedSource([source, *tower]), files)
 
 
-def _with_tower(
-    original: llava_config.Original, source: TensorSource, vision: Path | None
-) -> tuple[TensorSource, LlavaConfig, ImageRules]:
-    """The weights with their tower, and what model they make."""
-    present = any(names.part_of(name) == "vision" for name in source.names())
+def _tower_of(
+    original: llava_config.Original, there: Iterable[str], vision: Path | None
+) -> tuple[list[TensorSource], LlavaConfig, ImageRules]:
+    """The tower that has to be joined to the tensors `there`, which may be none, and what model they make."""
+    present = any(names.part_of(name) == "vision" for name in there)
     tower = vision
     if tower is None and not (present and llava_config.brings_tower_config(original)):
         tower = _find_tower(original, weights=not present)
     config, rules = llava_config.model_config(original, tower)
     if present:
-        return source, config, rules
+        return [], config, rules
     assert tower is not None
-    return JoinedSource([source, SafetensorsSource(tower)]), config, rules
+    return [SafetensorsSource(tower)], config, rules
 
 
 def _find_tower(original: llava_config.Original, weights: bool) -> Path:
@@ -254,8 +255,9 @@ def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None
                 "nothing says which tower and projector belong to it"
             )
         original = llava_config.read(place)
-        lora, merged = _merge(SafetensorsSource(base), found, base)
-        merged, config, rules = _with_tower(original, merged, vision)
+        words = SafetensorsSource(base)
+        tower, config, rules = _tower_of(original, (*words.names(), *found.source.names()), vision)
+        lora, merged = _merge(JoinedSource([words, *tower]), found, base)
         folder = place if _has_tokenizer(place) else base
         tokenizer = load_tokenizer(folder)
         chat, stops = _own_chat_template(place, _OWN_CHAT), _own_stops(base, tokenizer)
@@ -267,7 +269,7 @@ def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None
 
 
 def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, TensorSource]:
-    dropout = float(found.raw.get("lora_dropout", 0.0))
+    dropout = float(found.raw.get("lora_dropout") or 0.0)
     lora = Lora(base, found.source, found.alpha, found.rslora, dropout, found.base or str(folder), folder)
     return lora, MergedSource(base, found.source, found.alpha, found.rslora)
 
