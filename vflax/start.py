@@ -33,7 +33,7 @@ from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.load import check
-from vflax.weights.open import WORKDIR, join, open_checkpoint
+from vflax.weights.open import WORKDIR, check_tokenizer, join, open_checkpoint
 from vflax.weights.source import LoraSource, RandomSource, TensorSource
 from vflax.workdir import ModelFiles
 
@@ -168,7 +168,7 @@ def _start_from_checkpoint(config: ConfigDict) -> Start:
                 f"config.tokenizer={config.tokenizer}: the weights in {checkpoint} were trained with another "
                 "tokenizer, which lies beside them. Leave config.tokenizer empty"
             )
-    _check_tokenizer(tokenizer, opened.files.config, str(checkpoint))
+    check_tokenizer(tokenizer, opened.files.config.decoder, str(checkpoint))
     return Start(opened.source, opened.files.config, tokenizer)
 
 
@@ -191,16 +191,8 @@ def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
 def _tokenizer(config: ConfigDict, beside_weights: Path, weights: LlavaConfig) -> Tokenizer:
     folder = weights_path(config.tokenizer, weights=False) if config.tokenizer else beside_weights
     tokenizer = load_tokenizer(folder)
-    _check_tokenizer(tokenizer, weights, str(folder))
+    check_tokenizer(tokenizer, weights.decoder, str(folder))
     return tokenizer
-
-
-def _check_tokenizer(tokenizer: Tokenizer, weights: LlavaConfig, place: str) -> None:
-    if tokenizer.vocab_size > weights.decoder.vocab_size:
-        raise UserError(
-            f"{place}: the tokenizer has {tokenizer.vocab_size} pieces, but the weights have "
-            f"{weights.decoder.vocab_size} embeddings; name the tokenizer of these weights in config.tokenizer"
-        )
 
 
 def _random_start(config: ConfigDict) -> Start:

@@ -81,7 +81,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: nothing is there, or the file cannot be read; the message names the file and the remedy.
     """
-    file = _find(Path(path))
+    file = tokenizer_file(Path(path))
     side = _read_side_files(file.parent)
     if file.suffix == ".json":
         return JsonTokenizer(_read_text(file), side, _files(file))
@@ -210,7 +210,8 @@ class JsonTokenizer:
             )
 
 
-def _find(path: Path) -> Path:
+def tokenizer_file(path: Path) -> Path:
+    """The file that `load_tokenizer(path)` reads; raises UserError as it does."""
     if path.is_file():
         if path.suffix in (".model", ".json"):
             return path

@@ -232,9 +232,7 @@ def test_what_is_here_is_never_fetched(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked == [HubId("org/here"), HubId("other/name")]
 
 
-def test_the_projector_of_a_directory_is_its_file_and_safetensors_where_there_are_both(
-    tmp_path: Path,
-) -> None:
+def test_the_projector_of_a_directory_is_its_file_safetensors_first(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither mm_projector\.safetensors nor mm_projector\.bin"):
         hub.projector_file(tmp_path)
     (tmp_path / "mm_projector.bin").touch()

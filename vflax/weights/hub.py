@@ -134,7 +134,7 @@ def choose(names: Iterable[str], *, weights: bool = True, only: tuple[str, ...] 
 
 
 def projector_file(path: Path) -> Path:
-    """The file of a bridge: `path` itself, or the mm_projector file in a directory, safetensors where both are there.
+    """The file of a bridge: `path` itself, or that in a directory; of both kinds safetensors, as everywhere.
 
     Raises:
         UserError: there is none.

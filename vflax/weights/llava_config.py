@@ -15,6 +15,7 @@ from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
+from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.weights import hf_config, hf_images
 from vflax.weights.hf_files import Problems, read_json
@@ -101,7 +102,7 @@ def model_config(original: Original, tower: Path | None) -> tuple[LlavaConfig, I
         UserError: naming every key that is not supported, and files that are missing.
     """
     raw, path = original.raw, original.path
-    words = hf_config.decoder_config({**raw, "model_type": _TYPES[raw["model_type"]]}, path)
+    words = read_decoder(original)
     if tower is None:
         rules = hf_images.read_image_rules(path.parent)
         seen = hf_config.tower_config(
@@ -116,6 +117,17 @@ def model_config(original: Original, tower: Path | None) -> tuple[LlavaConfig, I
             f"{seen.width} wide"
         )
     return LlavaConfig(seen, BridgeConfig(original.bridge, seen.width, words.width), words), rules
+
+
+def read_decoder(original: Original) -> DecoderConfig:
+    """The decoder that the file describes.
+
+    Raises:
+        UserError: naming every key that is not supported.
+    """
+    return hf_config.decoder_config(
+        {**original.raw, "model_type": _TYPES[original.raw["model_type"]]}, original.path
+    )
 
 
 def brings_tower_config(original: Original) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import SCALE, LoraConfig, quantise
 from vflax.weights import names
-from vflax.weights.names import LM_HEAD, Entry, Index
+from vflax.weights.names import Entry, Index
 from vflax.weights.safetensors_source import TensorSource
 
 # {int8 kernel's path: scales [L, out]}.
@@ -89,10 +89,25 @@ def check(
         UserError: listing everything that is missing, unexpected or mis-shaped, with the files.
     """
     if paths is None:
-        wanted = names.expected(config, lora)
+        kinds = compare(source, names.expected(config, lora), names.spare(config.decoder))
     else:
         table = names.table(config, lora)
         wanted = {name: table[path].tensor_shape for path in paths for name in table[path].names}
+        kinds = compare(source, wanted, source.names())
+    if any(kinds.values()):
+        raise UserError(_report(source, config, kinds))
+
+
+def compare(
+    source: TensorSource, wanted: Mapping[str, tuple[int, ...]], spare: Collection[str]
+) -> dict[str, list[str]]:
+    """Everything that is "missing", "of another shape" or "unexpected" in a source, a line for each tensor.
+
+    Args:
+        source: the tensors; nothing is read.
+        wanted: {canonical name: shape}.
+        spare: names that may be there, too.
+    """
     present = set(source.names())
     missing = [f"{name} {list(shape)}" for name, shape in wanted.items() if name not in present]
     shapes = {name: source.shape(name) for name in wanted if name in present}
@@ -101,14 +116,9 @@ def check(
         for name, shape in shapes.items()
         if shape != wanted[name]
     ]
-    unexpected = []
-    if paths is None:
-        # Tied weights may be stored twice; Hugging Face, too, takes the embedding.
-        allowed = set(wanted) | ({LM_HEAD} if config.decoder.tie_word_embeddings else set())
-        unexpected = [f"{name} in {source.where(name)}" for name in source.names() if name not in allowed]
-    kinds = {"missing": missing, "of another shape": wrong, "unexpected": unexpected}
-    if any(kinds.values()):
-        raise UserError(_report(source, config, kinds))
+    allowed = {*wanted, *spare}
+    unexpected = [f"{name} in {source.where(name)}" for name in source.names() if name not in allowed]
+    return {"missing": missing, "of another shape": wrong, "unexpected": unexpected}
 
 
 def _report(source: TensorSource, config: LlavaConfig, kinds: dict[str, list[str]]) -> str:

@@ -13,12 +13,15 @@ same entry.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vflax.models import lora as adapters
+from vflax.models.bridge import BridgeConfig
+from vflax.models.clip_vit import VisionConfig
+from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 
@@ -87,7 +90,7 @@ def table(config: LlavaConfig, lora: LoraConfig | None = None) -> dict[str, Entr
 
     The scales of an int8 kernel are not in it: they come from the kernel's tensors (`weight_of`).
     """
-    entries = [*_vision(config), *_bridge(config), *_decoder(config)]
+    entries = [*_vision(config.vision), *_bridge(config.bridge), *_decoder(config.decoder)]
     if lora is not None:
         entries += _adapters(entries, lora)
     return {entry.path: entry for entry in entries}
@@ -104,9 +107,12 @@ def carried(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     They are the tower's layers behind the feature layer, and its last norm. They are kept as they came and
     written back at export, because Hugging Face's classes want them.
     """
-    vision = config.vision
+    return _carried(config.vision)
+
+
+def _carried(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
     result: dict[str, tuple[int, ...]] = {}
-    for entry in _vision_layers(config, vision.num_layers):
+    for entry in _vision_layers(vision, vision.num_layers):
         result |= {name: entry.tensor_shape for name in entry.names[vision.num_computed_layers :]}
     for kind in ("weight", "bias"):
         result[f"{_TOWER}.post_layernorm.{kind}"] = (vision.width,)
@@ -119,6 +125,23 @@ def expected(config: LlavaConfig, lora: LoraConfig | None = None) -> dict[str, t
     return result | carried(config)
 
 
+def expected_part(part: VisionConfig | BridgeConfig | DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """All tensors of one part of a checkpoint: {canonical name: shape}."""
+    if isinstance(part, VisionConfig):
+        entries = _vision(part)
+    elif isinstance(part, BridgeConfig):
+        entries = _bridge(part)
+    else:
+        entries = _decoder(part)
+    result = {name: entry.tensor_shape for entry in entries for name in entry.names}
+    return result | _carried(part) if isinstance(part, VisionConfig) else result
+
+
+def spare(decoder: DecoderConfig) -> tuple[str, ...]:
+    """Tensors that may be there and are not read: of tied weights Hugging Face, too, takes the embedding."""
+    return (LM_HEAD,) if decoder.tie_word_embeddings else ()
+
+
 _TOWER = "vision_tower.vision_model"
 BRIDGE = "multi_modal_projector"
 _DECODER = "language_model.model"
@@ -126,8 +149,7 @@ LM_HEAD = "language_model.lm_head.weight"
 EMBEDDING = f"{_DECODER}.embed_tokens.weight"
 
 
-def _vision(config: LlavaConfig) -> list[Entry]:
-    vision = config.vision
+def _vision(vision: VisionConfig) -> list[Entry]:
     width, patch = vision.width, vision.patch_size
     embeddings = f"{_TOWER}.embeddings"
     top = [
@@ -148,11 +170,11 @@ def _vision(config: LlavaConfig) -> list[Entry]:
         Entry("vision/pre_norm/scale", f"{_TOWER}.pre_layrnorm.weight", _SAME_1, (width,)),
         Entry("vision/pre_norm/bias", f"{_TOWER}.pre_layrnorm.bias", _SAME_1, (width,)),
     ]
-    return top + (_vision_layers(config, vision.num_computed_layers) if vision.num_computed_layers else [])
+    return top + (_vision_layers(vision, vision.num_computed_layers) if vision.num_computed_layers else [])
 
 
-def _vision_layers(config: LlavaConfig, layers: int) -> list[Entry]:
-    width, mlp = config.vision.width, config.vision.mlp_dim
+def _vision_layers(vision: VisionConfig, layers: int) -> list[Entry]:
+    width, mlp = vision.width, vision.mlp_dim
     ours, theirs = "vision/layers", f"{_TOWER}.encoder.layers.{{layer}}"
     entries = []
     for norm, hf in (("norm1", "layer_norm1"), ("norm2", "layer_norm2")):
@@ -168,8 +190,7 @@ def _vision_layers(config: LlavaConfig, layers: int) -> list[Entry]:
     return entries
 
 
-def _bridge(config: LlavaConfig) -> list[Entry]:
-    bridge = config.bridge
+def _bridge(bridge: BridgeConfig) -> list[Entry]:
     entries = []
     for i in range(bridge.num_linears):
         shape = (bridge.in_width if i == 0 else bridge.out_width, bridge.out_width)
@@ -179,8 +200,7 @@ def _bridge(config: LlavaConfig) -> list[Entry]:
     return entries
 
 
-def _decoder(config: LlavaConfig) -> list[Entry]:
-    decoder = config.decoder
+def _decoder(decoder: DecoderConfig) -> list[Entry]:
     width, layers = decoder.width, decoder.num_layers
     heads, kv_heads = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
     ours, theirs = "decoder/layers", f"{_DECODER}.layers.{{layer}}"
@@ -286,3 +306,25 @@ def part_of(name: str) -> str:
     """Which part of the model a canonical name belongs to: "vision", "bridge", "decoder", or "" for none."""
     parts = {f"{_TOWER}.": "vision", f"{BRIDGE}.": "bridge", f"{_DECODER}.": "decoder", LM_HEAD: "decoder"}
     return next((part for prefix, part in parts.items() if name.startswith(prefix)), "")
+
+
+def hf_naming(raw: Iterable[str]) -> str | None:
+    """Which of Hugging Face's namings of a LLaVA the names in a file are; None where they are none, or several."""
+    found = set()
+    for name in raw:
+        for naming, (tower, words) in _HF_NAMINGS.items():
+            if re.match(words, name):
+                found.add((naming, "words"))
+            if re.match(tower, name):
+                found.add((naming, "tower"))
+    matching = [n for n in _HF_NAMINGS if {(n, "words"), (n, "tower")} <= found]
+    return matching[0] if len(matching) == 1 else None
+
+
+# (beginning of the tower's names, beginning of the decoder's).
+_HF_NAMINGS = {
+    "4.x hub": (r"vision_tower\.vision_model\.", r"language_model\.model\."),
+    "4.52 module": (r"model\.vision_tower\.vision_model\.", r"model\.language_model\."),
+    "5.x module": (r"model\.vision_tower\.(?!vision_)", r"model\.language_model\."),
+    "5.x saved": (r"vision_tower\.(?!vision_)", r"language_model\.model\."),
+}

@@ -13,6 +13,7 @@ from typing import Any
 
 from vflax.errors import UserError
 from vflax.images import ImageRules
+from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.templates import TEMPLATES, Position, chat_template
 from vflax.tokenizer import Tokenizer, load_tokenizer
@@ -122,8 +123,7 @@ def _holds_projector_alone(place: Path) -> bool:
 
 def _detect_tensors(place: Path) -> str:
     """A folder without a config, or a file, by the names of its tensors."""
-    files = [place] if place.is_file() else sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
-    for path in files:
+    for path in tensor_files(place):
         found = {names.part_of(name) for name in SafetensorsSource.file(path).names()}
         if found == {"bridge"}:
             return PROJECTOR
@@ -133,6 +133,13 @@ def _detect_tensors(place: Path) -> str:
         f"{place}: neither a vflax WORKDIR (no model/ in it), nor weights with a config.json or adapter_config.json, "
         "nor a projector"
     )
+
+
+def tensor_files(place: Path) -> list[Path]:
+    """The files of tensors that a path may mean, those that need no torch first."""
+    if place.is_file():
+        return [place]
+    return [path for kind in ("safetensors", "bin") for path in sorted(place.glob(f"*.{kind}"))]
 
 
 def open_checkpoint(
@@ -180,19 +187,33 @@ def _open_workdir(place: Path, step: int) -> Opened:
     if files.lora is None:
         return Opened(WORKDIR, place, source, files, step=step)
     own = {name: name for name in source.names() if adapter.split_lora(name) or name in source.trained}
-    said = read_json(place / "config.json")["init"]["checkpoint"] if (place / "config.json").is_file() else ""
-    base_name = "" if said.startswith("cache:") else said
-    settings, folder = files.lora, Path(base_name)
-    lora = Lora(
-        source, RenamedSource(source, own), settings.alpha, False, settings.dropout, base_name,
-        folder if base_name and folder.is_dir() else None,
-    )  # fmt: skip
-    return Opened(WORKDIR, place, MergedSource(source, source, files.lora.alpha), files, lora, step)
+    alpha, dropout, base = files.lora.alpha, files.lora.dropout, base_name(place)
+    folder = Path(base) if base and Path(base).is_dir() else None
+    lora = Lora(source, RenamedSource(source, own), alpha, False, dropout, base, folder)
+    return Opened(WORKDIR, place, MergedSource(source, source, alpha), files, lora, step)
+
+
+def base_name(workdir: Path) -> str:
+    """What a run's base is called: the checkpoint that it started from; "" where that has no name for others."""
+    path = workdir / "config.json"
+    said = read_json(path)["init"]["checkpoint"] if path.is_file() else ""
+    return "" if said.startswith("cache:") else str(said)
 
 
 def _open_hf(place: Path) -> Opened:
     config, tokenizer = hf_config.read_llava_config(place), load_tokenizer(place)
-    rules, chat = hf_images.read_image_rules(place), _own_chat_template(place)
+    rules, chat = hf_images.read_image_rules(place), own_chat_template(place)
+    check_image_id(place, tokenizer)
+    files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer))
+    return Opened(HF, place, SafetensorsSource(place), files)
+
+
+def check_image_id(place: Path, tokenizer: Tokenizer) -> None:
+    """Hold the config's id of "<image>" against the tokenizer's.
+
+    Raises:
+        UserError: when they differ.
+    """
     raw, ids = read_json(place / "config.json"), special_ids(tokenizer)
     said = raw.get("image_token_index", raw.get("image_token_id", ids.image))
     if said != ids.image:
@@ -200,8 +221,6 @@ def _open_hf(place: Path) -> Opened:
             f"{place / 'config.json'}: image_token_index is {said}, but by the tokenizer files beside it the id of "
             f"<image> is {ids.image}; these tokenizer files are not those of the weights"
         )
-    files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer))
-    return Opened(HF, place, SafetensorsSource(place), files)
 
 
 def _open_original(place: Path, vision: Path | None) -> Opened:
@@ -209,7 +228,7 @@ def _open_original(place: Path, vision: Path | None) -> Opened:
     source = SafetensorsSource(place)
     tower, config, rules = _tower_of(original, source.names(), vision)
     tokenizer = load_tokenizer(place)
-    chat = _own_chat_template(place, _OWN_CHAT)
+    chat = own_chat_template(place, OWN_CHAT)
     files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer), original.tower)
     return Opened(ORIGINAL, place, JoinedSource([source, *tower]), files)
 
@@ -221,7 +240,7 @@ def _tower_of(
     present = any(names.part_of(name) == "vision" for name in there)
     tower = vision
     if tower is None and not (present and llava_config.brings_tower_config(original)):
-        tower = _find_tower(original, weights=not present)
+        tower = find_tower(original, weights=not present)
     config, rules = llava_config.model_config(original, tower)
     if present:
         return [], config, rules
@@ -229,10 +248,18 @@ def _tower_of(
     return [SafetensorsSource(tower)], config, rules
 
 
-def _find_tower(original: llava_config.Original, weights: bool) -> Path:
-    """The folder that mm_vision_tower names: beside the weights, a path, or a hub id."""
+def find_tower(original: llava_config.Original, weights: bool, fetch: bool = True) -> Path:
+    """The folder that mm_vision_tower names: beside the weights, a path, or a hub id.
+
+    Args:
+        weights: whether its weights are needed, too.
+        fetch: of a hub id, fetch these.
+
+    Raises:
+        UserError: when there is none.
+    """
     beside = original.path.parent / original.tower
-    found = beside if beside.is_dir() else hub.resolve(original.tower, weights=weights)
+    found = beside if beside.is_dir() else hub.resolve(original.tower, weights=weights and fetch)
     if found.is_dir():
         return found
     raise UserError(
@@ -245,27 +272,36 @@ def _find_tower(original: llava_config.Original, weights: bool) -> Path:
 def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None) -> Opened:
     found = Adapter(place)
     if base is None:
-        base = _find_base(found)
+        base = find_base(found)
     kind = detect(base)
-    own = read_json(place / "config.json") if (place / "config.json").is_file() else {}
     if kind == DECODER:
-        if not llava_config.is_original(own):
-            raise UserError(
-                f"{place}: its base {base} is {kind}, and without the original LLaVA's config.json beside the adapter "
-                "nothing says which tower and projector belong to it"
-            )
-        original = llava_config.read(place)
+        original = read_beside(place, base)
         words = SafetensorsSource(base)
         tower, config, rules = _tower_of(original, (*words.names(), *found.source.names()), vision)
         lora, merged = _merge(JoinedSource([words, *tower]), found, base)
-        folder = place if _has_tokenizer(place) else base
+        folder = place if has_tokenizer(place) else base
         tokenizer = load_tokenizer(folder)
-        chat, stops = _own_chat_template(place, _OWN_CHAT), _own_stops(base, tokenizer)
+        chat, stops = own_chat_template(place, OWN_CHAT), _own_stops(base, tokenizer)
         files = HubFiles(config, tokenizer, rules, chat, stops, original.tower)
         return Opened(ADAPTER, place, merged, files, lora)
     under = open_checkpoint(base, step=step, vision=vision)
     lora, merged = _merge(under.source, found, base)
     return Opened(ADAPTER, place, merged, under.files, lora)
+
+
+def read_beside(place: Path, base: Path) -> llava_config.Original:
+    """The original LLaVA's config.json beside an adapter of a decoder, as LLaVA's own LoRA runs write it.
+
+    Raises:
+        UserError: when it is not there, or not supported.
+    """
+    own = read_json(place / "config.json") if (place / "config.json").is_file() else {}
+    if not llava_config.is_original(own):
+        raise UserError(
+            f"{place}: its base {base} is {DECODER}, and without the original LLaVA's config.json beside the adapter "
+            "nothing says which tower and projector belong to it"
+        )
+    return llava_config.read(place)
 
 
 def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, TensorSource]:
@@ -274,8 +310,16 @@ def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, Tens
     return lora, MergedSource(base, found.source, found.alpha, found.rslora)
 
 
-def _find_base(found: Adapter) -> Path:
-    if found.base and (path := hub.resolve(found.base)).is_dir():
+def find_base(found: Adapter, fetch: bool = True) -> Path:
+    """The folder of the base that an adapter names: a path or a hub id.
+
+    Args:
+        fetch: of a hub id, fetch the weights, too.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if found.base and (path := hub.resolve(found.base, weights=fetch)).is_dir():
         return path
     raise UserError(
         f"{found.folder / adapter.CONFIG}: base_model_name_or_path is {found.base!r}, and there is no such directory: "
@@ -307,16 +351,30 @@ def join(config: LlavaConfig, vision: Path, decoder: Path, bridge: Path | None, 
 # --- small files --------------------------------------------------------------------------------------------
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a directory brings a tokenizer."""
     return any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
 
 
-_CHATS = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+def check_tokenizer(tokenizer: Tokenizer, decoder: DecoderConfig, place: str) -> None:
+    """Hold a tokenizer against the embeddings of the weights.
+
+    Raises:
+        UserError: when it has ids without an embedding.
+    """
+    if tokenizer.vocab_size > decoder.vocab_size:
+        raise UserError(
+            f"{place}: the tokenizer has {tokenizer.vocab_size} pieces, but the weights have "
+            f"{decoder.vocab_size} embeddings; name the tokenizer of these weights in config.tokenizer"
+        )
+
+
+CHATS = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
 # The original LLaVA never reads tokenizer_config.json's: that is the bare decoder's, and renders no image.
-_OWN_CHAT = _CHATS[:1]
+OWN_CHAT = CHATS[:1]
 
 
-def _own_chat_template(folder: Path, files: tuple[str, ...] = _CHATS) -> str | None:
+def own_chat_template(folder: Path, files: tuple[str, ...] = CHATS) -> str | None:
     """The chat template that came with a directory, in the first of `files` that has one."""
     for path in (folder / name for name in files):
         if path.suffix == ".jinja" and path.is_file():

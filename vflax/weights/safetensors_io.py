@@ -40,7 +40,7 @@ DTYPES: dict[str, np.dtype] = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 # A slice over a later axis is cut out of blocks of rows of about this size, so that no whole tensor is held
 # beside it.
-_BLOCK_BYTES = 32 << 20
+_BLOCK_BYTES = 16 << 20
 # The format's own limit: a longer header is damage.
 _MAX_HEADER = 100_000_000
 

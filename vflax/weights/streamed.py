@@ -27,7 +27,12 @@ _DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
 def logits(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Logits of one segment per row, in float32 on the host's CPU.
+    """Logits of one segment per row: float32 [B, T, V]. See `hidden` for the arguments."""
+    return np.concatenate(list(logit_blocks(source, config, hidden(source, config, ids, images))), axis=-1)
+
+
+def hidden(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Hidden states after the final norm, computed in float32 on the host's CPU.
 
     Args:
         source: the weights.
@@ -36,18 +41,32 @@ def logits(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: n
         images: uint8 [B, S, H, W, 3].
 
     Returns:
-        float32 [B, T, V].
+        float32 [B, T, D].
     """
     with jax.default_device(_host()):
-        weights = _Weights(source, config)
         model = nnx.eval_shape(
             lambda: Llava(config, rngs=nnx.Rngs(0), remat="none", attention="reference", **_DTYPES)
         )
-        weights.fill(model)
+        _Weights(source, config).fill(model)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-        hidden = model.hidden(jnp.asarray(ids), jnp.asarray(images), jnp.ones_like(positions), positions)
-        head = EMBEDDING if config.decoder.tie_word_embeddings else LM_HEAD
-        return np.asarray(weights.product(hidden, head))
+        return np.asarray(
+            model.hidden(jnp.asarray(ids), jnp.asarray(images), jnp.ones_like(positions), positions)
+        )
+
+
+def logit_blocks(source: TensorSource, config: LlavaConfig, states: np.ndarray) -> Iterator[np.ndarray]:
+    """Hidden states [B, T, D] -> logits float32 [B, T, v] of one block of the vocabulary after the other."""
+    head = EMBEDDING if config.decoder.tie_word_embeddings else LM_HEAD
+    with jax.default_device(_host()):
+        x = jnp.asarray(states)
+        for index in row_blocks(source.shape(head), 4):
+            yield np.asarray(_product(x, source.read(head, index)))
+
+
+def _product(x: jax.Array, rows: np.ndarray) -> jax.Array:
+    """x [..., in] times some rows [o, in] of a tensor: [..., o]."""
+    # [..., in] x [o, in] -> [..., o]. Waited for, else blocks would be read faster than they are used.
+    return jnp.einsum("...i,oi->...o", x, jnp.asarray(rows.astype(np.float32))).block_until_ready()
 
 
 def _host() -> jax.Device:
@@ -96,13 +115,8 @@ class _Weights:
 
     def product(self, x: jax.Array, name: str) -> jax.Array:
         """x [..., in] times the tensor [out, in], transposed: [..., out]."""
-        shape = self.source.shape(name)
-        parts = []
-        for index in row_blocks(shape, 4):
-            block = jnp.asarray(self.source.read(name, index).astype(np.float32))
-            # [..., in] x [block, in] -> [..., block]
-            parts.append(jnp.einsum("...i,oi->...o", x, block).block_until_ready())
-        return jnp.concatenate(parts, axis=-1)
+        blocks = row_blocks(self.source.shape(name), 4)
+        return jnp.concatenate([_product(x, self.source.read(name, index)) for index in blocks], axis=-1)
 
 
 class _Linear:
