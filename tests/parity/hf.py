@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 import transformers
 
+from tests.weights import hub
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
+from vflax.weights import hf_images, names, verify
 
 torch.set_num_threads(1)
 
@@ -145,8 +149,8 @@ def llava(
 def params(tensors: dict[str, torch.Tensor], config: LlavaConfig) -> dict[str, np.ndarray]:
     """A Llava module's tensors (its state_dict, or its gradients by name) -> our flat parameters."""
     flat = {path: _take(tensors, name, transform) for path, name, transform in _single_names(config)}
-    for prefix, hf_prefix, count, names in _stacked_names(config):
-        for path, name, transform in names:
+    for prefix, hf_prefix, count, entries in _stacked_names(config):
+        for path, name, transform in entries:
             layers = [_take(tensors, f"{hf_prefix}.{i}.{name}", transform) for i in range(count)]
             flat[f"{prefix}/{path}"] = np.stack(layers)
     return flat
@@ -226,3 +230,41 @@ def sample(config: LlavaConfig, pieces: list[int | str], seed: int) -> tuple[np.
     size = config.vision.image_size
     images = rng.integers(0, 256, (pieces.count("image"), size, size, 3), np.uint8)
     return np.concatenate(ids).astype(np.int32), images
+
+
+def hub_llava(config: LlavaConfig, seed: int = 0) -> transformers.LlavaForConditionalGeneration:
+    """As `llava`, with <image> where tests/weights/hub.py's tokenizer puts it; needs rows for added tokens."""
+    model = llava(config, seed)
+    model.config.image_token_id = hub.PIECES
+    return model
+
+
+def write(folder: Path, model: transformers.PreTrainedModel, max_shard_size: str = "5GB") -> Path:
+    """Save a model with the small files of a LLaVA directory."""
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    hub.dump(folder / "preprocessor_config.json", hf_images.to_preprocessor(hub.RULES))
+    hub.write_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    return folder
+
+
+def fixed_logits(model: Any, config: LlavaConfig) -> np.ndarray:
+    """Logits [1, T, V] of a hub_llava, or of one in PEFT's wrapper, for verify.fixed_batch of all ids that are text."""
+    ids, images = verify.fixed_batch(config, hub.PIECES)
+    tokens = torch.from_numpy(np.where(ids == IMAGE_TOKEN_ID, hub.PIECES, ids).astype(np.int64))
+    with torch.no_grad():
+        out = model(input_ids=tokens, pixel_values=pixel_values(images[0], config.vision))
+    return out.logits.numpy()
+
+
+def canonical_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A Llava module's tensors under canonical names."""
+    found = {names.canonical(name): tensor for name, tensor in model.state_dict().items()}
+    return {name: tensor for name, tensor in found.items() if name is not None}
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as numpy has it, bfloat16 too."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.detach().numpy()

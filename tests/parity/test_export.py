@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -35,11 +34,6 @@ TRAINED = [path for path in names.table(CONFIG) if not path.startswith("vision/"
 MAX_LOGIT_DIFFERENCE = 1e-4
 
 
-def canonical_state(model: Any) -> dict[str, torch.Tensor]:
-    found = {names.canonical(name): tensor for name, tensor in model.state_dict().items()}
-    return {name: tensor for name, tensor in found.items() if name is not None}
-
-
 def load(folder: Path) -> Any:
     """Load an export with transformers; not a key may be missing, unexpected or of another shape."""
     model, info = transformers.LlavaForConditionalGeneration.from_pretrained(
@@ -61,24 +55,18 @@ def test_a_llava_of_transformers_comes_back_bit_for_bit(
     if naming == "4.x hub":
         for path in (tmp_path / "in").glob("*.safetensors*"):
             path.unlink()
-        tensors = {name: hf_array(tensor) for name, tensor in canonical_state(reference).items()}
+        tensors = {name: hf.to_numpy(tensor) for name, tensor in hf.canonical_state(reference).items()}
         hub.write_tensors(tmp_path / "in", tensors)
     hub.dump(tmp_path / "in" / "preprocessor_config.json", hf_images.to_preprocessor(hub.RULES))
     (tmp_path / "in" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     hub.write_tokenizer(tmp_path / "in")
     record = export(open_checkpoint(tmp_path / "in"), tmp_path / "out", Options(max_shard_bytes=25_000))
     assert record["max_abs_logit_diff"] == 0.0
-    found = canonical_state(load(tmp_path / "out"))
-    expected = canonical_state(reference)
+    found = hf.canonical_state(load(tmp_path / "out"))
+    expected = hf.canonical_state(reference)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == dtype and torch.equal(found[name], tensor), name
-
-
-def hf_array(tensor: torch.Tensor) -> np.ndarray:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
 
 
 @pytest.fixture(scope="module")

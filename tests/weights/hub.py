@@ -16,7 +16,7 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
-from vflax.weights import hf_config, hf_images
+from vflax.weights import hf_config, hf_images, names
 from vflax.weights.safetensors_io import TensorSpec, write_shards
 from vflax.weights.source import RandomSource
 
@@ -133,7 +133,7 @@ def write_clip(folder: Path, config: LlavaConfig, tensors: dict[str, np.ndarray]
     }
     positions = np.arange(config.vision.num_patches + 1, dtype=np.int64)[None]
     tower[f"{prefix}embeddings.position_ids"] = positions
-    whole = hf_config.to_llava(config, PIECES, {}, "float32")["vision_config"]
+    whole = hf_config.vision_config(config.vision)
     if prefix:
         tower |= {
             "logit_scale": np.float32(2.6).reshape(()),
@@ -160,7 +160,74 @@ def write_decoder(folder: Path, config: LlavaConfig, tensors: dict[str, np.ndarr
     }
     words["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(5, np.float32)
     write_tensors(folder, words)
-    dump(folder / "config.json", hf_config.to_llava(config, PIECES, {}, "float32")["text_config"])
+    dump(folder / "config.json", hf_config.text_config(config.decoder))
+
+
+def original_names(config: LlavaConfig) -> dict[str, str]:
+    """{canonical name: name in the original LLaVA's files}, written down apart from vflax/weights/names.py."""
+    result = {}
+    for name in names.expected(config):
+        part, rest = name.split(".", 1)
+        if part == "vision_tower":
+            result[name] = f"model.vision_tower.vision_tower.{rest}"
+        elif part == "multi_modal_projector":
+            linear, kind = rest.removeprefix("linear_").split(".")
+            number = "" if config.bridge.kind == "linear" else f".{2 * int(linear) - 2}"
+            result[name] = f"model.mm_projector{number}.{kind}"
+        else:
+            result[name] = rest
+    return result
+
+
+def write_original(
+    folder: Path,
+    config: LlavaConfig,
+    tensors: dict[str, np.ndarray],
+    max_bytes: int = 1 << 40,
+    tower: str = "clip",
+    **fields: Any,
+) -> dict[str, np.ndarray]:
+    """Write what LlavaLlamaForCausalLM.save_pretrained leaves; `tensors` with the tower, or without.
+
+    Args:
+        tower: mm_vision_tower.
+        fields: keys of config.json to change.
+
+    Returns:
+        The tensors under the names in the files.
+    """
+    theirs = {original_names(config)[name]: tensor for name, tensor in tensors.items()}
+    write_tensors(folder, theirs, max_bytes)
+    write_tokenizer(folder)
+    llava = {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "freeze_mm_mlp_adapter": False,
+        "image_aspect_ratio": "pad",
+        "image_grid_pinpoints": None,
+        "mm_hidden_size": config.vision.width,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_lr": None,
+        "mm_projector_type": config.bridge.kind,
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "cls_patch" if config.vision.keep_cls else "patch",
+        "mm_vision_select_layer": config.vision.feature_layer,
+        "mm_vision_tower": tower,
+        "pretraining_tp": 1,
+        "tokenizer_model_max_length": 2048,
+        "tokenizer_padding_side": "right",
+        "tune_mm_mlp_adapter": False,
+        "unfreeze_mm_vision_tower": True,
+        "use_cache": True,
+        "use_mm_proj": True,
+    }
+    dump(folder / "config.json", hf_config.text_config(config.decoder) | llava)
+    edit(folder / "config.json", **fields)
+    return theirs
 
 
 def dump(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,12 @@ def write(
     trained: list[str],
     template: str,
     steps: tuple[int, ...] = (3,),
+    record: dict[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Freeze all but `trained`, "train" those (add 1/64 at each step), save checkpoints as the trainer does.
+
+    Args:
+        record: what each checkpoint says beside its parameters.
 
     Returns:
         The trained parameters of the last step.
@@ -49,9 +54,7 @@ def write(
         for step in steps:
             params = {path: param + 1 / 64 for path, param in params.items()}
             stored = {path.replace("/", "."): param for path, param in params.items()}
-            manager.save(
-                step,
-                args=ocp.args.Composite(params=ocp.args.StandardSave(stored), record=ocp.args.JsonSave({})),
-            )
+            items = {"params": ocp.args.StandardSave(stored), "record": ocp.args.JsonSave(record or {})}
+            manager.save(step, args=ocp.args.Composite(**items))
             manager.wait_until_finished()
     return {path: np.asarray(param) for path, param in params.items()}

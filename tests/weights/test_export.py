@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -15,12 +16,13 @@ import safetensors.numpy
 
 from tests.weights import hub, run
 from vflax.errors import UserError
+from vflax.models.bridge import BridgeConfig
 from vflax.templates import chat_template
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import names, verify
 from vflax.weights.export import Options, export, main, parse_size
 from vflax.weights.formats import padded_vocabulary
-from vflax.weights.open import HubFiles, join, open_checkpoint
+from vflax.weights.open import ORIGINAL, HubFiles, join, open_checkpoint
 from vflax.weights.source import SafetensorsSource, WorkdirSource
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -272,3 +274,52 @@ def test_sizes_are_read_as_people_write_them() -> None:
     assert [parse_size(text) for text in ("5GB", "500 mb", "1234")] == [5 * 10**9, 5 * 10**8, 1234]
     with pytest.raises(UserError, match="--max-shard-size=big"):
         parse_size("big")
+
+
+# --- other formats ------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_out_as_an_original_llava_and_reads_back_as_it_is(workdir: Path, tmp_path: Path) -> None:
+    options = Options(format="llava", vision_tower="somebody/tower", max_shard_bytes=20_000)
+    record = export(open_checkpoint(workdir, step="7"), tmp_path / "out", options)
+    assert (record["format"], record["mm_vision_tower"]) == ("llava", "somebody/tower")
+    opened, source = open_checkpoint(tmp_path / "out"), WorkdirSource(workdir, 7)
+    assert opened.kind == ORIGINAL and opened.files.config == hub.CONFIG and opened.files.rules == hub.RULES
+    assert isinstance(opened.files, HubFiles)
+    assert opened.files.chat == chat_template("vicuna_v1", "front")
+    assert opened.files.tokenizer.fingerprint == load_tokenizer(workdir / "model").fingerprint
+    for name in names.expected(hub.CONFIG):
+        wanted = source.read(name).astype(source.source_dtype(name))
+        assert opened.source.read(name).tobytes() == wanted.tobytes(), name
+
+
+def test_a_bridge_that_hugging_face_does_not_have_goes_out_as_an_original_llava(tmp_path: Path) -> None:
+    config = dataclasses.replace(hub.CONFIG, bridge=BridgeConfig("mlp3x_gelu", 32, 42))
+    tensors = hub.tensors_of(config)
+    hub.write_clip(tmp_path / "clip", config, tensors, "vision_model.")
+    hub.write_original(tmp_path / "in", config, tensors, tower=str(tmp_path / "clip"))
+    opened = open_checkpoint(tmp_path / "in")
+    with pytest.raises(UserError, match="the bridge is 'mlp3x_gelu'"):
+        export(opened, tmp_path / "hf")
+    export(opened, tmp_path / "llava", Options(format="llava"))
+    again = open_checkpoint(tmp_path / "llava")
+    assert again.files.config == config
+    assert_identical({name: again.source.read(name) for name in tensors}, tensors)
+
+
+def test_a_model_without_a_template_goes_out_with_the_one_that_is_named(tmp_path: Path) -> None:
+    config = hub.with_decoder(hub.CONFIG, vocab_size=384)
+    hub.write_original(tmp_path / "in", config, hub.tensors_of(config))
+    hub.write_clip(tmp_path / "in" / "clip", config, hub.tensors_of(config), "")
+    command = [f"--model={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]
+    assert main(command) == 1
+    assert main([*command, "--template=vicuna_v1"]) == 0
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_template("vicuna_v1", "auto")
+
+
+def test_a_run_without_an_adapter_is_no_adapter(workdir: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"without an adapter: --format=lora is for runs with config\.lora\.rank"
+    ):
+        export(open_checkpoint(workdir, step="7"), tmp_path / "out", Options(format="lora"))
+    assert nothing_left(tmp_path)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.weights import names
+from vflax.weights import hub, names
 from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.names import Index
+from vflax.weights.safetensors_io import and_more
 from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
 from vflax.weights.source import JoinedSource
 
@@ -30,10 +31,15 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
+    # The others change the base as they begin, and the files hold the difference to that.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 } | {
     key: (False, None)
-    for key in ("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "alora_invocation_tokens")
-}
+    for key in (
+        "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens",
+        "arrow_config", "kasa_config", "monteclora_config",
+    )
+}  # fmt: skip
 
 
 class Adapter:
@@ -55,13 +61,13 @@ class Adapter:
         problems.stop()
         self.folder, self.raw = folder, raw
         self.alpha, self.rslora = float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
-        self.base: str = raw.get("base_model_name_or_path") or ""
+        base, revision = raw.get("base_model_name_or_path") or "", raw.get("revision")
+        self.base: str = f"{base}@{revision}" if revision and hub.meant_id(base) else base
         parts = [SafetensorsSource(folder, RULES, STEM)]
         if (folder / NON_LORA).is_file():
             parts.append(SafetensorsSource.file(folder / NON_LORA, RULES))
         self.source: TensorSource = JoinedSource(parts)
-        known = (name for name in self.source.names() if not names.part_of(name))
-        if unknown := sorted(known):
+        if unknown := sorted(name for name in self.source.names() if not _is_known(name)):
             raise UserError(
                 f"{folder}: vflax merges LoRA of linear layers and whole replaced weights; it does not know "
                 f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
@@ -74,10 +80,11 @@ def scaling(alpha: float, rank: int, rslora: bool = False) -> float:
 
 
 def _peft_rules() -> names.Rules:
-    """PEFT wraps names: base_model.model.NAME, MODULE.modules_to_save.default.weight, MODULE.lora_A.default.weight."""
+    """PEFT wraps names: base_model.model.NAME, MODULE.modules_to_save.default.weight, MODULE.lora_A.default.weight,
+    and MODULE.base_layer.weight of an embedding that it saves whole beside its adapter."""
 
     def unwrapped(match: re.Match[str]) -> str:
-        name = re.sub(r"\.(modules_to_save\.)?default(?=\.)", "", match[1]).replace(".modules_to_save.", ".")
+        name = re.sub(r"\.(?:modules_to_save|default|base_layer)(?=\.)", "", match[1])
         return names.canonical(name) or name
 
     return ((r"^(?:base_model\.model\.)?(.*)$", unwrapped),)
@@ -90,6 +97,14 @@ def split_lora(name: str) -> tuple[str, str] | None:
     """(name of the weight that it changes, "A" or "B") of an adapter's tensor; None for another tensor."""
     match = _LORA.fullmatch(name)
     return (f"{match[1]}.weight", match[2]) if match else None
+
+
+def _is_known(name: str) -> bool:
+    """Whether it is one half of a linear's adapter, or a whole weight of the model."""
+    changed = split_lora(name)
+    return names.part_of(changed[0] if changed else name) != "" and (
+        changed is not None or ".lora_" not in name
+    )
 
 
 class MergedSource:
@@ -129,17 +144,20 @@ class MergedSource:
                     f"{name}: only lora_{'/'.join(pair)} is there, in {adapter.where(next(iter(pair.values())))}"
                 )
                 continue
-            (rank, fan_in), (fan_out, rank_b) = adapter.shape(pair["A"]), adapter.shape(pair["B"])
+            shape_a, shape_b = adapter.shape(pair["A"]), adapter.shape(pair["B"])
             if name not in there:
                 problems.append(f"{name} is not in the base; {adapter.where(pair['A'])} changes it")
-            elif (fan_out, fan_in) != base.shape(name) or rank != rank_b:
+            elif (*shape_b, *shape_a) != (base.shape(name)[0], shape_a[0], shape_a[0], base.shape(name)[-1]):
                 problems.append(
-                    f"{name} is {list(base.shape(name))} in {base.where(name)}, but lora_A is {[rank, fan_in]} and "
-                    f"lora_B {[fan_out, rank_b]} in {adapter.where(pair['A'])}"
+                    f"{name} is {list(base.shape(name))} in {base.where(name)}, but lora_A is {list(shape_a)} and "
+                    f"lora_B {list(shape_b)} in {adapter.where(pair['A'])}"
                 )
             self._merged[name] = (pair["A"], pair["B"])
         if problems:
-            raise UserError("the adapter belongs to another base:\n  " + "\n  ".join(problems[:20]))
+            raise UserError(
+                "the adapter belongs to another base:\n  "
+                + "\n  ".join(problems[:20] + and_more(problems, 20))
+            )
         own = [name for name in base.names() if not split_lora(name)]
         self._names = (*own, *(name for name in adapter.names() if name in self._replaced - there))
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 
 import vflax
 from vflax.metrics import read_metrics
+from vflax.weights import hub
 from vflax.weights.open import WORKDIR, Opened
 
 # The keys of a run's config that make its recipe.
@@ -37,12 +38,13 @@ def write(opened: Opened, record: dict[str, Any]) -> str:
         record: what export.json will say; see export.py.
     """
     kind = record["format"]
-    lora = opened.lora if kind == "lora" else None
+    base = hub.meant_id(record["base"]) if kind == "lora" else None
     header = ModelCardData(
         library_name=_LIBRARIES[kind],
         pipeline_tag="image-text-to-text",
         tags=["llava", "vision-language", "vflax"],
-        base_model=lora.base_name or None if lora else None,
+        # A path on this machine names nothing on the hub.
+        base_model=base.repo if base else None,
     )
     decoder, vision = opened.files.config.decoder, opened.files.config.vision
     lines = [

@@ -99,8 +99,18 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
     Raises:
         UserError: when the model cannot be expressed, does not fit on the disk, or fails a check.
     """
-    fmt = _format(opened, options)
+    check_options(options)
     check(opened.source, opened.files.config)
+    fmt = _format(opened, options)
+    try:
+        return _write(opened, fmt, out, options)
+    except OSError as error:
+        folders.recover(out)
+        full = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
+        raise UserError(f"{out}: not written: {full}; nothing is left behind") from None
+
+
+def _write(opened: Opened, fmt: Format, out: Path, options: Options) -> dict[str, Any]:
     folders.recover(out)
     _check_out(out, options.replace)
     tensors = fmt.tensors
@@ -110,17 +120,10 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
     with folders.beside(out) as root:
         folder = root / "new"
         folder.mkdir()
-        try:
-            with copying("writing", total) as advance:
-                watched = WatchedSource(tensors, advance)
-                weights = write_shards(folder, fmt.stem, specs, options.max_shard_bytes, watched.read)
-            fmt.write_files(folder)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise UserError(
-                    f"{out}: no space left on the disk while writing; nothing is left behind"
-                ) from None
-            raise
+        with copying("writing", total) as advance:
+            watched = WatchedSource(tensors, advance)
+            weights = write_shards(folder, fmt.stem, specs, options.max_shard_bytes, watched.read)
+        fmt.write_files(folder)
         record = {**_origin(opened), "format": options.format, **_verify(folder, opened, fmt, options, total)}
         record["dtypes"] = dict(collections.Counter(spec.dtype.name for spec in specs))
         (folder / "README.md").write_text(card.write(opened, record), encoding="utf-8")
@@ -131,7 +134,12 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
     return record
 
 
-def _format(opened: Opened, options: Options) -> Format:
+def check_options(options: Options) -> None:
+    """Refuse what can be refused before a model is opened, or fetched.
+
+    Raises:
+        UserError: for values that do not exist, do not go together, or need what is not installed.
+    """
     if options.format not in FORMATS:
         raise UserError(f"--format={options.format}: expected {', '.join(FORMATS)}")
     if options.dtype not in ("source", *DTYPES):
@@ -148,6 +156,13 @@ def _format(opened: Opened, options: Options) -> Format:
     ]
     if wrong:
         raise UserError("; ".join(wrong))
+    if options.torch:
+        from vflax.weights import torch_files
+
+        torch_files.check_installed("--verify=torch", with_peft=options.format == "lora")
+
+
+def _format(opened: Opened, options: Options) -> Format:
     dtype = None if options.dtype == "source" else DTYPES[options.dtype]
     if options.format == "llava":
         return formats.OriginalLlava(opened, dtype, options.vision_tower)
@@ -178,7 +193,7 @@ def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: 
     difference = verify.compare_logits(fmt.wanted, own, source, config, text_ids)
     record = {"verified": True, "tensors": tensors, "max_abs_logit_diff": difference, **facts}
     if options.torch:
-        record["torch"] = verify.compare_with_transformers(folder, opened, fmt, options.format, text_ids)
+        record["torch"] = verify.compare_with_transformers(folder, own, fmt, text_ids)
     return record
 
 
@@ -307,7 +322,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     give_back_freed_memory()
     try:
-        opened = open_from_flags(args)
         options = Options(
             format=args.format,
             dtype=args.dtype,
@@ -318,6 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             names_4x=args.names_4x,
             base_name=args.base_name,
         )
+        check_options(options)
+        opened = open_from_flags(args)
         record = export(opened, args.out, options)
     except UserError as error:
         print(f"export: {error}", file=sys.stderr)

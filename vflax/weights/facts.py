@@ -27,10 +27,12 @@ from vflax.weights.hf_files import read_json
 from vflax.weights.load import compare
 from vflax.weights.open import (
     ADAPTER,
+    CHATS,
     CLIP,
     DECODER,
     HF,
     ORIGINAL,
+    OWN_CHAT,
     PROJECTOR,
     WORKDIR,
     base_name,
@@ -223,7 +225,7 @@ def _read(
         _read_hf(found, place)
     elif kind == ORIGINAL:
         _read_weights(found, place)
-        _read_talk(found, place)
+        _read_talk(found, place, OWN_CHAT)
         _read_original(found, found.attempt(llava_config.read, place), vision)
     elif kind == ADAPTER:
         _read_adapter(found, place, step, vision, base)
@@ -322,7 +324,7 @@ def _read_adapter(
     if kind == DECODER:
         original = found.attempt(read_beside, place, base)
         _read_weights(under, base)
-        _read_talk(under, place if has_tokenizer(place) else base)
+        _read_talk(under, place if has_tokenizer(place) else base, OWN_CHAT)
         under.decoder = found.attempt(llava_config.read_decoder, original) if original else None
     else:
         _read(under, kind, base, step, vision)
@@ -387,10 +389,10 @@ def _open_weights(found: _Found, place: Path, rules: names.Rules = names.RULES) 
     return found.attempt(SafetensorsSource, place, rules)
 
 
-def _read_talk(found: _Found, folder: Path) -> None:
-    """Tokenizer and chat template."""
+def _read_talk(found: _Found, folder: Path, files: tuple[str, ...] = CHATS) -> None:
+    """Tokenizer and chat template, in the first of `files` that has one."""
     _read_tokenizer(found, folder)
-    chat = found.attempt(own_chat_template, folder)
+    chat = found.attempt(own_chat_template, folder, files)
     if chat is not None:
         found.template, found.position = known_template(chat) or (OWN_JINJA, None)
 

@@ -18,7 +18,7 @@ from vflax.templates import Position, chat_template, check_position
 from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names, verify
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
-from vflax.weights.open import HubFiles, Opened, open_checkpoint
+from vflax.weights.open import DECODER, HF, HubFiles, Opened, detect, open_checkpoint
 from vflax.weights.source import JoinedSource, SafetensorsSource, TensorSource
 from vflax.weights.views import CastSource, PaddedVocabularySource, RenamedSource
 from vflax.workdir import ModelFiles
@@ -59,6 +59,10 @@ class Format(Protocol):
 
     def check(self, folder: Path) -> dict[str, Any]:
         """Compare what is neither tensor nor logit; returns facts for the record."""
+        ...
+
+    def in_transformers(self, folder: Path) -> tuple[Path, Path | None] | None:
+        """(model, adapter or None) that transformers computes what was written with; None where it cannot."""
         ...
 
 
@@ -121,6 +125,9 @@ class HuggingFace:
             "conversations": conversations, "template": template, "vocab_size": self.config.decoder.vocab_size
         }  # fmt: skip
 
+    def in_transformers(self, folder: Path) -> tuple[Path, Path | None] | None:
+        return folder, None
+
 
 class OriginalLlava:
     """What LlavaLlamaForCausalLM of the original LLaVA code loads."""
@@ -170,6 +177,9 @@ class OriginalLlava:
     def check(self, folder: Path) -> dict[str, Any]:
         return {"mm_vision_tower": self._tower, "vocab_size": self.config.decoder.vocab_size}
 
+    def in_transformers(self, folder: Path) -> tuple[Path, Path | None] | None:
+        return None
+
 
 class Projector:
     """The bridge alone, as LLaVA's --pretrain_mm_mlp_adapter takes it (mm_projector.bin), and in safetensors."""
@@ -197,6 +207,9 @@ class Projector:
     def check(self, folder: Path) -> dict[str, Any]:
         return {"bridge": self.config.bridge.kind}
 
+    def in_transformers(self, folder: Path) -> tuple[Path, Path | None] | None:
+        return None
+
 
 class LoraAdapter:
     """A PEFT adapter for the Hugging Face model: adapter_config.json and adapter_model.safetensors.
@@ -222,6 +235,13 @@ class LoraAdapter:
                 "> 0 and for PEFT adapters; the whole model goes out with --format=hf"
             )
         self._lora = lora = opened.lora
+        if base_name is None and lora.folder is not None and detect(lora.folder) == DECODER:
+            raise UserError(
+                f"{opened.place}: its base {lora.base_name} is {DECODER}, and a PEFT adapter is for a whole Hugging "
+                "Face LLaVA: name one of the same decoder and tower with --base-name, or export the merged model with "
+                "--format=hf"
+            )
+        self._names_4x = names_4x
         self._base_name = base_name if base_name is not None else lora.base_name
         self.config = opened.files.config
         every = lora.tensors.names()
@@ -246,7 +266,7 @@ class LoraAdapter:
         lora = self._lora
         bridge = any(names.part_of(name) == "bridge" for name in lora.tensors.names())
         alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
-        hub_id = hub.parse_hub_id(self._base_name)
+        hub_id = hub.meant_id(self._base_name)
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -273,17 +293,22 @@ class LoraAdapter:
     def check(self, folder: Path) -> dict[str, Any]:
         return {"base": self._base_name, "rank": self._rank, "alpha": self._lora.alpha}
 
+    def in_transformers(self, folder: Path) -> tuple[Path, Path | None] | None:
+        base = self._lora.folder
+        return None if self._names_4x or base is None or detect(base) != HF else (base, folder)
+
 
 def peft_name(name: str, names_4x: bool) -> str:
     """A canonical name as PEFT writes it for LlavaForConditionalGeneration of transformers 5.x, or of 4.x."""
     if not names_4x:
         name = name.replace("language_model.model.", "model.language_model.", 1)
+        name = name.replace("language_model.lm_head.", "lm_head.", 1)
         name = name.replace("vision_tower.vision_model.", "model.vision_tower.", 1)
         name = name.replace("multi_modal_projector.", "model.multi_modal_projector.", 1)
     return f"base_model.model.{name}"
 
 
-_PEFT_PARTS = {"decoder": "language_model", "vision": "vision_tower"}
+_PEFT_PARTS = {"decoder": "language_model", "vision": "vision_tower", "bridge": "multi_modal_projector"}
 
 
 def _target(name: str) -> str | None:
@@ -291,7 +316,9 @@ def _target(name: str) -> str | None:
     found = adapter.split_lora(name)
     if found is None:
         return None
-    part, module = _PEFT_PARTS.get(names.part_of(name), "multi_modal_projector"), found[0].split(".")[-2]
+    if found[0] == names.LM_HEAD:
+        return r"(?:.*\.)?lm_head"
+    part, module = _PEFT_PARTS[names.part_of(found[0])], found[0].split(".")[-2]
     return rf".*{part}.*\.{module}"
 
 

@@ -289,10 +289,11 @@ def text_config(decoder: DecoderConfig) -> dict[str, Any]:
     scaling: dict[str, Any] | None = None
     if decoder.rope_scaling is not None:
         rope = decoder.rope_scaling
-        # Transformers before 4.43 reads "type", later ones "rope_type".
-        scaling = {"type": rope.kind, "rope_type": rope.kind, "factor": rope.factor}
+        # Transformers before 4.43 knows no llama3, and of the others takes these two keys and no third.
+        scaling = {"type": rope.kind, "factor": rope.factor}
         if rope.kind == "llama3":
             scaling |= {
+                "rope_type": rope.kind,
                 "low_freq_factor": rope.low_freq_factor,
                 "high_freq_factor": rope.high_freq_factor,
                 "original_max_position_embeddings": rope.original_max_positions,

@@ -75,7 +75,7 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> Special
     if wrong:
         raise UserError(f"tokenizer: the ids of the special tokens leave a gap: {'; '.join(wrong)}")
     _set_bos(backend, tokenizer)
-    backend.save(str(out / "tokenizer.json"))
+    (out / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
     _write_configs(out, backend, tokenizer, "tokenizer.model" in files, max_length)
     # Superseded: tokenizer_config.json and tokenizer.json name every added token.
     (out / "added_tokens.json").unlink(missing_ok=True)

@@ -66,16 +66,27 @@ def resolve(text: str, *, weights: bool = True, only: tuple[str, ...] = ()) -> P
     Raises:
         UserError: "hf:" is followed by no id, or the id cannot be fetched.
     """
+    hub_id = meant_id(text)
+    if hub_id is None:
+        return Path(text).expanduser()
+    return fetch(hub_id, weights=weights, only=only)
+
+
+def meant_id(text: str) -> HubId | None:
+    """The hub id that `text` means, or None where it means a path; see `resolve`.
+
+    Raises:
+        UserError: "hf:" is followed by no id.
+    """
     path = Path(text).expanduser()
     if path.exists():
-        return path
+        return None
     hub_id = parse_hub_id(text)
-    if text.startswith("hf:"):
-        if hub_id is None:
-            raise UserError(f"{text}: expected hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    elif hub_id is None or path.parts[0] in LOCAL_FOLDERS or Path(path.parts[0]).is_dir():
-        return path
-    return fetch(hub_id, weights=weights, only=only)
+    if text.startswith("hf:") and hub_id is None:
+        raise UserError(f"{text}: expected hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    if text.startswith("hf:") or hub_id is None:
+        return hub_id
+    return None if path.parts[0] in LOCAL_FOLDERS or Path(path.parts[0]).is_dir() else hub_id
 
 
 @functools.cache  # A run asks for its starting point several times: it is fetched once, at one commit.

@@ -63,19 +63,24 @@ def read(folder: Path) -> Original:
     problems.expect("model_type", raw.get("model_type"), tuple(_TYPES))
     bridge = raw.get("mm_projector_type", "linear")
     try:
-        BridgeConfig(bridge, 1, 1)
+        BridgeConfig(str(bridge), 1, 1)
     except UserError:
         problems.lines.append(f"mm_projector_type={bridge!r}: vflax supports 'linear' and 'mlpNx_gelu'")
-    for key in ("mm_vision_tower", "mm_vision_select_layer"):
-        if key not in raw:
-            problems.lines.append(f"{key}: not there")
+    for key, kind in (("mm_vision_tower", str), ("mm_vision_select_layer", int)):
+        if not isinstance(raw.get(key), kind):
+            wanted = {str: "a name", int: "a number"}[kind]
+            problems.lines.append(
+                f"{key}={raw[key]!r}: expected {wanted}" if key in raw else f"{key}: not there"
+            )
     problems.expect(
         "mm_vision_select_feature", raw.get("mm_vision_select_feature", "patch"), ("patch", "cls_patch")
     )
     problems.expect("mm_patch_merge_type", raw.get("mm_patch_merge_type", "flat"), ("flat",))
     start_end = raw.get("mm_use_im_start_end", False)
-    problems.expect("mm_use_im_start_end", start_end, (False,), "such models wrap an image in two tokens")
-    problems.expect("s2", raw.get("s2", False), (False,))
+    problems.expect(
+        "mm_use_im_start_end", start_end, (False, None), "such models wrap an image in two tokens"
+    )
+    problems.expect("s2", raw.get("s2", False), (False, None))
     problems.expect("image_aspect_ratio", raw.get("image_aspect_ratio"), tuple(_MODES))
     problems.expect(
         "quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights"

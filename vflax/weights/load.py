@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -94,7 +95,7 @@ def check(
         wanted = {name: table[path].tensor_shape for path in paths for name in table[path].names}
         kinds = compare(source, wanted, source.names())
     if any(kinds.values()):
-        raise UserError(_report(source, kinds))
+        raise UserError(_report(source, config, kinds))
 
 
 def compare(
@@ -120,7 +121,7 @@ def compare(
     return {"missing": missing, "of another shape": wrong, "unexpected": unexpected}
 
 
-def _report(source: TensorSource, kinds: dict[str, list[str]]) -> str:
+def _report(source: TensorSource, config: LlavaConfig, kinds: dict[str, list[str]]) -> str:
     places = sorted({source.where(name).split(" (")[0] for name in source.names()})
     lines = [f"the weights do not fit the config (read from {', '.join(places[:8]) or 'nothing'}):"]
     for kind, found in kinds.items():
@@ -129,8 +130,21 @@ def _report(source: TensorSource, kinds: dict[str, list[str]]) -> str:
             lines += [f"    {line}" for line in found[:_SHOWN]]
             if len(found) > _SHOWN:
                 lines.append(f"    ... and {len(found) - _SHOWN} more")
+    lines += _bridge_hint(source, config)
     lines.append("  Check that config.json belongs to these files and that all of them are there.")
     return "\n".join(lines)
+
+
+def _bridge_hint(source: TensorSource, config: LlavaConfig) -> list[str]:
+    """The commonest way for the two to differ: runs of the original LLaVA wrote a wrong kind of projector down."""
+    found = sum(bool(re.fullmatch(rf"{names.BRIDGE}\.linear_\d+\.weight", name)) for name in source.names())
+    if found in (0, config.bridge.num_linears):
+        return []
+    kind = "linear" if found == 1 else f"mlp{found}x_gelu"
+    return [
+        f"  The bridge of these files is {kind}, the config says {config.bridge.kind} (in the original LLaVA's "
+        "config.json: mm_projector_type)."
+    ]
 
 
 def read_param(source: TensorSource, entry: Entry, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:

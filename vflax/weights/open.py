@@ -6,6 +6,7 @@ any of these. Parts of a model (a CLIP tower, a LLaMA decoder, a projector) are 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Lora:
     tensors: NAME.lora_A.weight and NAME.lora_B.weight, and whole weights that replace the base's.
     alpha, rslora, dropout: its settings; see adapter.scaling.
     base_name: what the base is called: a hub id, a path, or "" where nobody said.
+    folder: where the base lies; None where only its name is known.
     """
 
     base: TensorSource
@@ -62,6 +64,7 @@ class Lora:
     rslora: bool
     dropout: float
     base_name: str
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def detect(place: Path) -> str:
     raw = read_json(place / "config.json")
     kind = raw.get("model_type")
     if llava_config.is_original(raw):
-        return ORIGINAL
+        return PROJECTOR if _holds_projector_alone(place) else ORIGINAL
     if kind == "llava":
         return HF
     if kind in ("clip", "clip_vision_model"):
@@ -110,6 +113,12 @@ def detect(place: Path) -> str:
         f"{place / 'config.json'}: model_type={kind!r}: vflax reads llava (Hugging Face's and the original's), "
         f"clip, clip_vision_model, {' and '.join(hf_config.DECODER_TYPES)}"
     )
+
+
+def _holds_projector_alone(place: Path) -> bool:
+    """Whether it is what LLaVA's first stage leaves: the config.json of the whole model, and the bridge."""
+    whole = [*place.glob("model*.safetensors*"), *place.glob("pytorch_model*.bin*")]
+    return not whole and any((place / name).is_file() for name in hub.PROJECTORS)
 
 
 def _detect_tensors(place: Path) -> str:
@@ -178,8 +187,9 @@ def _open_workdir(place: Path, step: int) -> Opened:
     if files.lora is None:
         return Opened(WORKDIR, place, source, files, step=step)
     own = {name: name for name in source.names() if adapter.split_lora(name) or name in source.trained}
-    alpha, dropout = files.lora.alpha, files.lora.dropout
-    lora = Lora(source, RenamedSource(source, own), alpha, False, dropout, base_name(place))
+    alpha, dropout, base = files.lora.alpha, files.lora.dropout, base_name(place)
+    folder = Path(base) if base and Path(base).is_dir() else None
+    lora = Lora(source, RenamedSource(source, own), alpha, False, dropout, base, folder)
     return Opened(WORKDIR, place, MergedSource(source, source, alpha), files, lora, step)
 
 
@@ -215,28 +225,27 @@ def check_image_id(place: Path, tokenizer: Tokenizer) -> None:
 
 def _open_original(place: Path, vision: Path | None) -> Opened:
     original = llava_config.read(place)
-    source: TensorSource = SafetensorsSource(place)
-    source, config, rules = _with_tower(original, source, vision)
+    source = SafetensorsSource(place)
+    tower, config, rules = _tower_of(original, source.names(), vision)
     tokenizer = load_tokenizer(place)
-    files = HubFiles(
-        config, tokenizer, rules, own_chat_template(place), _own_stops(place, tokenizer), original.tower
-    )
-    return Opened(ORIGINAL, place, source, files)
+    chat = own_chat_template(place, OWN_CHAT)
+    files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer), original.tower)
+    return Opened(ORIGINAL, place, JoinedSource([source, *tower]), files)
 
 
-def _with_tower(
-    original: llava_config.Original, source: TensorSource, vision: Path | None
-) -> tuple[TensorSource, LlavaConfig, ImageRules]:
-    """The weights with their tower, and what model they make."""
-    present = any(names.part_of(name) == "vision" for name in source.names())
+def _tower_of(
+    original: llava_config.Original, there: Iterable[str], vision: Path | None
+) -> tuple[list[TensorSource], LlavaConfig, ImageRules]:
+    """The tower that has to be joined to the tensors `there`, which may be none, and what model they make."""
+    present = any(names.part_of(name) == "vision" for name in there)
     tower = vision
     if tower is None and not (present and llava_config.brings_tower_config(original)):
         tower = find_tower(original, weights=not present)
     config, rules = llava_config.model_config(original, tower)
     if present:
-        return source, config, rules
+        return [], config, rules
     assert tower is not None
-    return JoinedSource([source, SafetensorsSource(tower)]), config, rules
+    return [SafetensorsSource(tower)], config, rules
 
 
 def find_tower(original: llava_config.Original, weights: bool, fetch: bool = True) -> Path:
@@ -267,14 +276,15 @@ def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None
     kind = detect(base)
     if kind == DECODER:
         original = read_beside(place, base)
-        lora, merged = _merge(SafetensorsSource(base), found, base)
-        merged, config, rules = _with_tower(original, merged, vision)
+        words = SafetensorsSource(base)
+        tower, config, rules = _tower_of(original, (*words.names(), *found.source.names()), vision)
+        lora, merged = _merge(JoinedSource([words, *tower]), found, base)
         folder = place if has_tokenizer(place) else base
         tokenizer = load_tokenizer(folder)
-        chat, stops = own_chat_template(place), _own_stops(base, tokenizer)
+        chat, stops = own_chat_template(place, OWN_CHAT), _own_stops(base, tokenizer)
         files = HubFiles(config, tokenizer, rules, chat, stops, original.tower)
         return Opened(ADAPTER, place, merged, files, lora)
-    under = open_checkpoint(base, step=step, vision=vision if kind == ORIGINAL else None)
+    under = open_checkpoint(base, step=step, vision=vision)
     lora, merged = _merge(under.source, found, base)
     return Opened(ADAPTER, place, merged, under.files, lora)
 
@@ -295,8 +305,8 @@ def read_beside(place: Path, base: Path) -> llava_config.Original:
 
 
 def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, TensorSource]:
-    dropout = float(found.raw.get("lora_dropout", 0.0))
-    lora = Lora(base, found.source, found.alpha, found.rslora, dropout, found.base or str(folder))
+    dropout = float(found.raw.get("lora_dropout") or 0.0)
+    lora = Lora(base, found.source, found.alpha, found.rslora, dropout, found.base or str(folder), folder)
     return lora, MergedSource(base, found.source, found.alpha, found.rslora)
 
 
@@ -359,15 +369,19 @@ def check_tokenizer(tokenizer: Tokenizer, decoder: DecoderConfig, place: str) ->
         )
 
 
-def own_chat_template(folder: Path) -> str | None:
-    """The chat template that came with a directory."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            found = read_json(folder / name).get("chat_template")
-            if isinstance(found, str):
-                return found
+CHATS = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+# The original LLaVA never reads tokenizer_config.json's: that is the bare decoder's, and renders no image.
+OWN_CHAT = CHATS[:1]
+
+
+def own_chat_template(folder: Path, files: tuple[str, ...] = CHATS) -> str | None:
+    """The chat template that came with a directory, in the first of `files` that has one."""
+    for path in (folder / name for name in files):
+        if path.suffix == ".jinja" and path.is_file():
+            return path.read_text(encoding="utf-8")
+        found = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(found, str):
+            return found
     return None
 
 

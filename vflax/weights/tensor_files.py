@@ -73,9 +73,8 @@ def open_directory(folder: Path, stem: str = "model") -> dict[str, TensorFile]:
         index_path = folder / f"{whole}.index.json"
         if index_path.is_file():
             weight_map = _weight_map(index_path)
-            return _merge(
-                [kind(folder / name) for name in sorted(set(weight_map.values()))], weight_map, index_path
-            )
+            files = _open_all([folder / name for name in sorted(set(weight_map.values()))], kind)
+            return _merge(files, weight_map, index_path)
         if (folder / whole).is_file():
             file = kind(folder / whole)
             return dict.fromkeys(file.names(), file)
@@ -91,6 +90,19 @@ def _weight_map(index_path: Path) -> dict[str, str]:
         return dict(json.loads(index_path.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index_path}: not an index of weights ({error!r}); fetch it again") from None
+
+
+def _open_all(paths: list[Path], kind: Callable[[Path], TensorFile]) -> list[TensorFile]:
+    """Open the shards; what is wrong with any of them is told at once."""
+    files, problems = [], []
+    for path in paths:
+        try:
+            files.append(kind(path))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems[:20] + and_more(problems, 20)))
+    return files
 
 
 def _merge(files: list[TensorFile], weight_map: dict[str, str], index_path: Path) -> dict[str, TensorFile]:

@@ -8,6 +8,8 @@ those of a safetensors file are. This is the only file of vflax that imports tor
 
 from __future__ import annotations
 
+import importlib
+import io
 import re
 import struct
 import zipfile
@@ -109,7 +111,24 @@ def save_torch(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
         UserError: when torch is not installed.
     """
     torch = _torch(path)
-    torch.save({name: _from_numpy(torch, array) for name, array in tensors}, path)
+    # By way of memory: of a full disk torch says something, Python says which.
+    written = io.BytesIO()
+    torch.save({name: _from_numpy(torch, array) for name, array in tensors}, written)
+    path.write_bytes(written.getbuffer())
+
+
+def check_installed(what: str, with_peft: bool) -> None:
+    """Refuse `what` where the libraries that it computes with are not there.
+
+    Raises:
+        UserError: saying how to install them.
+    """
+    needed = {"torch": "'vflax[torch]'"} | ({"peft": "peft"} if with_peft else {})
+    for name, extra in needed.items():
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"{what} needs {name}: pip install {extra}") from None
 
 
 def transformers_logits(
@@ -127,7 +146,7 @@ def transformers_logits(
         float32 [1, T, V].
 
     Raises:
-        UserError: when torch, or for an adapter peft, is not installed.
+        UserError: when torch is not installed.
     """
     torch = _torch(model)
     from transformers import LlavaForConditionalGeneration
@@ -136,10 +155,8 @@ def transformers_logits(
         model, dtype=torch.float32, attn_implementation="eager"
     )
     if adapter is not None:
-        try:
-            import peft
-        except ImportError:
-            raise UserError(f"{adapter}: to compute with it needs peft: pip install peft") from None
+        import peft
+
         loaded = peft.PeftModel.from_pretrained(loaded, adapter)
     tokens = np.where(ids == image_id, loaded.config.image_token_id, ids).astype(np.int64)
     with torch.no_grad():

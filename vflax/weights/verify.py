@@ -17,7 +17,6 @@ from vflax.memory import host_memory
 from vflax.models.llava import LlavaConfig
 from vflax.templates import Position
 from vflax.tokenizer import Tokenizer
-from vflax.weights.hf_files import read_json
 from vflax.weights.names import expected
 from vflax.weights.safetensors_io import row_blocks
 from vflax.weights.safetensors_source import TensorSource
@@ -25,7 +24,6 @@ from vflax.weights.streamed import hidden, logit_blocks, logits
 
 if TYPE_CHECKING:
     from vflax.weights.formats import Format
-    from vflax.weights.open import Opened
 
 MAX_LOGIT_DIFFERENCE = 1e-5
 # Of transformers in float32; relative to the largest logit where that is over one.
@@ -217,47 +215,45 @@ def processor_ids(processor: Any, turns: tuple[tuple[str, ...], ...], picture: P
 
 
 def compare_with_transformers(
-    folder: Path, opened: Opened, fmt: Format, kind: str, text_ids: int
+    folder: Path, config: LlavaConfig, fmt: Format, text_ids: int
 ) -> dict[str, Any]:
     """Compute the fixed batch in Hugging Face's classes, in float32, where torch and memory allow.
 
     Args:
         folder: the export.
-        opened: the model that it was made from.
-        fmt: its format; kind: that format's name.
+        config: of the model that it was made from.
+        fmt: its format.
         text_ids: text ids are drawn from [0, text_ids).
 
     Returns:
         {"outcome": what a person reads, "max_abs_logit_diff" where it was computed}.
 
     Raises:
-        UserError: when torch is not installed, or logits differ by more than MAX_TORCH_DIFFERENCE.
+        UserError: when logits differ by more than MAX_TORCH_DIFFERENCE.
     """
+    import transformers
+
     from vflax.weights import torch_files
 
-    base = {"hf": folder, "lora": Path(opened.lora.base_name) if opened.lora else folder}.get(kind)
-    if base is None or not (base / "config.json").is_file() or not _is_hf(base):
-        return {"outcome": f"not computed: transformers has no class for a {kind} export of this model"}
-    need = 4 * sum(math.prod(shape) for shape in expected(opened.files.config).values())
+    parts = fmt.in_transformers(folder)
+    if parts is None:
+        return {
+            "outcome": f"not computed: transformers {transformers.__version__} has no class that takes this export"
+        }
+    need = 4 * sum(math.prod(shape) for shape in expected(config).values())
     free = host_memory()
     if need * 1.2 > free:
         return {
             "outcome": f"not computed: float32 needs {need * 1.2 / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         }
-    ids, images = fixed_batch(opened.files.config, text_ids)
-    ours = logits(fmt.wanted, opened.files.config, ids, images)
-    vision = opened.files.config.vision
+    ids, images = fixed_batch(config, text_ids)
+    ours = logits(fmt.wanted, config, ids, images)
+    vision = config.vision
     # [1, S, H, W, 3] -> [S, 3, H, W]
     mean, std = np.array(vision.image_mean, np.float32), np.array(vision.image_std, np.float32)
     pixels = (images[0].astype(np.float32) / 255 - mean) / std
-    theirs = torch_files.transformers_logits(
-        base, folder if kind == "lora" else None, ids, pixels.transpose(0, 3, 1, 2), IMAGE_TOKEN_ID
-    )
+    theirs = torch_files.transformers_logits(*parts, ids, pixels.transpose(0, 3, 1, 2), IMAGE_TOKEN_ID)
     difference = float(np.abs(theirs[..., : ours.shape[-1]] - ours).max())
     if not difference <= MAX_TORCH_DIFFERENCE * max(1.0, float(np.abs(ours).max())):
         raise UserError(f"{folder}: transformers computes logits that differ by up to {difference:g}")
     return {"outcome": f"largest logit difference {difference:g}", "max_abs_logit_diff": difference}
-
-
-def _is_hf(folder: Path) -> bool:
-    return read_json(folder / "config.json").get("architectures") == ["LlavaForConditionalGeneration"]
