@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import errno
 import hashlib
 import re
 import shutil
@@ -109,17 +108,10 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
     with folders.beside(out) as root:
         folder = root / "new"
         folder.mkdir()
-        try:
-            with copying("writing", total) as advance:
-                watched = WatchedSource(tensors, advance)
-                weights = write_shards(folder, fmt.stem, specs, options.max_shard_bytes, watched.read)
-            fmt.write_files(folder)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise UserError(
-                    f"{out}: no space left on the disk while writing; nothing is left behind"
-                ) from None
-            raise
+        with copying("writing", total) as advance:
+            watched = WatchedSource(tensors, advance)
+            weights = write_shards(folder, fmt.stem, specs, options.max_shard_bytes, watched.read)
+        fmt.write_files(folder)
         record = {**_origin(opened), "format": options.format, **_verify(folder, opened, fmt, options, total)}
         record["dtypes"] = dict(collections.Counter(spec.dtype.name for spec in specs))
         (folder / "README.md").write_text(card.write(opened, record), encoding="utf-8")
