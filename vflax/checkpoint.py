@@ -189,6 +189,10 @@ def find_step(workdir: Path, which: str) -> int:
 
 
 def _best_step(workdir: Path, steps: list[int]) -> int:
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            f"--step=best: {workdir} holds imported weights, of which nothing was measured; leave --step away"
+        )
     config = read_json(workdir / "config.json")
     metric = config["checkpoint"]["best_metric"]
     values = {}

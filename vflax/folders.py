@@ -6,6 +6,7 @@ Imports nothing heavy: the offline side uses it too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import platform
@@ -14,11 +15,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from vflax.errors import UserError
+
 
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
     """An empty folder beside `out` that is removed in the end. Build in a folder inside it (mkdtemp's own mode of 0700
-    would keep others out), then `swap`."""
+    would keep others out), then `swap`.
+
+    Raises:
+        UserError: the disk is full.
+    """
     out = Path(os.path.abspath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     recover(out)
@@ -26,6 +33,12 @@ def beside(out: Path) -> Iterator[Path]:
     root = Path(tempfile.mkdtemp(prefix=f"{_prefix(out)}{os.getpid()}-", dir=out.parent))
     try:
         yield root
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{out.parent}: no space left on the disk while writing; nothing is left behind"
+        ) from None
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

@@ -18,13 +18,14 @@ from vflax import folders
 from vflax.errors import UserError
 from vflax.memory import give_back_freed_memory
 from vflax.progress import copying
+from vflax.templates import Position
 from vflax.weights import names, verify
 from vflax.weights.export import add_model_flags, check_room, open_from_flags
 from vflax.weights.frozen import save_frozen
 from vflax.weights.load import check
-from vflax.weights.open import WORKDIR, HubFiles, Opened, known_template
+from vflax.weights.open import WORKDIR, Opened, known_template
 from vflax.weights.source import WorkdirSource
-from vflax.weights.views import WatchedSource, nbytes
+from vflax.weights.views import RenamedSource, WatchedSource, nbytes
 from vflax.workdir import ModelFiles, write_json, write_status
 
 STEP = 0
@@ -47,18 +48,12 @@ def import_weights(opened: Opened, out: Path) -> dict[str, Any]:
 
     if opened.kind == WORKDIR:
         raise UserError(f"{opened.place} is {WORKDIR} already")
-    assert isinstance(opened.files, HubFiles)
-    known = known_template(opened.files.chat)
-    if known is None:
-        state = (
-            "brings no chat template" if opened.files.chat is None else "brings a chat template of its own"
-        )
-        raise UserError(
-            f"{opened.place} {state}, and no template of vflax renders like it: name the one it was trained with, such "
-            "as --template=vicuna_v1"
-        )
-    source, config = opened.source, opened.files.config
-    check(source, config)
+    template, position = _template(opened)
+    config = opened.files.config
+    check(opened.source, config)
+    wanted = names.expected(config)
+    # Without a tied head that is stored twice.
+    source = RenamedSource(opened.source, {name: name for name in wanted})
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; choose another --out")
     total = nbytes(source)
@@ -70,24 +65,37 @@ def import_weights(opened: Opened, out: Path) -> dict[str, Any]:
         ModelFiles(
             config=config,
             tokenizer=opened.files.tokenizer,
-            template=known[0],
-            position=known[1],
+            template=template,
+            position=position,
             rules=opened.files.rules,
-            source_dtypes={name: source.source_dtype(name).name for name in names.expected(config)},
+            source_dtypes={name: source.source_dtype(name).name for name in wanted},
             frozen=digest,
         ).save(new)
-        record = {"source": str(opened.place), "kind": opened.kind, "bytes": total}
+        record = {"source": str(opened.place), "kind": opened.kind, "tensors": len(wanted), "bytes": total}
         save_record(new, STEP, {"imported": record, "frozen": digest})
         with copying("comparing", total) as advance:
-            record["tensors"] = verify.compare_tensors(
-                WorkdirSource(new, STEP), WatchedSource(source, advance)
-            )
+            verify.compare_tensors(WorkdirSource(new, STEP), WatchedSource(source, advance))
         write_json(new / "import.json", record)
         write_status(new, "done", STEP, f"imported from {opened.place}")
         if out.is_dir():
             out.rmdir()
         folders.swap(new, out)
     return record
+
+
+def _template(opened: Opened) -> tuple[str, Position]:
+    """The conversation template of a model and where its images go."""
+    files = opened.files
+    if isinstance(files, ModelFiles):  # an adapter on a WORKDIR
+        return files.template, files.position
+    known = known_template(files.chat)
+    if known is None:
+        state = "brings no chat template" if files.chat is None else "brings a chat template of its own"
+        raise UserError(
+            f"{opened.place} {state}, and no template of vflax renders like it: name the one it was trained with, such "
+            "as --template=vicuna_v1"
+        )
+    return known
 
 
 def main(argv: Sequence[str] | None = None) -> int:
