@@ -24,23 +24,24 @@ def beside(out: Path) -> Iterator[Path]:
     would keep others out), then `swap`.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or `out` cannot be written for another reason of the system's. What was there under
+            that name is there still.
     """
     out = Path(os.path.abspath(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    recover(out)
-    _remove_abandoned(out)
-    root = Path(tempfile.mkdtemp(prefix=f"{_prefix(out)}{os.getpid()}-", dir=out.parent))
+    root = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        recover(out)
+        _remove_abandoned(out)
+        root = Path(tempfile.mkdtemp(prefix=f"{_prefix(out)}{os.getpid()}-", dir=out.parent))
         yield root
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"{out.parent}: no space left on the disk while writing; nothing is left behind"
-        ) from None
+        recover(out)
+        full = "no space left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise UserError(f"{out}: not written: {full}; nothing is left behind") from None
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        if root is not None:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def swap(new: Path, out: Path) -> None:

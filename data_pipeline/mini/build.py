@@ -51,9 +51,9 @@ def ensure(cache: Path | None, scale: float) -> MiniData:
             with FileLock(folder / f".{root.name}.lock"):
                 if not root.is_dir():
                     _build_into(root, scale)
-        except OSError as error:
+        except (OSError, UserError) as error:
             raise UserError(
-                f"{folder}: the built-in dataset cannot be written there ({error.strerror or error}). "
+                f"{folder}: the built-in dataset cannot be written there ({error}). "
                 "Name a folder with 200 MB to spare in the environment variable VFLAX_CACHE"
             ) from error
     return MiniData.at(root)

@@ -66,7 +66,7 @@ def test_a_failed_save_leaves_nothing_that_looks_whole(tmp_path: Path, source, m
         return read(self, name, index)
 
     monkeypatch.setattr(SafetensorsSource, "read", failing)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="no space"):
         save_frozen(source, hub.CONFIG, PATHS, tmp_path)
     assert list((tmp_path / "frozen").iterdir()) == []
 

@@ -101,15 +101,6 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
     check_options(options)
     check(opened.source, opened.files.config)
     fmt = _format(opened, options)
-    try:
-        return _write(opened, fmt, out, options)
-    except OSError as error:
-        folders.recover(out)
-        full = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
-        raise UserError(f"{out}: not written: {full}; nothing is left behind") from None
-
-
-def _write(opened: Opened, fmt: Format, out: Path, options: Options) -> dict[str, Any]:
     folders.recover(out)
     _check_out(out, options.replace)
     tensors = fmt.tensors
@@ -214,8 +205,7 @@ def _check_out(out: Path, replace: bool) -> None:
 
 def check_room(out: Path, needed: int) -> None:
     """Refuse to begin what the disk has no room for."""
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise UserError(
