@@ -38,3 +38,5 @@ def copying(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda size: progress.advance(task, size)
+        # Not every byte of a model is always asked for.
+        progress.update(task, completed=total)

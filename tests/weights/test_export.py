@@ -174,14 +174,13 @@ def test_a_file_that_is_damaged_after_writing_is_found_and_nothing_is_called_don
 
 def test_logits_that_differ_are_found_and_nothing_is_called_done(tmp_path: Path, monkeypatch) -> None:
     write_hub(tmp_path / "in")
-    forward = verify.logit_blocks
-    monkeypatch.setattr(
-        verify,
-        "logit_blocks",
-        lambda source, *args: (
-            block + 2e-5 * isinstance(source, SafetensorsSource) for block in forward(source, *args)
-        ),
-    )
+    forward, added = verify.logit_blocks, iter((0, 2e-5))  # the model's own come first
+
+    def shifted(*args):
+        shift = next(added)
+        return (block + shift for block in forward(*args))
+
+    monkeypatch.setattr(verify, "logit_blocks", shifted)
     with pytest.raises(UserError, match="logits of the written model differ"):
         export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert nothing_left(tmp_path)

@@ -180,7 +180,9 @@ def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: 
     facts = fmt.check(folder)
     own = opened.files.config
     text_ids = min(opened.files.tokenizer.vocab_size, own.decoder.vocab_size)
-    difference = verify.compare_logits(fmt.wanted, own, source, config, text_ids)
+    with copying("computing", nbytes(fmt.wanted) + nbytes(source)) as advance:
+        both = [WatchedSource(weights, advance) for weights in (fmt.wanted, source)]
+        difference = verify.compare_logits(both[0], own, both[1], config, text_ids)
     record = {"verified": True, "tensors": tensors, "max_abs_logit_diff": difference, **facts}
     if options.torch:
         record["torch"] = verify.compare_with_transformers(folder, own, fmt, text_ids)
