@@ -32,7 +32,7 @@ CONFIG = LlavaConfig(
 SIZE = 2 * sum(math.prod(shape) for shape in names.expected(CONFIG).values())
 # What a process may hold beside what it held before: blocks (smaller ones here, for the model is), new threads' stacks
 # and what XLA compiles. A failure in the middle of a save may wait long for its own threads.
-ROOM = SIZE * 3 // 4
+ROOM = SIZE * 7 // 8
 # Code, then code that may hold so many bytes of private memory more: numpy's and JAX's arrays, but no mapped files.
 LIMITED = """
 import pathlib, resource, sys
