@@ -36,10 +36,10 @@ from vflax.models.llava import LlavaConfig
 from vflax.templates import chat_template
 from vflax.weights import hf_config, names
 from vflax.weights.export import check_room
+from vflax.weights.file_source import FileSource
 from vflax.weights.load import load_params
 from vflax.weights.open import open_checkpoint
 from vflax.weights.safetensors_io import TensorSpec, row_blocks, write_shards
-from vflax.weights.safetensors_source import SafetensorsSource
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 LLAVA_7B = LlavaConfig(
@@ -89,7 +89,7 @@ def write_random(folder: Path, config: LlavaConfig) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """{canonical name: dtype, shape and sha256 of a tensor} of a Hugging Face directory."""
-    source, found = SafetensorsSource(folder), {}
+    source, found = FileSource(folder), {}
     for name in source.names():
         hasher = hashlib.sha256(f"{source.dtype(name)} {source.shape(name)}".encode())
         for index in row_blocks(source.shape(name), source.dtype(name).itemsize):

@@ -24,7 +24,7 @@ from vflax.weights.export import Options, export
 from vflax.weights.hub import projector_file
 from vflax.weights.load import check
 from vflax.weights.open import HF, ORIGINAL, PROJECTOR, detect, join, open_checkpoint
-from vflax.weights.source import SafetensorsSource, TensorSource
+from vflax.weights.source import FileSource, TensorSource
 
 CONFIG = hub.with_decoder(hub.CONFIG, vocab_size=384)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -136,7 +136,7 @@ def test_by_way_of_a_projector_a_bridge_comes_back_bit_for_bit(tmp_path: Path, d
     export(open_checkpoint(tmp_path / "in"), tmp_path / "out", Options(format="projector"))
     bridge = {name: tensor for name, tensor in expected.items() if name.startswith(names.BRIDGE)}
     for file in ("mm_projector.bin", "mm_projector.safetensors"):
-        assert_holds(SafetensorsSource.file(tmp_path / "out" / file), bridge)
+        assert_holds(FileSource.file(tmp_path / "out" / file), bridge)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
@@ -162,7 +162,7 @@ def test_the_original_llava_finds_every_key_and_name_that_it_reads(tmp_path: Pat
     export(
         open_checkpoint(tmp_path / "in"), tmp_path / "out", Options(format="llava", vision_tower="openai/x")
     )
-    theirs = SafetensorsSource(tmp_path / "out", rules=())
+    theirs = FileSource(tmp_path / "out", rules=())
     assert set(theirs.names()) == set(hub.original_names(CONFIG).values())
     for name, new in hub.original_names(CONFIG).items():
         assert theirs.read(new).tobytes() == hf.to_numpy(expected[name]).tobytes()
@@ -256,7 +256,7 @@ def test_with_names_of_4x_every_tensor_of_an_adapter_arrives(lora: Path, tmp_pat
     assert record["torch"]["outcome"].startswith("not computed")
     wrapped: Any = peft.PeftModel.from_pretrained(Llava4(), tmp_path / "out")
     state = peft.get_peft_model_state_dict(wrapped)
-    sent = SafetensorsSource(tmp_path / "out", (), "adapter_model")
+    sent = FileSource(tmp_path / "out", (), "adapter_model")
     assert set(state) == set(sent.names())
     for name, tensor in state.items():
         assert torch.equal(tensor, torch.from_numpy(sent.read(name))), name

@@ -18,7 +18,7 @@ from vflax.models.llava import LlavaConfig
 from vflax.weights import hf_config, hf_images, names
 from vflax.weights.load import load_params
 from vflax.weights.open import join
-from vflax.weights.source import SafetensorsSource, TensorSource
+from vflax.weights.source import FileSource, TensorSource
 
 CONFIG = hub.CONFIG
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,8 +48,8 @@ def test_a_llava_that_transformers_saved_is_read_bit_for_bit(tmp_path: Path, dty
     save(tmp_path, reference)
     assert hf_config.read_llava_config(tmp_path) == CONFIG
     state = {name: tensor.float() for name, tensor in reference.state_dict().items()}
-    assert_equal(load(SafetensorsSource(tmp_path), CONFIG), hf.params(state, CONFIG))
-    read = SafetensorsSource(tmp_path)
+    assert_equal(load(FileSource(tmp_path), CONFIG), hf.params(state, CONFIG))
+    read = FileSource(tmp_path)
     assert {read.dtype(name).name for name in read.names()} == {str(dtype).removeprefix("torch.")}
 
 
@@ -63,7 +63,7 @@ def test_module_names_of_5_and_of_4_52_are_read_bit_for_bit(tmp_path: Path) -> N
         folder = tmp_path / str(i)
         folder.mkdir()
         safetensors.torch.save_file(tensors, folder / "model.safetensors")
-        assert_equal(load(SafetensorsSource(folder), CONFIG), hf.params(state, CONFIG))
+        assert_equal(load(FileSource(folder), CONFIG), hf.params(state, CONFIG))
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["CLIPModel", "CLIPVisionModel"])
@@ -111,4 +111,4 @@ def test_a_tied_model_that_transformers_saved_is_read_without_a_head(tmp_path: P
     reference = hf.llava(config)
     save(tmp_path, reference)
     assert hf_config.read_llava_config(tmp_path) == config
-    assert_equal(load(SafetensorsSource(tmp_path), config), hf.params(reference.state_dict(), config))
+    assert_equal(load(FileSource(tmp_path), config), hf.params(reference.state_dict(), config))

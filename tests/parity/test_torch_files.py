@@ -19,7 +19,7 @@ import torch
 from tests.weights import hub
 from vflax.errors import UserError
 from vflax.weights import torch_files
-from vflax.weights.safetensors_source import SafetensorsSource
+from vflax.weights.file_source import FileSource
 from vflax.weights.tensor_files import open_directory
 from vflax.weights.torch_files import TorchFile, save_torch
 
@@ -158,7 +158,7 @@ def test_safetensors_come_before_pickles(tmp_path: Path) -> None:
 
 def test_a_source_reads_a_directory_of_pickles_under_canonical_names(tmp_path: Path) -> None:
     save(tmp_path / "pytorch_model.bin", {"lm_head.weight": TENSORS["matrix"]})
-    source = SafetensorsSource(tmp_path)
+    source = FileSource(tmp_path)
     assert source.names() == ("language_model.lm_head.weight",)
     assert_same(source.read(*source.names()), values(TENSORS["matrix"]))
 
@@ -166,7 +166,7 @@ def test_a_source_reads_a_directory_of_pickles_under_canonical_names(tmp_path: P
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
 def test_a_bridge_is_opened_by_content_whatever_the_file_is_called(tmp_path: Path, is_zip: bool) -> None:
     path = save(tmp_path / "projector", {"model.mm_projector.0.weight": TENSORS["brain"]}, is_zip=is_zip)
-    source = SafetensorsSource.file(path)
+    source = FileSource.file(path)
     assert_same(source.read("multi_modal_projector.linear_1.weight"), values(TENSORS["brain"]))
 
 
@@ -221,7 +221,7 @@ def test_a_plain_pickle_that_asks_for_code_is_refused_and_nothing_is_run(tmp_pat
         with pytest.raises(UserError, match=str(path)):
             TorchFile(path)
         with pytest.raises(UserError, match=str(path)):
-            SafetensorsSource.file(path)
+            FileSource.file(path)
     assert not (tmp_path / "hacked").exists()
 
 

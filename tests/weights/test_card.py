@@ -15,7 +15,7 @@ from vflax import config as configs
 from vflax.weights import card, names
 from vflax.weights.export import Options, export
 from vflax.weights.open import open_checkpoint
-from vflax.weights.source import SafetensorsSource
+from vflax.weights.source import FileSource
 from vflax.workdir import write_json
 
 CONFIG = hub.CONFIG
@@ -40,9 +40,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     hub.write_llava(folder / "start", CONFIG, hub.tensors_of(CONFIG))
     bridge = [path for path in names.table(CONFIG) if path.startswith("bridge/")]
-    run.write(
-        folder, SafetensorsSource(folder / "start"), CONFIG, bridge, "vicuna_v1", (3, 7), {"data": DATA}
-    )
+    run.write(folder, FileSource(folder / "start"), CONFIG, bridge, "vicuna_v1", (3, 7), {"data": DATA})
     write_json(folder / "config.json", RECIPE)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in METRICS))
     return folder

@@ -23,7 +23,7 @@ from vflax.weights import names, verify
 from vflax.weights.export import Options, export, main, parse_size
 from vflax.weights.formats import padded_vocabulary
 from vflax.weights.open import ORIGINAL, HubFiles, join, open_checkpoint
-from vflax.weights.source import SafetensorsSource, WorkdirSource
+from vflax.weights.source import FileSource, WorkdirSource
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -158,7 +158,7 @@ def test_a_file_that_is_damaged_after_writing_is_found_and_nothing_is_called_don
     tmp_path: Path, monkeypatch
 ) -> None:
     write_hub(tmp_path / "in")
-    read = SafetensorsSource.read
+    read = FileSource.read
 
     def flipped(self, name, index=None):
         tensor = read(self, name, index)
@@ -166,7 +166,7 @@ def test_a_file_that_is_damaged_after_writing_is_found_and_nothing_is_called_don
             tensor[0] += 1
         return tensor
 
-    monkeypatch.setattr(SafetensorsSource, "read", flipped)
+    monkeypatch.setattr(FileSource, "read", flipped)
     with pytest.raises(UserError, match=r"language_model\.model\.norm\.weight: its values differ"):
         export(open_checkpoint(tmp_path / "in"), tmp_path / "out")
     assert nothing_left(tmp_path)

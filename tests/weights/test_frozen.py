@@ -12,7 +12,7 @@ from tests.weights import hub
 from vflax.errors import UserError
 from vflax.weights import frozen, names
 from vflax.weights.frozen import FrozenSource, save_frozen
-from vflax.weights.source import SafetensorsSource
+from vflax.weights.source import FileSource
 
 TENSORS = {
     name: tensor.astype(np.float16 if name.startswith("vision") else ml_dtypes.bfloat16)
@@ -23,9 +23,9 @@ PATHS = [path for path in TABLE if path.startswith("vision/") or path == "decode
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> SafetensorsSource:
+def source(tmp_path: Path) -> FileSource:
     hub.write_llava(tmp_path / "hub", hub.CONFIG, TENSORS)
-    return SafetensorsSource(tmp_path / "hub")
+    return FileSource(tmp_path / "hub")
 
 
 def test_frozen_and_carried_tensors_come_back_bit_for_bit(tmp_path: Path, source, monkeypatch) -> None:
@@ -54,18 +54,18 @@ def test_one_changed_bit_makes_another_hash(tmp_path: Path, source) -> None:
     name = "vision_tower.vision_model.post_layernorm.bias"
     changed = TENSORS | {name: np.nextafter(TENSORS[name], np.float16(9))}
     hub.write_llava(tmp_path / "other", hub.CONFIG, changed)
-    assert save_frozen(SafetensorsSource(tmp_path / "other"), hub.CONFIG, PATHS, tmp_path) != digest
+    assert save_frozen(FileSource(tmp_path / "other"), hub.CONFIG, PATHS, tmp_path) != digest
 
 
 def test_a_failed_save_leaves_nothing_that_looks_whole(tmp_path: Path, source, monkeypatch) -> None:
-    read = SafetensorsSource.read
+    read = FileSource.read
 
     def failing(self, name, index=None):
         if name.endswith("post_layernorm.bias"):
             raise OSError("no space left on device")
         return read(self, name, index)
 
-    monkeypatch.setattr(SafetensorsSource, "read", failing)
+    monkeypatch.setattr(FileSource, "read", failing)
     with pytest.raises(UserError, match="no space"):
         save_frozen(source, hub.CONFIG, PATHS, tmp_path)
     assert list((tmp_path / "frozen").iterdir()) == []

@@ -24,10 +24,10 @@ from vflax.weights import export as exporting
 from vflax.weights import import_weights as importing
 from vflax.weights import names, safetensors_io
 from vflax.weights.export import export
+from vflax.weights.file_source import FileSource
 from vflax.weights.import_weights import import_weights, main
 from vflax.weights.load import load_params
 from vflax.weights.open import open_checkpoint
-from vflax.weights.safetensors_source import SafetensorsSource
 from vflax.workdir import ModelFiles
 
 CONFIG = hub.with_decoder(hub.CONFIG, vocab_size=384)
@@ -56,7 +56,7 @@ def imported(hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_imported_is_exported_bit_for_bit(hf: Path, imported: Path, tmp_path: Path):
     export(open_checkpoint(imported), tmp_path / "again")
-    first, second = SafetensorsSource(hf), SafetensorsSource(tmp_path / "again")
+    first, second = FileSource(hf), FileSource(tmp_path / "again")
     assert set(first.names()) == set(second.names())
     for name in first.names():
         assert first.dtype(name) == second.dtype(name)
@@ -149,15 +149,15 @@ def test_a_tied_head_that_is_stored_twice_is_imported_once(tmp_path: Path):
 # A process that kills itself while it reads the n-th block to write it: nothing of it is caught, and no clean-up runs.
 KILLED = """
 import importlib, os, signal, sys
-from vflax.weights import safetensors_source
-read, count = safetensors_source.SafetensorsSource.read, 0
+from vflax.weights import file_source
+read, count = file_source.FileSource.read, 0
 def killing(self, name, index=None):
     global count
     count += 1
     if count == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     return read(self, name, index)
-safetensors_source.SafetensorsSource.read = killing
+file_source.FileSource.read = killing
 importlib.import_module(sys.argv[1]).main(sys.argv[3:])
 """
 

@@ -18,7 +18,7 @@ from tests.weights import hub
 from vflax.errors import UserError
 from vflax.weights import names
 from vflax.weights.load import check, load_params
-from vflax.weights.source import SafetensorsSource
+from vflax.weights.source import FileSource
 
 TENSORS = hub.tensors_of(hub.CONFIG)
 TABLE = names.table(hub.CONFIG)
@@ -28,7 +28,7 @@ def load(folder: Path, dtype: type = np.float32, paths: list[str] | None = None)
     paths = list(TABLE) if paths is None else paths
     device = SingleDeviceSharding(jax.devices()[0])
     return load_params(
-        SafetensorsSource(folder), hub.CONFIG, dict.fromkeys(paths, device), dict.fromkeys(paths, dtype)
+        FileSource(folder), hub.CONFIG, dict.fromkeys(paths, device), dict.fromkeys(paths, dtype)
     )
 
 
@@ -61,9 +61,9 @@ from tests.weights import hub, test_load
 from vflax import sharding
 from vflax.models import llava
 from vflax.weights.load import load_params
-from vflax.weights.source import SafetensorsSource
+from vflax.weights.source import FileSource
 
-class Counting(SafetensorsSource):
+class Counting(FileSource):
     elements = 0
     def read(self, name, index=None):
         part = super().read(name, index)
@@ -84,7 +84,7 @@ paths = [p for k in kernels for p in (k, k + "_scale")]
 dtypes = {p: np.float32 if p.endswith("_scale") else np.int8 for p in paths}
 shapes8 = {p: test_load.TABLE[k].param_shape for k in kernels for p in (k, k + "_scale")}
 where = {p: jax.NamedSharding(mesh, sharding.param_spec(p, shapes8[p], mesh)) for p in paths}
-source = SafetensorsSource(pathlib.Path(sys.argv[1]))
+source = FileSource(pathlib.Path(sys.argv[1]))
 loaded = [load_params(source, hub.CONFIG, w, dtypes) for w in (where, dict.fromkeys(paths, alone))]
 same = all(np.array_equal(loaded[0][p], loaded[1][p]) and loaded[0][p].dtype == dtypes[p] for p in paths)
 split8 = all(loaded[0][p].addressable_shards[0].data.size < loaded[0][p].size for p in paths)
@@ -148,11 +148,11 @@ def test_a_tied_head_that_is_stored_twice_is_no_error_and_a_missing_one_of_an_un
     tmp_path: Path,
 ) -> None:
     hub.write_llava(tmp_path / "both", hub.CONFIG, TENSORS)
-    check(SafetensorsSource(tmp_path / "both"), hub.with_decoder(hub.CONFIG, tie_word_embeddings=True))
+    check(FileSource(tmp_path / "both"), hub.with_decoder(hub.CONFIG, tie_word_embeddings=True))
     single = {name: tensor for name, tensor in TENSORS.items() if name != names.LM_HEAD}
     hub.write_llava(tmp_path / "single", hub.CONFIG, single)
     with pytest.raises(UserError, match=r"missing.*\n.*language_model\.lm_head\.weight \[360, 42\]"):
-        check(SafetensorsSource(tmp_path / "single"), hub.CONFIG)
+        check(FileSource(tmp_path / "single"), hub.CONFIG)
 
 
 def test_a_truncated_shard_is_refused_with_its_name(tmp_path: Path) -> None:

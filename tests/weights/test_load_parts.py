@@ -17,14 +17,14 @@ from jax.sharding import SingleDeviceSharding
 from tests.weights import hub
 from vflax import sharding
 from vflax.weights import load, names
-from vflax.weights.source import SafetensorsSource
+from vflax.weights.source import FileSource
 
 TABLE = names.table(hub.CONFIG)
 KERNELS = [path for path, e in TABLE.items() if path.startswith("decoder/layers/") and path.endswith("/kernel")]
 INTEGERS = [p for k in KERNELS for p in (k, k + "_scale")]
 MIXED = {p: np.float32 if p.endswith("_scale") else np.int8 for p in INTEGERS}
 
-class Counting(SafetensorsSource):
+class Counting(FileSource):
     reads, bytes = 0, 0
     def read(self, name, index=None):
         part = super().read(name, index)

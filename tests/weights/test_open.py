@@ -32,7 +32,7 @@ from vflax.weights.open import (
     join,
     open_checkpoint,
 )
-from vflax.weights.source import SafetensorsSource, TensorSource
+from vflax.weights.source import FileSource, TensorSource
 
 CONFIG = hub.CONFIG
 TENSORS = hub.tensors_of(CONFIG)
@@ -228,7 +228,7 @@ def make_first_stage(folder: Path) -> None:
 def make_workdir(folder: Path) -> None:
     hub.write_llava(folder / "start", CONFIG, TENSORS)
     bridge = [path for path in names.table(CONFIG) if path.startswith("bridge/")]
-    run.write(folder, SafetensorsSource(folder / "start"), CONFIG, bridge, "vicuna_v1")
+    run.write(folder, FileSource(folder / "start"), CONFIG, bridge, "vicuna_v1")
 
 
 KINDS: dict[str, Callable[[Path], Any]] = {

@@ -15,7 +15,7 @@ from vflax.weights import hf_config, names
 from vflax.weights.load import check
 from vflax.weights.open import join
 from vflax.weights.safetensors_io import SafetensorsFile
-from vflax.weights.source import LoraSource, RandomSource, SafetensorsSource
+from vflax.weights.source import FileSource, LoraSource, RandomSource
 
 TENSORS = hub.tensors_of(hub.CONFIG)
 BRIDGE = {name: tensor for name, tensor in TENSORS.items() if name.startswith("multi_modal_projector")}
@@ -24,7 +24,7 @@ BRIDGE = {name: tensor for name, tensor in TENSORS.items() if name.startswith("m
 def test_opening_a_directory_reads_no_tensor(tmp_path: Path, monkeypatch) -> None:
     hub.write_llava(tmp_path, hub.CONFIG, TENSORS, max_bytes=30_000)
     monkeypatch.setattr(SafetensorsFile, "read", lambda *args: pytest.fail("a tensor was read"))
-    source = SafetensorsSource(tmp_path)
+    source = FileSource(tmp_path)
     check(source, hub.CONFIG)
     assert set(source.names()) == set(TENSORS)
 
@@ -34,7 +34,7 @@ def test_two_tensors_for_one_weight_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"language_model\.lm_head\.weight in model\.safetensors and lm_head\.weight"
     ):
-        SafetensorsSource(tmp_path)
+        FileSource(tmp_path)
 
 
 def write_parts(tmp_path: Path, prefix: str) -> tuple[Path, Path, Path]:

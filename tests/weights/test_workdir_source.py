@@ -14,7 +14,7 @@ from tests.weights import hub, run
 from vflax.errors import UserError
 from vflax.weights import names
 from vflax.weights.load import check
-from vflax.weights.source import SafetensorsSource, WorkdirSource
+from vflax.weights.source import FileSource, WorkdirSource
 from vflax.weights.workdir_source import _Leaves
 
 TABLE = names.table(hub.CONFIG)
@@ -26,9 +26,7 @@ TENSORS = {name: tensor.astype(np.float16) for name, tensor in hub.tensors_of(hu
 def made(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("run")
     hub.write_llava(folder / "hub", hub.CONFIG, TENSORS)
-    trained = run.write(
-        folder / "work", SafetensorsSource(folder / "hub"), hub.CONFIG, TRAINED, "vicuna_v1", (3, 7)
-    )
+    trained = run.write(folder / "work", FileSource(folder / "hub"), hub.CONFIG, TRAINED, "vicuna_v1", (3, 7))
     return folder / "work", trained
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from vflax.errors import UserError
 from vflax.weights import hub, names
+from vflax.weights.file_source import FileSource, TensorSource
 from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.names import Index
 from vflax.weights.safetensors_io import and_more
-from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
 from vflax.weights.source import JoinedSource
 
 CONFIG, STEM, NON_LORA = "adapter_config.json", "adapter_model", "non_lora_trainables.bin"
@@ -63,9 +63,9 @@ class Adapter:
         self.alpha, self.rslora = float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
         base, revision = raw.get("base_model_name_or_path") or "", raw.get("revision")
         self.base: str = f"{base}@{revision}" if revision and hub.meant_id(base) else base
-        parts = [SafetensorsSource(folder, RULES, STEM)]
+        parts = [FileSource(folder, RULES, STEM)]
         if (folder / NON_LORA).is_file():
-            parts.append(SafetensorsSource.file(folder / NON_LORA, RULES))
+            parts.append(FileSource.file(folder / NON_LORA, RULES))
         self.source: TensorSource = JoinedSource(parts)
         if unknown := sorted(name for name in self.source.names() if not _is_known(name)):
             raise UserError(

@@ -34,7 +34,7 @@ from vflax.weights.formats import Format, write_json
 from vflax.weights.load import check
 from vflax.weights.open import HubFiles, Opened, known_template, open_checkpoint
 from vflax.weights.safetensors_io import TensorSpec, write_shards
-from vflax.weights.source import SafetensorsSource
+from vflax.weights.source import FileSource
 from vflax.weights.views import WatchedSource, nbytes
 from vflax.workdir import ModelFiles
 
@@ -172,7 +172,7 @@ def _origin(opened: Opened) -> dict[str, Any]:
 def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: int) -> dict[str, Any]:
     """Check what was written by reading all of it back as if it came from somewhere else."""
     with copying("comparing", total) as advance:
-        written = WatchedSource(SafetensorsSource(folder, (), fmt.stem), advance)
+        written = WatchedSource(FileSource(folder, (), fmt.stem), advance)
         tensors = verify.compare_tensors(written, fmt.tensors)
     source, config = fmt.reload(folder)
     if config != fmt.config:

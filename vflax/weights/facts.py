@@ -47,7 +47,7 @@ from vflax.weights.open import (
     read_beside,
     tensor_files,
 )
-from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.weights.source import FileSource, JoinedSource, RandomSource, TensorSource, WorkdirSource
 
 T = TypeVar("T")
 
@@ -308,9 +308,9 @@ def _read_adapter(
     found: _Found, place: Path, step: str, vision: Path | None, base: Path | None = None
 ) -> None:
     found.rules = adapter.RULES
-    stored = [found.attempt(SafetensorsSource, place, (), adapter.STEM)]
+    stored = [found.attempt(FileSource, place, (), adapter.STEM)]
     if (place / adapter.NON_LORA).is_file():
-        stored.append(found.attempt(SafetensorsSource.file, place / adapter.NON_LORA, ()))
+        stored.append(found.attempt(FileSource.file, place / adapter.NON_LORA, ()))
     found.stored = found.attempt(JoinedSource, [part for part in stored if part is not None])
     found.adapter = _adapter_facts(found, read_json(place / adapter.CONFIG))
     own = found.attempt(Adapter, place)
@@ -341,8 +341,8 @@ def _read_adapter(
 def _read_projector(found: _Found, place: Path) -> None:
     # A folder may hold it twice, which an import refuses; the facts are those of the first.
     file = found.attempt(hub.projector_file, place) or tensor_files(place)[0]
-    found.stored = found.attempt(SafetensorsSource.file, file, ())
-    found.source = found.attempt(SafetensorsSource.file, file)
+    found.stored = found.attempt(FileSource.file, file, ())
+    found.source = found.attempt(FileSource.file, file)
     if found.source is not None:
         found.bridge = found.attempt(_bridge_of, found.source, file)
 
@@ -386,7 +386,7 @@ def _open_weights(found: _Found, place: Path, rules: names.Rules = names.RULES) 
         note = f"{hub.origin(place)}: its weights were not fetched, nor looked at"
         found.notes += [] if note in found.notes else [note]
         return None
-    return found.attempt(SafetensorsSource, place, rules)
+    return found.attempt(FileSource, place, rules)
 
 
 def _read_talk(found: _Found, folder: Path, files: tuple[str, ...] = CHATS) -> None:

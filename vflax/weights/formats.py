@@ -19,7 +19,7 @@ from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, name
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
 from vflax.weights.open import DECODER, HF, HubFiles, Opened, detect, open_checkpoint
-from vflax.weights.source import JoinedSource, SafetensorsSource, TensorSource
+from vflax.weights.source import FileSource, JoinedSource, TensorSource
 from vflax.weights.views import CastSource, PaddedVocabularySource, RenamedSource
 from vflax.workdir import ModelFiles
 
@@ -110,7 +110,7 @@ class HuggingFace:
         (folder / "chat_template.jinja").write_text(self._chat, encoding="utf-8")
 
     def reload(self, folder: Path) -> tuple[TensorSource, LlavaConfig]:
-        return SafetensorsSource(folder), hf_config.read_llava_config(folder)
+        return FileSource(folder), hf_config.read_llava_config(folder)
 
     def check(self, folder: Path) -> dict[str, Any]:
         files = self._files
@@ -202,7 +202,7 @@ class Projector:
 
     def reload(self, folder: Path) -> tuple[TensorSource, LlavaConfig]:
         # The .bin, which others read; the safetensors are compared tensor by tensor.
-        return _replaced(self._rest, SafetensorsSource.file(folder / PROJECTOR_BIN)), self.config
+        return _replaced(self._rest, FileSource.file(folder / PROJECTOR_BIN)), self.config
 
     def check(self, folder: Path) -> dict[str, Any]:
         return {"bridge": self.config.bridge.kind}

@@ -20,16 +20,16 @@ from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 from vflax.weights import names
+from vflax.weights.file_source import FileSource, TensorSource
 from vflax.weights.load import check
 from vflax.weights.safetensors_io import CODES, Index, TensorSpec, row_blocks, write_shards
-from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
 
 _STEM, _RECORD = "frozen", "frozen.json"
 _SHARD_BYTES = 4 << 30
 _HASH_LENGTH = 32
 
 
-class FrozenSource(SafetensorsSource):
+class FrozenSource(FileSource):
     """A frozen store, opened for reading."""
 
     def __init__(self, folder: Path) -> None:

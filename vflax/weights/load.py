@@ -17,8 +17,8 @@ from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import SCALE, LoraConfig, quantise
 from vflax.weights import names
+from vflax.weights.file_source import TensorSource
 from vflax.weights.names import Entry, Index
-from vflax.weights.safetensors_source import TensorSource
 
 # {int8 kernel's path: scales [L, out]}.
 Scales = dict[str, np.ndarray]

@@ -21,7 +21,7 @@ from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, name
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_files import read_json
 from vflax.weights.hf_tokenizer import special_ids
-from vflax.weights.source import JoinedSource, RandomSource, SafetensorsSource, TensorSource, WorkdirSource
+from vflax.weights.source import FileSource, JoinedSource, RandomSource, TensorSource, WorkdirSource
 from vflax.weights.views import RenamedSource
 from vflax.workdir import ModelFiles
 
@@ -124,7 +124,7 @@ def _holds_projector_alone(place: Path) -> bool:
 def _detect_tensors(place: Path) -> str:
     """A folder without a config, or a file, by the names of its tensors."""
     for path in tensor_files(place):
-        found = {names.part_of(name) for name in SafetensorsSource.file(path).names()}
+        found = {names.part_of(name) for name in FileSource.file(path).names()}
         if found == {"bridge"}:
             return PROJECTOR
     if not place.exists():
@@ -205,7 +205,7 @@ def _open_hf(place: Path) -> Opened:
     rules, chat = hf_images.read_image_rules(place), own_chat_template(place)
     check_image_id(place, tokenizer)
     files = HubFiles(config, tokenizer, rules, chat, _own_stops(place, tokenizer))
-    return Opened(HF, place, SafetensorsSource(place), files)
+    return Opened(HF, place, FileSource(place), files)
 
 
 def check_image_id(place: Path, tokenizer: Tokenizer) -> None:
@@ -225,7 +225,7 @@ def check_image_id(place: Path, tokenizer: Tokenizer) -> None:
 
 def _open_original(place: Path, vision: Path | None) -> Opened:
     original = llava_config.read(place)
-    source = SafetensorsSource(place)
+    source = FileSource(place)
     tower, config, rules = _tower_of(original, source.names(), vision)
     tokenizer = load_tokenizer(place)
     chat = own_chat_template(place, OWN_CHAT)
@@ -245,7 +245,7 @@ def _tower_of(
     if present:
         return [], config, rules
     assert tower is not None
-    return [SafetensorsSource(tower)], config, rules
+    return [FileSource(tower)], config, rules
 
 
 def find_tower(original: llava_config.Original, weights: bool, fetch: bool = True) -> Path:
@@ -276,7 +276,7 @@ def _open_adapter(place: Path, step: str, vision: Path | None, base: Path | None
     kind = detect(base)
     if kind == DECODER:
         original = read_beside(place, base)
-        words = SafetensorsSource(base)
+        words = FileSource(base)
         tower, config, rules = _tower_of(original, (*words.names(), *found.source.names()), vision)
         lora, merged = _merge(JoinedSource([words, *tower]), found, base)
         folder = place if has_tokenizer(place) else base
@@ -344,8 +344,8 @@ def join(config: LlavaConfig, vision: Path, decoder: Path, bridge: Path | None, 
     if bridge is None:
         middle = RandomSource(config, seed, only=names.BRIDGE)
     else:
-        middle = SafetensorsSource.file(bridge)
-    return JoinedSource([SafetensorsSource(vision), middle, SafetensorsSource(decoder)])
+        middle = FileSource.file(bridge)
+    return JoinedSource([FileSource(vision), middle, FileSource(decoder)])
 
 
 # --- small files --------------------------------------------------------------------------------------------

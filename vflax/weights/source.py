@@ -13,11 +13,11 @@ from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 from vflax.weights import names
+from vflax.weights.file_source import FileSource, TensorSource
 from vflax.weights.names import Index
-from vflax.weights.safetensors_source import SafetensorsSource, TensorSource
 from vflax.weights.workdir_source import WorkdirSource
 
-__all__ = ["JoinedSource", "LoraSource", "RandomSource", "SafetensorsSource", "TensorSource", "WorkdirSource"]
+__all__ = ["FileSource", "JoinedSource", "LoraSource", "RandomSource", "TensorSource", "WorkdirSource"]
 
 
 class JoinedSource:

@@ -18,10 +18,10 @@ from vflax.models.clip_vit import VisionLayer
 from vflax.models.llama import DecoderLayer
 from vflax.models.llava import Llava, LlavaConfig
 from vflax.weights import names
+from vflax.weights.file_source import TensorSource
 from vflax.weights.load import read_param
 from vflax.weights.names import EMBEDDING, LM_HEAD
 from vflax.weights.safetensors_io import row_blocks
-from vflax.weights.safetensors_source import TensorSource
 
 _DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 

@@ -17,9 +17,9 @@ from vflax.memory import host_memory
 from vflax.models.llava import LlavaConfig
 from vflax.templates import Position
 from vflax.tokenizer import Tokenizer
+from vflax.weights.file_source import TensorSource
 from vflax.weights.names import expected
 from vflax.weights.safetensors_io import row_blocks
-from vflax.weights.safetensors_source import TensorSource
 from vflax.weights.streamed import hidden, logit_blocks, logits
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.weights.file_source import TensorSource
 from vflax.weights.names import EMBEDDING, LM_HEAD, Index
 from vflax.weights.safetensors_io import row_blocks
-from vflax.weights.safetensors_source import TensorSource
 
 
 def nbytes(source: TensorSource) -> int:

@@ -46,7 +46,7 @@ class TensorSource(Protocol):
         ...
 
 
-class SafetensorsSource:
+class FileSource:
     """A directory of safetensors or PyTorch files, sharded or not, its names brought to the canonical form by rules."""
 
     def __init__(self, folder: Path, rules: Rules = names.RULES, stem: str = "model") -> None:
@@ -65,7 +65,7 @@ class SafetensorsSource:
         self._found = _canonical(open_directory(folder, stem), rules, folder)
 
     @classmethod
-    def file(cls, path: Path, rules: Rules = names.RULES) -> SafetensorsSource:
+    def file(cls, path: Path, rules: Rules = names.RULES) -> FileSource:
         """Open a single file of either kind, such as a projector; what it should not hold shows when it is loaded."""
         file = open_file(path)
         source = cls.__new__(cls)
