@@ -15,6 +15,7 @@ import pytest
 from vflax.checkpoint import Checkpointer, find_step
 from vflax.errors import UserError
 from vflax.step import TrainState, init_state
+from vflax.weights.workdir_source import _Leaves
 
 
 def state_at(step: int) -> TrainState:
@@ -116,3 +117,22 @@ def test_the_best_metric_may_be_another_one_from_some_checkpoint_on(tmp_path: Pa
         checkpointer.save(step, state_at(step), {}, {metric: 0.9 / step})
         checkpointer.close()
     assert find_step(tmp_path, "best") == 2
+
+
+@pytest.mark.parametrize("path", ["decoder/embed_tokens/embedding", "decoder/lm_head/kernel"])
+def test_a_large_vocabulary_is_stored_in_rows_and_read_by_them(tmp_path: Path, monkeypatch, path: str):
+    monkeypatch.setattr("vflax.checkpoint._LARGE_LEAF", 4096)
+    # [V, D] or, transposed, [D, V]
+    leaf = jnp.arange(512 * 16, dtype=jnp.float32).reshape((512, 16) if "embedding" in path else (16, 512))
+    state = TrainState(jnp.int32(1), {path: leaf}, optax.EmptyState())
+    checkpointer = Checkpointer(tmp_path, keep=1, best_metric="")
+    checkpointer.save(1, state, {}, None)
+    checkpointer.close()
+    leaves = _Leaves(tmp_path / "checkpoints" / "1" / "params")
+    axis = leaf.shape.index(512)
+    chunk = leaves._array(path).chunk_layout.read_chunk.shape
+    assert chunk[axis] < 512 and chunk[1 - axis] == 16
+    rows = (slice(3, 100), slice(0, 16))
+    index = rows if axis == 0 else rows[::-1]
+    np.testing.assert_array_equal(leaves.read(path, None, index), leaf[index])
+    assert leaves._kept is None

@@ -21,7 +21,7 @@ from vflax.step import TrainState
 from vflax.workdir import read_json
 
 _RECORD = "record"
-# A leaf below this many bytes is read whole.
+# A leaf up to so many bytes is stored, and read, as one.
 _LARGE_LEAF = 2**26
 # Orbax warns of every checkpoint that falls on no evaluation. That is what `metrics=None` says.
 logging.getLogger("absl").addFilter(lambda record: "`tracked_metric`" not in record.getMessage())
@@ -94,7 +94,7 @@ class Checkpointer:
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(
-                    to_stored(state.trainable), save_args=_per_layer(state.trainable)
+                    to_stored(state.trainable), save_args=_in_parts(state.trainable)
                 ),
                 opt_state=ocp.args.StandardSave(_stored_opt(state)),
                 record=ocp.args.JsonSave({**record, "step": step}),
@@ -146,16 +146,19 @@ def _stored_opt(state: TrainState) -> dict[str, Any]:
     return {f"{i:06d}": leaf for i, leaf in enumerate(leaves)}
 
 
-def _per_layer(params: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
-    """Store a large stacked leaf in chunks of a layer, so that an export reads it layer by layer."""
-    return to_stored(
-        {
-            path: ocp.SaveArgs(chunk_byte_size=leaf.nbytes // leaf.shape[0], shard_axes=(0,))
-            if "/layers/" in path and leaf.nbytes > _LARGE_LEAF
-            else ocp.SaveArgs()
-            for path, leaf in params.items()
-        }
-    )
+def _in_parts(params: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
+    """Store large leaves in chunks that an export reads one at a time: a layer, or some rows of the vocabulary."""
+    return to_stored({path: _chunks(path, leaf) for path, leaf in params.items()})
+
+
+def _chunks(path: str, leaf: jax.Array) -> ocp.SaveArgs:
+    if leaf.nbytes <= _LARGE_LEAF:
+        return ocp.SaveArgs()
+    if "/layers/" in path:
+        return ocp.SaveArgs(chunk_byte_size=leaf.nbytes // leaf.shape[0], shard_axes=(0,))
+    # An embedding is [V, D], an output kernel [D, V].
+    axis = 0 if path.endswith("/embedding") else leaf.ndim - 1
+    return ocp.SaveArgs(chunk_byte_size=_LARGE_LEAF, shard_axes=(axis,))
 
 
 def save_record(workdir: Path, step: int, record: dict[str, Any]) -> None:

@@ -13,33 +13,49 @@ from vflax.weights.names import EMBEDDING, LM_HEAD, Index
 from vflax.weights.safetensors_io import row_blocks
 
 
-def nbytes(source: TensorSource) -> int:
-    """Bytes of all tensors, as they are read."""
-    return sum(math.prod(source.shape(name)) * source.dtype(name).itemsize for name in source.names())
+class _View:
+    """A source that is another one, but for what a subclass says."""
 
-
-class CastSource:
-    """A source whose tensors are read in other dtypes."""
-
-    def __init__(self, base: TensorSource, dtypes: Mapping[str, np.dtype]) -> None:
-        """Wrap `base`; dtypes: {name: dtype to read it in}, for every name that is to be visible."""
+    def __init__(self, base: TensorSource) -> None:
         self._base = base
-        self._dtypes = dict(dtypes)
 
     def names(self) -> tuple[str, ...]:
-        return tuple(self._dtypes)
+        return self._base.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._base.shape(name)
 
     def dtype(self, name: str) -> np.dtype:
-        return self._dtypes[name]
+        return self._base.dtype(name)
 
     def source_dtype(self, name: str) -> np.dtype:
         return self._base.source_dtype(name)
 
     def where(self, name: str) -> str:
         return self._base.where(name)
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        return self._base.read(name, index)
+
+
+def nbytes(source: TensorSource) -> int:
+    """Bytes of all tensors, as they are read."""
+    return sum(math.prod(source.shape(name)) * source.dtype(name).itemsize for name in source.names())
+
+
+class CastSource(_View):
+    """A source whose tensors are read in other dtypes."""
+
+    def __init__(self, base: TensorSource, dtypes: Mapping[str, np.dtype]) -> None:
+        """Wrap `base`; dtypes: {name: dtype to read it in}, for every name that is to be visible."""
+        super().__init__(base)
+        self._dtypes = dict(dtypes)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._dtypes)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._dtypes[name]
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """As TensorSource.read.
@@ -61,12 +77,12 @@ class CastSource:
         return cast
 
 
-class RenamedSource:
+class RenamedSource(_View):
     """A source under other names, all of it or a part."""
 
     def __init__(self, base: TensorSource, names: Mapping[str, str]) -> None:
         """Wrap `base`; names: {new: old}, for every tensor that is to be visible."""
-        self._base = base
+        super().__init__(base)
         self._old = dict(names)
 
     def names(self) -> tuple[str, ...]:
@@ -88,27 +104,12 @@ class RenamedSource:
         return self._base.read(self._old[name], index)
 
 
-class WatchedSource:
+class WatchedSource(_View):
     """A source that tells how many bytes were read of it, for a progress bar."""
 
     def __init__(self, base: TensorSource, advance: Callable[[int], None]) -> None:
-        self._base = base
+        super().__init__(base)
         self._advance = advance
-
-    def names(self) -> tuple[str, ...]:
-        return self._base.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.shape(name)
-
-    def dtype(self, name: str) -> np.dtype:
-        return self._base.dtype(name)
-
-    def source_dtype(self, name: str) -> np.dtype:
-        return self._base.source_dtype(name)
-
-    def where(self, name: str) -> str:
-        return self._base.where(name)
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         tensor = self._base.read(name, index)
@@ -116,7 +117,7 @@ class WatchedSource:
         return tensor
 
 
-class PaddedVocabularySource:
+class PaddedVocabularySource(_View):
     """A source whose token embedding and output head have more rows.
 
     The new rows are the mean of the old ones, so a logit of an id that never occurred in training is an
@@ -125,25 +126,13 @@ class PaddedVocabularySource:
 
     def __init__(self, base: TensorSource, vocab_size: int) -> None:
         """Wrap `base`; vocab_size: rows wanted, at least as many as there are."""
-        self._base = base
+        super().__init__(base)
         self._vocab_size = vocab_size
         self._means: dict[str, np.ndarray] = {}
-
-    def names(self) -> tuple[str, ...]:
-        return self._base.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self._base.shape(name)
         return (self._vocab_size, *shape[1:]) if name in (EMBEDDING, LM_HEAD) else shape
-
-    def dtype(self, name: str) -> np.dtype:
-        return self._base.dtype(name)
-
-    def source_dtype(self, name: str) -> np.dtype:
-        return self._base.source_dtype(name)
-
-    def where(self, name: str) -> str:
-        return self._base.where(name)
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         if self.shape(name) == self._base.shape(name):

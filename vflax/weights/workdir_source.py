@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,12 @@ class _Leaves:
     def read(self, path: str, layer: int | None, index: Index | None) -> np.ndarray:
         """A leaf, or a part of it; with `layer`, of that layer of a stacked leaf."""
         array = self._array(path)
+        if (
+            layer is None
+            and index is not None
+            and math.prod(array.chunk_layout.read_chunk.shape) < array.size
+        ):
+            return np.asarray(array[index].read().result())
         if layer is None:
             block = self._block(path, array, 0, array.shape[0] if array.shape else 1)
         else:
