@@ -21,6 +21,7 @@ from vflax.checkpoint import find_step
 from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluator
 from vflax.metrics import read_metrics
+from vflax.weights.open import open_checkpoint
 from vflax.weights.source import LoraSource, RandomSource, WorkdirSource
 from vflax.workdir import ModelFiles
 
@@ -328,13 +329,16 @@ def test_a_continued_run_draws_the_masks_of_one_that_was_not_stopped(adapted: Pa
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(adapted), rtol=1e-5)
 
 
-def test_what_adapters_cannot_do_yet_is_refused_at_the_start(adapted: Path, tmp_path: Path):
-    config = small.config(init__checkpoint=str(adapted))
-    config.model.vision, config.model.decoder = {}, {}
-    with pytest.raises(UserError, match=r"config\.init\.checkpoint=.*merge them into the weights first"):
-        train.run_with_start(config, tmp_path / "run")
-    with pytest.raises(UserError, match=r"merge.*--config\.export=False"):
-        train.run_with_start(with_adapters(export=True), tmp_path / "run")
+def test_a_run_starts_from_another_s_adapters_merged_into_its_weights(adapted: Path, tmp_path: Path):
+    config = small.config(init__checkpoint=str(adapted), steps=1, checkpoint__every=0)
+    config.model.vision, config.model.decoder, config.tokenizer = {}, {}, ""
+    config.freeze = ((r"bridge/.*", "trainable"), (r".*", "frozen"))
+    assert train.run_with_start(config, tmp_path / "run") == 0
+    before, after = open_checkpoint(adapted).source, open_checkpoint(tmp_path / "run")
+    assert after.lora is None
+    for name in after.source.names():
+        if not name.startswith("multi_modal_projector."):
+            np.testing.assert_array_equal(after.source.read(name), before.read(name), err_msg=name)
 
 
 def test_model_files_without_adapters_leave_none_of_an_earlier_start_behind(adapted: Path, tmp_path: Path):
