@@ -38,12 +38,25 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming the file, when it is missing or broken.
     """
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not there") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without the mark that some editors put first.
+
+    Raises:
+        UserError: naming the file, when it is missing or in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as text in UTF-8 ({error}); fetch it again") from None
