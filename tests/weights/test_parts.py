@@ -110,7 +110,8 @@ def test_flags_that_do_not_fit_each_other_or_what_they_name_are_refused(
 
 
 def test_parts_of_other_widths_are_told_with_their_files(parts: Path, capsys) -> None:
-    wider = dataclasses.replace(hub.with_decoder(CONFIG, width=48), bridge=BridgeConfig("mlp2x_gelu", 32, 48))
+    decoder = dataclasses.replace(CONFIG.decoder, width=48)
+    wider = dataclasses.replace(CONFIG, bridge=BridgeConfig("mlp2x_gelu", 32, 48), decoder=decoder)
     hub.write_decoder(parts / "words", wider, hub.tensors_of(wider))
     assert import_weights.main(flags(parts, "--template=vicuna_v1")) == 1
     said = capsys.readouterr().err
