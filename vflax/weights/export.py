@@ -149,10 +149,12 @@ def check_options(options: Options) -> None:
     ]
     if wrong:
         raise UserError("; ".join(wrong))
-    if options.torch:
+    # mm_projector.bin is written by torch.
+    needs = {"--verify=torch": options.torch, "--format=projector": options.format == "projector"}
+    for flag in (flag for flag, on in needs.items() if on):
         from vflax.weights import torch_files
 
-        torch_files.check_installed("--verify=torch", with_peft=options.format == "lora")
+        torch_files.check_installed(flag, with_peft=options.torch and options.format == "lora")
 
 
 def _format(opened: Opened, options: Options) -> Format:
