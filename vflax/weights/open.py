@@ -23,12 +23,14 @@ from vflax.weights.hf_files import read_json
 from vflax.weights.hf_tokenizer import special_ids
 from vflax.weights.source import FileSource, JoinedSource, RandomSource, TensorSource, WorkdirSource
 from vflax.weights.views import RenamedSource
-from vflax.workdir import ModelFiles
+from vflax.workdir import ModelFiles, Origin
 
 # What a directory can be; the words are those that messages use.
 WORKDIR, HF, ORIGINAL, ADAPTER = "a vflax WORKDIR", "Hugging Face LLaVA", "original LLaVA", "a LoRA adapter"
 CLIP, DECODER, PROJECTOR = "a CLIP vision tower", "a LLaMA-shaped decoder", "a projector"
 WHOLE = (WORKDIR, HF, ORIGINAL, ADAPTER)
+# What else a run can start from; see workdir.Origin.
+PARTS, RANDOM = "a tower and a decoder, joined", "random weights"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Lora:
 
     tensors: NAME.lora_A.weight and NAME.lora_B.weight, and whole weights that replace the base's.
     alpha, rslora, dropout: its settings; see adapter.scaling.
-    base_name: what the base is called: a hub id, a path, or "" where nobody said.
+    base_name: what the base is called: a hub id, an absolute path, or "" where it has no name.
+    base_kind: what the base is: what `detect` says, PARTS or RANDOM; "" where nobody knows.
     folder: where the base lies; None where only its name is known.
     """
 
@@ -64,6 +67,7 @@ class Lora:
     rslora: bool
     dropout: float
     base_name: str
+    base_kind: str
     folder: Path | None = None
 
 
@@ -187,17 +191,37 @@ def _open_workdir(place: Path, step: int) -> Opened:
     if files.lora is None:
         return Opened(WORKDIR, place, source, files, step=step)
     own = {name: name for name in source.names() if adapter.split_lora(name) or name in source.trained}
-    alpha, dropout, base = files.lora.alpha, files.lora.dropout, base_name(place)
-    folder = Path(base) if base and Path(base).is_dir() else None
-    lora = Lora(source, RenamedSource(source, own), alpha, False, dropout, base, folder)
+    alpha, dropout, base = files.lora.alpha, files.lora.dropout, origin_of(place)
+    folder = Path(base.checkpoint) if base.checkpoint and Path(base.checkpoint).is_dir() else None
+    tensors = RenamedSource(source, own)
+    lora = Lora(source, tensors, alpha, False, dropout, base.checkpoint, base.kind, folder)
     return Opened(WORKDIR, place, MergedSource(source, source, alpha), files, lora, step)
+
+
+def origin_of(workdir: Path) -> Origin:
+    """What a run started from. One that began before runs wrote that down is asked for its config, and the folder that
+    this names, where it is here, for its kind."""
+    if (known := Origin.load(workdir)) is not None:
+        return known
+    config = read_json(workdir / "config.json") if (workdir / "config.json").is_file() else {}
+    init, said = config.get("init", {}), config.get("init", {}).get("checkpoint", "")
+    if not said:
+        drawn = bool(config.get("model", {}).get("vision"))
+        return Origin(RANDOM if drawn else PARTS if init.get("decoder") else "")
+    if said.startswith("cache:"):
+        return Origin(WORKDIR)  # another config made it
+    if hub_id := hub.meant_id(said):
+        return Origin("", str(hub_id))
+    folder = Path(said).expanduser()
+    try:
+        return Origin(detect(folder), str(folder.absolute()))
+    except UserError:
+        return Origin("", said)
 
 
 def base_name(workdir: Path) -> str:
     """What a run's base is called: the checkpoint that it started from; "" where that has no name for others."""
-    path = workdir / "config.json"
-    said = read_json(path)["init"]["checkpoint"] if path.is_file() else ""
-    return "" if said.startswith("cache:") else str(said)
+    return origin_of(workdir).checkpoint
 
 
 def _open_hf(place: Path) -> Opened:
@@ -306,7 +330,10 @@ def read_beside(place: Path, base: Path) -> llava_config.Original:
 
 def _merge(base: TensorSource, found: Adapter, folder: Path) -> tuple[Lora, TensorSource]:
     dropout = float(found.raw.get("lora_dropout") or 0.0)
-    lora = Lora(base, found.source, found.alpha, found.rslora, dropout, found.base or str(folder), folder)
+    # A path may be that of another machine, or count from another folder.
+    name = str(hub.meant_id(found.base) or folder.absolute())
+    kind = detect(folder)
+    lora = Lora(base, found.source, found.alpha, found.rslora, dropout, name, kind, folder)
     return lora, MergedSource(base, found.source, found.alpha, found.rslora)
 
 
