@@ -6,6 +6,7 @@ config.json  status.json  metrics.jsonl  summary.json  checkpoints/STEP/  frozen
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from vflax.models.lora import LoraConfig
 from vflax.tokenizer import Tokenizer, load_tokenizer
 
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
-_LORA = "lora.json"
+_LORA, _ORIGIN = "lora.json", "origin.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,6 +90,34 @@ def read_lora(workdir: Path) -> LoraConfig | None:
     """The adapters of a WORKDIR's model, or None."""
     path = workdir / "model" / _LORA
     return LoraConfig.from_dict(read_json(path)) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run started from.
+
+    kind: what it was then, in the words of weights.kinds: one of WHOLE, PARTS or RANDOM; "" where nobody knows.
+    checkpoint: a hub id (org/name@COMMIT) or an absolute path; "" for PARTS and RANDOM.
+    step: of a WORKDIR.
+    """
+
+    kind: str
+    checkpoint: str = ""
+    step: int | None = None
+
+    def save(self, workdir: Path) -> None:
+        """Write WORKDIR/model/origin.json."""
+        write_json(workdir / "model" / _ORIGIN, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, workdir: Path) -> Origin | None:
+        """Read it; None where a run has none: it was imported, or started before there was this file.
+
+        Raises:
+            UserError: when it is broken.
+        """
+        path = workdir / "model" / _ORIGIN
+        return cls(**read_json(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)

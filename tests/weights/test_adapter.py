@@ -268,7 +268,7 @@ def test_an_adapter_on_a_bare_decoder_goes_out_as_one_for_the_llava_that_is_name
     (tmp_path / "a" / "model.safetensors").unlink()
     write_llava_lora(tmp_path / "a", base_model_name_or_path=str(tmp_path / "words"))
     opened = open_checkpoint(tmp_path / "a")
-    with pytest.raises(UserError, match=r"its base .*words is a LLaMA-shaped decoder.*--base-name"):
+    with pytest.raises(UserError, match=r"(?s)its base .*words is a LLaMA-shaped decoder.*--base-name"):
         export(opened, tmp_path / "out", Options(format="lora"))
     export(opened, tmp_path / "out", Options(format="lora", base_name="somebody/llava"))
     saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
