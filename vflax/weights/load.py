@@ -175,7 +175,7 @@ def _load_leaf(source: TensorSource, entry: Entry, sharding: Sharding, dtype: np
     def read(block: Index) -> np.ndarray:
         return read_param(source, entry, block, dtype)
 
-    return _fill(entry.param_shape, sharding, dtype, _row_axes(entry), cut, read)
+    return _fill(entry.param_shape, sharding, dtype, entry.row_axes, cut, read)
 
 
 def _load_quantised(
@@ -207,7 +207,7 @@ def _load_quantised(
 
     if want_scales:
         return _fill((layers, columns), sharding, known.dtype, (0, 1), lambda region: [region], read_scales)
-    return _fill(entry.param_shape, sharding, np.dtype(np.int8), _row_axes(entry), cut, read)
+    return _fill(entry.param_shape, sharding, np.dtype(np.int8), entry.row_axes, cut, read)
 
 
 def _fill(
@@ -274,18 +274,13 @@ def _regions(
     ]
 
 
-def _row_axes(entry: Entry) -> tuple[int, ...]:
-    """The layer axis, if there is one, and the parameter's axis that is the first one of the tensor."""
-    return (entry.axes.index(0),) if entry.layers is None else (0, entry.axes.index(0) + 1)
-
-
 def _blocks(entry: Entry, index: Index, dtype: np.dtype) -> list[Index]:
     """Cut a part of a parameter into blocks of about _BLOCK_BYTES: rows of one layer's tensor, as they lie on disk."""
     sizes = [s.stop - s.start for s in index]
     if math.prod(sizes) * dtype.itemsize <= _BLOCK_BYTES:
         return [index]
     stacked = int(entry.layers is not None)
-    axis = _row_axes(entry)[-1]
+    axis = entry.row_axes[-1]
     rows = index[axis]
     row_bytes = math.prod(sizes[stacked:]) // sizes[axis] * dtype.itemsize
     step = max(1, _BLOCK_BYTES // row_bytes)
