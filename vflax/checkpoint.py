@@ -21,8 +21,8 @@ from vflax.step import TrainState
 from vflax.workdir import read_json
 
 _RECORD = "record"
-# A leaf up to so many bytes is stored, and read, as one. A reader keeps all of these that a stack of layers has, adapters
-# too (see weights/workdir_source.py).
+# A leaf up to so many bytes is stored, and read, as one. A reader keeps all of these that a stack of layers has,
+# adapters too (see weights/workdir_source.py).
 _LARGE_LEAF = 2**23
 # At most so many bytes are in a chunk of a larger one.
 _CHUNK_BYTES = 2**24
