@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+import optax
 
 from tests.weights import hub
+from vflax.checkpoint import Checkpointer
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
+from vflax.step import TrainState
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import names
 from vflax.weights.frozen import save_frozen
@@ -59,11 +61,10 @@ def write(
     params = load_params(
         source, config, dict.fromkeys(trained, device), dict.fromkeys(trained, jnp.float32), lora
     )
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
-        for step in steps:
-            params = {path: param + 1 / 64 for path, param in params.items()}
-            stored = {path.replace("/", "."): param for path, param in params.items()}
-            items = {"params": ocp.args.StandardSave(stored), "record": ocp.args.JsonSave(record or {})}
-            manager.save(step, args=ocp.args.Composite(**items))
-            manager.wait_until_finished()
+    checkpointer = Checkpointer(workdir, len(steps), "")
+    for step in steps:
+        params = {path: param + 1 / 64 for path, param in params.items()}
+        checkpointer.save(step, TrainState(jnp.int32(step), params, optax.EmptyState()), record or {}, None)
+        checkpointer.wait()
+    checkpointer.close()
     return {path: np.asarray(param) for path, param in params.items()}
