@@ -12,14 +12,16 @@ import pytest
 
 from benchmarks.weights import write_random
 from tests import small
-from tests.weights import hub
+from tests.weights import hub, run
 from vflax.models.bridge import BridgeConfig
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
+from vflax.weights.source import FileSource
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="RLIMIT_DATA counts all private memory on Linux"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts all private memory on Linux"),
+]
 
 # 424 MB in bfloat16, the embedding and the head 134 MB each.
 CONFIG = LlavaConfig(
@@ -38,8 +40,9 @@ LIMITED = """
 import pathlib, resource, sys
 import jax, numpy
 from benchmarks.weights import make_arrays
-from vflax.weights import export, import_weights, load, safetensors_io
+from vflax.weights import export, import_weights, load, safetensors_io, workdir_source
 load._BLOCK_BYTES = safetensors_io._BLOCK_BYTES = 4 << 20
+workdir_source._KEPT_BYTES = 32 << 20
 jax.numpy.zeros(8).block_until_ready()
 exec(sys.argv[1])
 held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
@@ -87,6 +90,26 @@ def test_weights_become_a_workdir_and_leave_it_block_by_block(model: Path, tmp_p
     write_random(tmp_path / "little", hub.with_decoder(hub.CONFIG, vocab_size=384))
     before = in_and_out(tmp_path / "little", tmp_path / "first")
     result = limited(ROOM, in_and_out(model, tmp_path), before)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def write_run(folder: Path, model: Path, config: LlavaConfig) -> Path:
+    """A WORKDIR whose bridge and decoder, embedding and head included, were trained, in float32."""
+    trained = [path for path in names.table(config) if not path.startswith("vision/")]
+    run.write(folder, FileSource(model), config, trained, "vicuna_v1")
+    return folder
+
+
+def test_trained_weights_leave_their_checkpoint_block_by_block(model: Path, tmp_path: Path):
+    little = hub.with_decoder(hub.CONFIG, vocab_size=384)
+    write_random(tmp_path / "hf", little)
+    before, code = (
+        f"assert export.main(['--model={write_run(tmp_path / name, place, config)}', '--out={tmp_path / name / 'hf'}', "
+        "'--format=hf']) == 0\n"
+        for name, place, config in (("little", tmp_path / "hf", little), ("large", model, CONFIG))
+    )
+    # Half of what is read, which is float32. Beside blocks, the chunks that hold some rows are kept: here all of a kernel.
+    result = limited(SIZE, code, before)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
