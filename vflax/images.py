@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from vflax.errors import UserError
-from vflax.kinds import NUMBER, Kind, wrong
+from vflax.values import NUMBER, Kind, wrong
 
 Mode = Literal["pad", "crop"]
 

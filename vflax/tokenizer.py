@@ -20,7 +20,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from vflax.errors import UserError
-from vflax.kinds import FLAG, ID, OBJECT, TEXT, Kind
+from vflax.values import FLAG, ID, OBJECT, TEXT, Kind
 from vflax.weights.hf_files import Problems, read_json, read_text
 
 # Protobuf makes these classes at import, out of a type checker's sight.

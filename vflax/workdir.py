@@ -18,11 +18,11 @@ from filelock import FileLock, Timeout
 from vflax.conversation import Position
 from vflax.errors import UserError, naming
 from vflax.images import ImageRules
-from vflax.kinds import OBJECT, TEXT, Kind, wrong
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 from vflax.templates import check_position, get_template
 from vflax.tokenizer import Tokenizer, load_tokenizer
+from vflax.values import OBJECT, TEXT, Kind, wrong
 from vflax.weights.safetensors_io import DTYPES
 
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75

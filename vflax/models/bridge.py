@@ -10,10 +10,10 @@ import jax
 from flax import nnx
 
 from vflax.errors import UserError
-from vflax.kinds import COUNT, TEXT, Kind
 from vflax.models.clip_vit import exact_gelu
 from vflax.models.layers import linear
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import COUNT, TEXT, Kind
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 from vflax.errors import UserError
-from vflax.kinds import COUNT, FLAG, LAYERS, POSITIVE, SHARE, TEXT, WHOLE, Kind
 from vflax.models.attention import attention
 from vflax.models.layers import KERNEL_INIT, LayerNorm, linear, scan_layers, stack
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import COUNT, FLAG, LAYERS, POSITIVE, SHARE, TEXT, WHOLE, Kind
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

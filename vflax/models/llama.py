@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 
 from vflax.errors import UserError
-from vflax.kinds import COUNT, FLAG, LAYERS, OBJECT, POSITIVE, TEXT, Kind
 from vflax.models.attention import attention
 from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, scan_layers, stack
 from vflax.models.lora import fold
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import COUNT, FLAG, LAYERS, OBJECT, POSITIVE, TEXT, Kind
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from flax import nnx
 
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.errors import UserError
-from vflax.kinds import OBJECT, missing, wrong
 from vflax.models.attention import check_backend
 from vflax.models.bridge import BRIDGE_KINDS, Bridge, BridgeConfig
 from vflax.models.clip_vit import VISION_KINDS, VisionConfig, VisionTower
@@ -28,6 +27,7 @@ from vflax.models.layers import check_remat
 from vflax.models.llama import DECODER_KINDS, ROPE_KINDS, Decoder, DecoderConfig, RopeScaling
 from vflax.models.lora import LoraConfig, adapt
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import OBJECT, missing, wrong
 
 Params = dict[str, Any]
 """{path: array}, path joined by "/", for example decoder/layers/attention/q/kernel."""

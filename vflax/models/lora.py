@@ -25,7 +25,7 @@ from flax import nnx
 
 from vflax.errors import UserError
 from vflax.freeze import TRAINABLE
-from vflax.kinds import NUMBER, TEXT, WHOLE, Kind, missing, wrong
+from vflax.values import NUMBER, TEXT, WHOLE, Kind, missing, wrong
 
 Module = TypeVar("Module", bound=nnx.Module)
 

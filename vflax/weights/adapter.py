@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.kinds import COUNT, FLAG, POSITIVE, SHARE, TEXT, Kind
+from vflax.values import COUNT, FLAG, POSITIVE, SHARE, TEXT, Kind
 from vflax.weights import hub, names
 from vflax.weights.file_source import FileSource, TensorSource
 from vflax.weights.hf_files import Problems, read_json

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vflax.errors import UserError
-from vflax.kinds import Kind, wrong
+from vflax.values import Kind, wrong
 
 
 class Problems:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from vflax.errors import UserError
 from vflax.images import ImageRules
-from vflax.kinds import COUNT, NAME, OBJECT, TEXT, WHOLE, Kind
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
+from vflax.values import COUNT, NAME, OBJECT, TEXT, WHOLE, Kind
 from vflax.weights import hf_config, hf_images
 from vflax.weights.hf_files import Problems, read_json
 

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.kinds import TEXT, Kind, wrong
+from vflax.values import TEXT, Kind, wrong
 
 Index = tuple[slice, ...]
 
