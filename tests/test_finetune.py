@@ -15,7 +15,8 @@ from PIL import Image
 from tests import small
 from tests.weights import hub
 from vflax.templates import chat_template
-from vflax.weights.open import WORKDIR, open_checkpoint
+from vflax.weights.kinds import WORKDIR
+from vflax.weights.open import open_checkpoint
 
 PAGE = Path(__file__).parents[1] / "docs" / "finetune.md"
 

@@ -32,10 +32,15 @@ from vflax.models.llava import LlavaConfig
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
+from vflax.weights.hf_chat import check_tokenizer
+from vflax.weights.kinds import WORKDIR
 from vflax.weights.load import check
-from vflax.weights.open import WORKDIR, check_tokenizer, join, open_checkpoint
+from vflax.weights.open import join, open_checkpoint
 from vflax.weights.source import LoraSource, RandomSource, TensorSource
 from vflax.workdir import ModelFiles
+
+# What to do about the tokenizer of other weights.
+_OWN = "name that of these weights in config.tokenizer"
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def _start_from_checkpoint(config: ConfigDict) -> Start:
                 f"config.tokenizer={config.tokenizer}: the weights in {checkpoint} were trained with another "
                 "tokenizer, which lies beside them. Leave config.tokenizer empty"
             )
-    check_tokenizer(tokenizer, opened.files.config.decoder, str(checkpoint))
+    check_tokenizer(tokenizer, opened.files.config.decoder, str(checkpoint), _OWN)
     return Start(opened.source, opened.files.config, tokenizer)
 
 
@@ -191,7 +196,7 @@ def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
 def _tokenizer(config: ConfigDict, beside_weights: Path, weights: LlavaConfig) -> Tokenizer:
     folder = weights_path(config.tokenizer, weights=False) if config.tokenizer else beside_weights
     tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer, weights.decoder, str(folder))
+    check_tokenizer(tokenizer, weights.decoder, str(folder), _OWN)
     return tokenizer
 
 

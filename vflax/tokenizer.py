@@ -283,10 +283,10 @@ def _read_side_files(directory: Path) -> dict[str, Any]:
             )
             added = content.get("added_tokens_decoder")
             if isinstance(added, dict):
-                prefix = "added_tokens_decoder "
+                prefix = "added_tokens_decoder."
                 problems.check(added, dict.fromkeys(added, _ADDED), prefix)
                 strange = [key for key in added if not (key.isascii() and key.isdigit() and len(key) < 10)]
-                problems.lines += [f"{prefix}{key!r}: expected an id" for key in strange]
+                problems.lines += [f"{prefix}{key}: expected an id in place of {key!r}" for key in strange]
         problems.stop()
     return side
 

@@ -14,7 +14,8 @@ import transformers
 from tests.parity import hf
 from tests.weights import hub
 from vflax.weights import streamed, verify
-from vflax.weights.open import ADAPTER, Opened, open_checkpoint
+from vflax.weights.kinds import ADAPTER
+from vflax.weights.open import Opened, open_checkpoint
 
 CONFIG = hub.with_decoder(hub.CONFIG, vocab_size=384)
 DECODER = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"

@@ -24,7 +24,8 @@ from vflax.templates import TEMPLATES
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import hf_images, names, verify
 from vflax.weights.export import Options, export
-from vflax.weights.open import WORKDIR, Opened, join, open_checkpoint
+from vflax.weights.kinds import WORKDIR
+from vflax.weights.open import Opened, join, open_checkpoint
 from vflax.weights.source import FileSource, RandomSource, WorkdirSource
 from vflax.workdir import ModelFiles
 

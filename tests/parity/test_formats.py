@@ -22,8 +22,9 @@ from vflax.weights import hf_config, names, verify
 from vflax.weights.adapter import Adapter
 from vflax.weights.export import Options, export
 from vflax.weights.hub import projector_file
+from vflax.weights.kinds import HF, ORIGINAL, PROJECTOR, detect
 from vflax.weights.load import check
-from vflax.weights.open import HF, ORIGINAL, PROJECTOR, detect, join, open_checkpoint
+from vflax.weights.open import join, open_checkpoint
 from vflax.weights.source import FileSource, TensorSource
 
 CONFIG = hub.with_decoder(hub.CONFIG, vocab_size=384)

@@ -18,7 +18,8 @@ from vflax.models.bridge import BridgeConfig
 from vflax.weights import names
 from vflax.weights.adapter import Adapter, scaling
 from vflax.weights.export import Options, export
-from vflax.weights.open import ADAPTER, open_checkpoint
+from vflax.weights.kinds import ADAPTER
+from vflax.weights.open import open_checkpoint
 
 CONFIG = hub.CONFIG
 TENSORS = hub.tensors_of(CONFIG)

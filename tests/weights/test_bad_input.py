@@ -219,6 +219,14 @@ def test_without_the_library_that_verify_needs_the_message_says_what_to_install(
     assert not (tmp_path / "out").exists()
 
 
+def test_without_torch_a_projector_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main([f"--model={tmp_path / 'gone'}", f"--out={tmp_path / 'out'}", "--format=projector"]) == 1
+    assert "--format=projector needs torch: pip install 'vflax[torch]'" in capsys.readouterr().err
+
+
 # --- a full disk --------------------------------------------------------------------------------------------
 
 

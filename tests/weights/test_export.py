@@ -22,7 +22,8 @@ from vflax.tokenizer import load_tokenizer
 from vflax.weights import names, verify
 from vflax.weights.export import Options, export, main, parse_size
 from vflax.weights.formats import padded_vocabulary
-from vflax.weights.open import ORIGINAL, HubFiles, join, open_checkpoint
+from vflax.weights.kinds import ORIGINAL
+from vflax.weights.open import HubFiles, join, open_checkpoint
 from vflax.weights.source import FileSource, WorkdirSource
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

@@ -15,7 +15,8 @@ from vflax.templates import chat_template
 from vflax.weights import hf_images, hub, llava_config, names, safetensors_io, torch_files, workdir_source
 from vflax.weights.facts import OWN_JINJA, Facts, look
 from vflax.weights.inspect import main
-from vflax.weights.open import ADAPTER, CLIP, DECODER, HF, ORIGINAL, PROJECTOR, WORKDIR, join
+from vflax.weights.kinds import ADAPTER, CLIP, DECODER, HF, ORIGINAL, PROJECTOR, WORKDIR
+from vflax.weights.open import join
 from vflax.weights.safetensors_io import TensorSpec, write_shards
 
 CONFIG = small.with_decoder(small.CONFIG, vocab_size=384)

@@ -17,21 +17,9 @@ from vflax.errors import UserError
 from vflax.models.bridge import BridgeConfig
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
+from vflax.weights.kinds import ADAPTER, CLIP, DECODER, HF, ORIGINAL, PROJECTOR, WORKDIR, detect
 from vflax.weights.load import check
-from vflax.weights.open import (
-    ADAPTER,
-    CLIP,
-    DECODER,
-    HF,
-    ORIGINAL,
-    PROJECTOR,
-    WORKDIR,
-    HubFiles,
-    Opened,
-    detect,
-    join,
-    open_checkpoint,
-)
+from vflax.weights.open import HubFiles, Opened, join, open_checkpoint
 from vflax.weights.source import FileSource, TensorSource
 
 CONFIG = hub.CONFIG
@@ -200,7 +188,9 @@ def test_a_part_of_a_model_is_no_model(tmp_path: Path) -> None:
     hub.write_clip(tmp_path / "clip", CONFIG, TENSORS, "")
     hub.write_decoder(tmp_path / "words", CONFIG, TENSORS)
     for folder in ("clip", "words"):
-        with pytest.raises(UserError, match=r"a part of a model: name the parts in --config\.init\.vision"):
+        with pytest.raises(
+            UserError, match=r"a part of a model: name the parts, --vision=CLIP --decoder=LLAMA"
+        ):
             open_checkpoint(tmp_path / folder)
 
 

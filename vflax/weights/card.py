@@ -11,7 +11,8 @@ from huggingface_hub import ModelCardData
 import vflax
 from vflax.metrics import read_metrics
 from vflax.weights import hub
-from vflax.weights.open import WORKDIR, Opened
+from vflax.weights.kinds import WORKDIR
+from vflax.weights.open import Opened
 
 # The keys of a run's config that make its recipe.
 _RECIPE = (

@@ -31,8 +31,9 @@ from vflax.progress import copying
 from vflax.templates import chat_template, get_template
 from vflax.weights import card, formats, hf_config, hub, verify
 from vflax.weights.formats import Format, write_json
+from vflax.weights.hf_chat import BESIDE, check_tokenizer, known_template
 from vflax.weights.load import check
-from vflax.weights.open import HubFiles, Opened, known_template, open_checkpoint
+from vflax.weights.open import HubFiles, Opened, open_checkpoint, open_parts
 from vflax.weights.safetensors_io import TensorSpec, write_shards
 from vflax.weights.source import FileSource
 from vflax.weights.views import WatchedSource, nbytes
@@ -99,7 +100,9 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
         UserError: when the model cannot be expressed, does not fit on the disk, or fails a check.
     """
     check_options(options)
-    check(opened.source, opened.files.config)
+    files = opened.files
+    check_tokenizer(files.tokenizer, files.config.decoder, str(opened.place), BESIDE)
+    check(opened.source, files.config)
     fmt = _format(opened, options)
     folders.recover(out)
     _check_out(out, options.replace)
@@ -146,10 +149,12 @@ def check_options(options: Options) -> None:
     ]
     if wrong:
         raise UserError("; ".join(wrong))
-    if options.torch:
+    # mm_projector.bin is written by torch.
+    needs = {"--verify=torch": options.torch, "--format=projector": options.format == "projector"}
+    for flag in (flag for flag, on in needs.items() if on):
         from vflax.weights import torch_files
 
-        torch_files.check_installed("--verify=torch", with_peft=options.format == "lora")
+        torch_files.check_installed(flag, with_peft=options.torch and options.format == "lora")
 
 
 def _format(opened: Opened, options: Options) -> Format:
@@ -255,22 +260,55 @@ def with_template(opened: Opened, template: str) -> Opened:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that name a model, for every tool that needs one; `open_from_flags` reads them."""
     parser.add_argument(
-        "--model",
-        required=True,
-        help="WORKDIR of a run, a directory of weights, or a hub id (org/name@revision)",
+        "--model", help="WORKDIR of a run, a directory of weights, or a hub id (org/name@revision)"
     )
     parser.add_argument(
         "--step", default="latest", help="latest, best, or a number (of a WORKDIR; default: latest)"
     )
-    parser.add_argument("--vision", help="CLIP directory or hub id, for an original LLaVA without its tower")
+    parser.add_argument(
+        "--vision", help="CLIP directory or hub id, for an original LLaVA without its tower, or a part"
+    )
+    parts = parser.add_argument_group(
+        "in place of --model, the parts of one (--vision, --decoder and --bridge)"
+    )
+    parts.add_argument("--decoder", help="LLaMA, Vicuna or Mistral directory or hub id")
+    parts.add_argument("--bridge", help="projector: a file, its directory, or a hub id")
+    parts.add_argument(
+        "--feature-layer",
+        type=int,
+        help="layer of the tower that the projector takes (LLaVA's is -2; default: as its config.json says)",
+    )
+    parts.add_argument(
+        "--keep-cls",
+        action="store_true",
+        default=None,
+        help="the projector takes the tower's CLS output, too (default: as its config.json says)",
+    )
     parser.add_argument("--base", help="the base of a LoRA adapter, where its own config does not find it")
     parser.add_argument("--template", help="conversation template of weights that bring none of vflax's")
 
 
 def open_from_flags(args: argparse.Namespace) -> Opened:
-    """Open what --model, --step, --vision, --base and --template name."""
+    """Open the model that the flags of `add_model_flags` name.
+
+    Raises:
+        UserError: for flags that do not go together, and as open_checkpoint and open_parts do.
+    """
     vision, base = (hub.resolve(value) if value else None for value in (args.vision, args.base))
-    opened = open_checkpoint(hub.resolve(args.model), step=args.step, vision=vision, base=base)
+    if args.model:
+        parts = ("decoder", "bridge", "feature_layer", "keep_cls")
+        if wrong := [f"--{name.replace('_', '-')}" for name in parts if getattr(args, name) is not None]:
+            raise UserError(
+                f"{', '.join(wrong)}: of a model in parts, and --model={args.model} names a whole one"
+            )
+        opened = open_checkpoint(hub.resolve(args.model), step=args.step, vision=vision, base=base)
+    elif args.decoder and args.bridge:
+        if base is not None or args.step != "latest":
+            raise UserError("--base and --step belong to --model")
+        bridge = hub.resolve(args.bridge, only=(*hub.PROJECTORS, "config.json"))
+        opened = open_parts(vision, hub.resolve(args.decoder), bridge, args.feature_layer, args.keep_cls)
+    else:
+        raise UserError("name a model with --model, or its parts with --decoder, --bridge and --vision")
     return with_template(opened, args.template) if args.template else opened
 
 

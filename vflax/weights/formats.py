@@ -18,7 +18,8 @@ from vflax.templates import Position, chat_template, check_position
 from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names, verify
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
-from vflax.weights.open import DECODER, HF, HubFiles, Opened, detect, open_checkpoint
+from vflax.weights.kinds import DECODER, HF, detect
+from vflax.weights.open import HubFiles, Opened, open_checkpoint
 from vflax.weights.source import FileSource, JoinedSource, TensorSource
 from vflax.weights.views import CastSource, PaddedVocabularySource, RenamedSource
 from vflax.workdir import ModelFiles

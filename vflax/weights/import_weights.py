@@ -22,8 +22,10 @@ from vflax.templates import Position
 from vflax.weights import names, verify
 from vflax.weights.export import add_model_flags, check_room, open_from_flags
 from vflax.weights.frozen import save_frozen
+from vflax.weights.hf_chat import BESIDE, check_tokenizer, known_template
+from vflax.weights.kinds import WORKDIR
 from vflax.weights.load import check
-from vflax.weights.open import WORKDIR, Opened, known_template
+from vflax.weights.open import Opened
 from vflax.weights.source import WorkdirSource
 from vflax.weights.views import RenamedSource, WatchedSource, nbytes
 from vflax.workdir import ModelFiles, write_json, write_status
@@ -50,6 +52,7 @@ def import_weights(opened: Opened, out: Path) -> dict[str, Any]:
         raise UserError(f"{opened.place} is {WORKDIR} already")
     template, position = _template(opened)
     config = opened.files.config
+    check_tokenizer(opened.files.tokenizer, config.decoder, str(opened.place), BESIDE)
     check(opened.source, config)
     wanted = names.expected(config)
     # Without a tied head that is stored twice.

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.models.bridge import BridgeConfig
+from vflax.models.clip_vit import VisionConfig
+from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 from vflax.weights import names
@@ -17,7 +21,15 @@ from vflax.weights.file_source import FileSource, TensorSource
 from vflax.weights.names import Index
 from vflax.weights.workdir_source import WorkdirSource
 
-__all__ = ["FileSource", "JoinedSource", "LoraSource", "RandomSource", "TensorSource", "WorkdirSource"]
+__all__ = [
+    "DescribedSource",
+    "FileSource",
+    "JoinedSource",
+    "LoraSource",
+    "RandomSource",
+    "TensorSource",
+    "WorkdirSource",
+]
 
 
 class JoinedSource:
@@ -146,6 +158,21 @@ class RandomSource:
         if re.search(r"_(proj|[12])\.weight$|projector\.linear\.weight$", name):
             return 0.02 * max(1.0, (1024 / self._shapes[name][-1]) ** 0.5)
         return 0.02
+
+
+class DescribedSource(RandomSource):
+    """The tensors that configs ask for, of weights that are not here: names and shapes, and nothing to read."""
+
+    def __init__(self, place: Path, parts: Iterable[VisionConfig | BridgeConfig | DecoderConfig]) -> None:
+        """Describe; place: where the configs lie."""
+        self._place = place
+        self._shapes = {name: shape for part in parts for name, shape in names.expected_part(part).items()}
+
+    def where(self, name: str) -> str:
+        return f"{self._place} (by its config)"
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        raise UserError(f"{self._place}: its weights are not here")
 
 
 class LoraSource:

@@ -107,7 +107,7 @@ def read_index(path: Path) -> dict[str, str]:
         problems.lines.append(f"weight_map={weight_map!r}: expected {{tensor: file}}; fetch the index again")
         problems.stop()
     assert isinstance(weight_map, dict)
-    problems.check(weight_map, dict.fromkeys(weight_map, _SHARD), "weight_map ")
+    problems.check(weight_map, dict.fromkeys(weight_map, _SHARD), "weight_map.")
     problems.stop()
     return weight_map
 
