@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from vflax.errors import UserError
-from vflax.values import NUMBER, Kind, wrong
+from vflax.values import COUNT, NUMBER, Kind, wrong
 
 Mode = Literal["pad", "crop"]
 
 # What the fields of ImageRules that come from a file must be, before what they say is looked at.
-_KINDS: dict[str, Kind] = {"mean": NUMBER.listed(3), "std": NUMBER.listed(3)}
+_KINDS: dict[str, Kind] = {"size": COUNT, "mean": NUMBER.listed(3), "std": NUMBER.listed(3)}
 
 # Pillow refuses pictures over this size as decompression bombs (twice its MAX_IMAGE_PIXELS). No larger one is
 # ever held here either: a picture of 1 x 60000 padded to a square would take 10 GB, its resized strip 20 GB.

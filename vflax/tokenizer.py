@@ -112,7 +112,7 @@ class SentencePieceTokenizer:
         self._proto = _without_typed_specials(proto, set(TURN_MARKERS) | set(added))
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"{name}: not a whole SentencePiece model ({error}); download it again"
             ) from error
@@ -173,7 +173,7 @@ class JsonTokenizer:
         )
         self.pad_id: int = self.unk_id or 0
         config = side.get("tokenizer_config.json", {})
-        begins = self._tokenizer.encode("a").ids[:1] == [self.bos_id]
+        begins = _encode_once(self._tokenizer, name)[:1] == [self.bos_id]
         self.adds_bos: bool = bool(config.get("add_bos_token", begins))
         if self.adds_bos and self.bos_id is None:
             raise UserError(
@@ -300,6 +300,11 @@ def _parse_model(model: bytes, name: str) -> Any:
         raise UserError(f"{name}: not a SentencePiece model ({error}); download it again") from error
     if not proto.pieces:
         raise UserError(f"{name}: a SentencePiece model without pieces; download it again")
+    # Protobuf gives text that is not UTF-8 as bytes.
+    if damaged := [i for i, piece in enumerate(proto.pieces) if not isinstance(piece.piece, str)]:
+        raise UserError(
+            f"{name}: a SentencePiece model whose piece {damaged[0]} is not UTF-8; download it again"
+        )
     return proto
 
 
@@ -329,6 +334,16 @@ def _parse_json_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _encode_once(tokenizer: tokenizers.Tokenizer, name: str) -> list[int]:
+    """Ids of a short text with the file's own specials: what can be parsed may still not run."""
+    try:
+        return list(tokenizer.encode("a").ids)
+    except BaseException as error:  # a panic of the library, of which it exports no class, is no Exception
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise UserError(f"{name}: does not encode a text ({error}); download it again") from error
+        raise
 
 
 def _need_eos(eos_id: int | None, name: str) -> int:

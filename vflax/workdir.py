@@ -197,12 +197,18 @@ class ModelFiles:
             UserError: naming the file that is missing or broken.
         """
         template, position = read_template(workdir)
+        config, rules = read_config(workdir), read_rules(workdir)
+        if rules.size != config.vision.image_size:
+            raise UserError(
+                f"{workdir / 'model' / 'image_rules.json'}: size={rules.size}, but in the config.json beside it "
+                f"vision.image_size={config.vision.image_size}; {_REMEDY}"
+            )
         return cls(
-            config=read_config(workdir),
+            config=config,
             tokenizer=load_tokenizer(workdir / "model"),
             template=template,
             position=position,
-            rules=read_rules(workdir),
+            rules=rules,
             source_dtypes=read_source_dtypes(workdir),
             frozen=read_frozen(workdir),
             lora=read_lora(workdir),

@@ -71,6 +71,8 @@ class LlavaConfig:
             "bridge": (BridgeConfig, BRIDGE_KINDS),
             "decoder": (DecoderConfig, DECODER_KINDS),
         }
+        if not OBJECT.holds(plain):
+            raise UserError(f"model config: expected {OBJECT.words}, found a {type(plain).__name__}")
         not_objects = wrong(plain, dict.fromkeys(parts, OBJECT))
         problems = [*missing(cls, plain), *not_objects.values()]
         for name, (part, kinds) in parts.items():

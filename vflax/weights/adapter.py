@@ -83,7 +83,7 @@ class Adapter:
         flat = [
             f"{name} {list(shape)}"
             for name in self.source.names()
-            if split_lora(name) and (len(shape := self.source.shape(name)) != 2 or 0 in shape)
+            if split_lora(name) and (len(shape := self.source.shape(name)) < 2 or 0 in shape)
         ]
         if flat:
             raise UserError(
