@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -119,20 +120,34 @@ def test_the_best_metric_may_be_another_one_from_some_checkpoint_on(tmp_path: Pa
     assert find_step(tmp_path, "best") == 2
 
 
-@pytest.mark.parametrize("path", ["decoder/embed_tokens/embedding", "decoder/lm_head/kernel"])
-def test_a_large_vocabulary_is_stored_in_rows_and_read_by_them(tmp_path: Path, monkeypatch, path: str):
-    monkeypatch.setattr("vflax.checkpoint._LARGE_LEAF", 4096)
-    # [V, D] or, transposed, [D, V]
-    leaf = jnp.arange(512 * 16, dtype=jnp.float32).reshape((512, 16) if "embedding" in path else (16, 512))
-    state = TrainState(jnp.int32(1), {path: leaf}, optax.EmptyState())
+LARGE = {
+    "embedding": ("decoder/embed_tokens/embedding", (32_000, 1024)),
+    "output kernel": ("decoder/lm_head/kernel", (1024, 32_000)),
+    "stacked kernel": ("decoder/layers/mlp/up/kernel", (3, 2048, 5504)),
+    "stacked kernel of small layers": ("decoder/layers/attention/q/kernel", (24, 1024, 1024)),
+    "embedding of a prime number of rows": ("decoder/embed_tokens/embedding", (32_003, 1024)),
+}
+
+
+@pytest.mark.parametrize(("path", "shape"), LARGE.values(), ids=LARGE.keys())
+def test_a_large_leaf_is_stored_in_chunks_of_megabytes_and_of_one_layer(tmp_path: Path, path: str, shape):
+    state = TrainState(jnp.int32(1), {path: jnp.zeros(shape)}, optax.EmptyState())
     checkpointer = Checkpointer(tmp_path, keep=1, best_metric="")
     checkpointer.save(1, state, {}, None)
     checkpointer.close()
-    leaves = _Leaves(tmp_path / "checkpoints" / "1" / "params")
-    axis = leaf.shape.index(512)
-    chunk = leaves._array(path).chunk_layout.read_chunk.shape
-    assert chunk[axis] < 512 and chunk[1 - axis] == 16
-    rows = (slice(3, 100), slice(0, 16))
-    index = rows if axis == 0 else rows[::-1]
-    np.testing.assert_array_equal(leaves.read(path, None, index), leaf[index])
-    assert leaves._kept is None
+    chunk = _Leaves(tmp_path / "checkpoints" / "1" / "params").chunk(path)
+    if 32_003 in shape:
+        assert chunk == shape
+    else:
+        assert 2**20 < 4 * math.prod(chunk) <= 2**24
+    if len(shape) == 3:
+        assert chunk[0] == 1
+
+
+def test_a_small_leaf_is_stored_as_one(tmp_path: Path):
+    path, shape = "decoder/layers/attention/q/kernel", (2, 1024, 1024)
+    state = TrainState(jnp.int32(1), {path: jnp.zeros(shape)}, optax.EmptyState())
+    checkpointer = Checkpointer(tmp_path, keep=1, best_metric="")
+    checkpointer.save(1, state, {}, None)
+    checkpointer.close()
+    assert _Leaves(tmp_path / "checkpoints" / "1" / "params").chunk(path) == shape

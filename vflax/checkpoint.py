@@ -21,8 +21,11 @@ from vflax.step import TrainState
 from vflax.workdir import read_json
 
 _RECORD = "record"
-# A leaf up to so many bytes is stored, and read, as one.
-_LARGE_LEAF = 2**26
+# A leaf up to so many bytes is stored, and read, as one. A reader keeps all of these that a stack of layers has,
+# adapters too (see weights/workdir_source.py).
+_LARGE_LEAF = 2**23
+# At most so many bytes are in a chunk of a larger one.
+_CHUNK_BYTES = 2**24
 # Orbax warns of every checkpoint that falls on no evaluation. That is what `metrics=None` says.
 logging.getLogger("absl").addFilter(lambda record: "`tracked_metric`" not in record.getMessage())
 
@@ -147,7 +150,7 @@ def _stored_opt(state: TrainState) -> dict[str, Any]:
 
 
 def _in_parts(params: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
-    """Store large leaves in chunks that an export reads one at a time: a layer, or some rows of the vocabulary."""
+    """Store large leaves in chunks that an export reads a few at a time: parts of a layer, or of the vocabulary."""
     return to_stored({path: _chunks(path, leaf) for path, leaf in params.items()})
 
 
@@ -155,10 +158,17 @@ def _chunks(path: str, leaf: jax.Array) -> ocp.SaveArgs:
     if leaf.nbytes <= _LARGE_LEAF:
         return ocp.SaveArgs()
     if "/layers/" in path:
-        return ocp.SaveArgs(chunk_byte_size=leaf.nbytes // leaf.shape[0], shard_axes=(0,))
-    # An embedding is [V, D], an output kernel [D, V].
-    axis = 0 if path.endswith("/embedding") else leaf.ndim - 1
-    return ocp.SaveArgs(chunk_byte_size=_LARGE_LEAF, shard_axes=(axis,))
+        # Orbax cuts an axis that is named here into single steps: layers. Then it cuts what is still too large.
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
+    # No axis is named: single rows of a vocabulary take several times as long to write. They are an embedding's [V, D]
+    # rows, an output kernel's [D, V] columns. V may be a prime number, too, and Orbax cuts evenly: into single rows, or
+    # not at all.
+    part = leaf.sharding.shard_shape(leaf.shape)
+    rows = part[0 if path.endswith("/embedding") else -1]
+    row_bytes = math.prod(part) // rows * leaf.dtype.itemsize
+    even = (n * row_bytes for n in range(1, rows) if rows % n == 0)
+    least = next((size for size in even if size >= _CHUNK_BYTES // 16), rows * row_bytes)
+    return ocp.SaveArgs(chunk_byte_size=max(_CHUNK_BYTES, least))
 
 
 def save_record(workdir: Path, step: int, record: dict[str, Any]) -> None:

@@ -33,11 +33,11 @@ from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.hf_chat import check_tokenizer
-from vflax.weights.kinds import WORKDIR
+from vflax.weights.kinds import PARTS, RANDOM, WORKDIR
 from vflax.weights.load import check
 from vflax.weights.open import join, open_checkpoint
 from vflax.weights.source import LoraSource, RandomSource, TensorSource
-from vflax.workdir import ModelFiles
+from vflax.workdir import ModelFiles, Origin
 
 # What to do about the tokenizer of other weights.
 _OWN = "name that of these weights in config.tokenizer"
@@ -45,11 +45,12 @@ _OWN = "name that of these weights in config.tokenizer"
 
 @dataclass(frozen=True)
 class Start:
-    """Weights to start from, the model they make, and the tokenizer that belongs to them."""
+    """Weights to start from, the model they make, the tokenizer that belongs to them, and where they are from."""
 
     source: TensorSource
     config: LlavaConfig
     tokenizer: Tokenizer
+    origin: Origin
 
 
 def cache_root() -> Path:
@@ -146,7 +147,7 @@ def _start_from_parts(config: ConfigDict) -> Start:
     )  # fmt: skip
     bridge = hub.projector_file(weights_path(init.bridge, only=hub.PROJECTORS)) if init.bridge else None
     source = join(joined, vision, decoder, bridge, config.seed)
-    return Start(source, joined, _tokenizer(config, decoder, joined))
+    return Start(source, joined, _tokenizer(config, decoder, joined), Origin(PARTS))
 
 
 def _start_from_checkpoint(config: ConfigDict) -> Start:
@@ -174,7 +175,10 @@ def _start_from_checkpoint(config: ConfigDict) -> Start:
                 "tokenizer, which lies beside them. Leave config.tokenizer empty"
             )
     check_tokenizer(tokenizer, opened.files.config.decoder, str(checkpoint), _OWN)
-    return Start(opened.source, opened.files.config, tokenizer)
+    # A hub id with the commit that was fetched: its branch may go on.
+    named = hub.origin(checkpoint) if hub.meant_id(init.checkpoint) else None
+    origin = Origin(opened.kind, named or str(checkpoint.absolute()), opened.step)
+    return Start(opened.source, opened.files.config, tokenizer, origin)
 
 
 def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
@@ -214,7 +218,7 @@ def _random_start(config: ConfigDict) -> Start:
     )
     bridge = BridgeConfig(kind=model.bridge, in_width=vision.width, out_width=decoder.width)
     drawn = LlavaConfig(vision, bridge, decoder)
-    return Start(RandomSource(drawn, config.seed), drawn, tokenizer)
+    return Start(RandomSource(drawn, config.seed), drawn, tokenizer, Origin(RANDOM))
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ class Model:
         and their float32 scales.
     verdict: {path: "trainable" | "frozen"}.
     shardings: {path: NamedSharding}.
-    source: the weights that a fresh run starts from; None: a continued run.
+    source, origin: the weights that a fresh run starts from, and what they are; None: a continued run.
     """
 
     files: ModelFiles
@@ -235,6 +239,7 @@ class Model:
     verdict: dict[str, str]
     shardings: dict[str, NamedSharding]
     source: TensorSource | None
+    origin: Origin | None
 
     @property
     def trainable_paths(self) -> list[str]:
@@ -260,10 +265,10 @@ class Model:
 def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | None) -> Model:
     """Open the model of a fresh run (from config.init) or of a continued one (from WORKDIR). Writes nothing."""
     if resumed is not None:
-        files, source = ModelFiles.load(workdir), None
+        files, source, origin = ModelFiles.load(workdir), None, None
     else:
         start, adapters = open_start(config), lora.read(configs.plain(config.lora))
-        source, vision = start.source, start.config.vision
+        source, vision, origin = start.source, start.config.vision, start.origin
         if adapters is not None:
             source = LoraSource(source, start.config, adapters, config.seed)
         check(source, start.config, lora=adapters)
@@ -296,15 +301,17 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
         else jax.ShapeDtypeStruct(leaf.shape, compute)
         for path, leaf in shapes.items()
     }
-    return Model(files, graphdef, abstract, verdict, sharding.param_shardings(abstract, mesh), source)
+    shardings = sharding.param_shardings(abstract, mesh)
+    return Model(files, graphdef, abstract, verdict, shardings, source, origin)
 
 
 def keep(model: Model, workdir: Path) -> Model:
     """Write WORKDIR/model and WORKDIR/frozen of a fresh run: from then on it reads nothing else."""
-    assert model.source is not None
+    assert model.source is not None and model.origin is not None
     if jax.process_index() == 0:
         frozen = [path for path, verdict in model.verdict.items() if verdict == freeze.FROZEN]
         digest = save_frozen(model.source, model.files.config, frozen, workdir, model.files.lora)
         dataclasses.replace(model.files, frozen=digest).save(workdir)
+        model.origin.save(workdir)
     multihost_utils.sync_global_devices("model files")
     return dataclasses.replace(model, files=ModelFiles.load(workdir))

@@ -6,6 +6,7 @@ config.json  status.json  metrics.jsonl  summary.json  checkpoints/STEP/  frozen
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -22,11 +23,11 @@ from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 from vflax.templates import check_position, get_template
 from vflax.tokenizer import Tokenizer, load_tokenizer
-from vflax.values import OBJECT, TEXT, Kind, wrong
+from vflax.values import ID, OBJECT, TEXT, Kind, missing, wrong
 from vflax.weights.safetensors_io import DTYPES
 
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
-_LORA = "lora.json"
+_LORA, _ORIGIN = "lora.json", "origin.json"
 _REMEDY = "vflax wrote this file: take it from a copy of WORKDIR that is whole"
 _HASH = Kind("a name of a folder under frozen/", lambda value: TEXT.holds(value) and value.isalnum())
 _NAMES = [dtype.name for dtype in DTYPES.values()]
@@ -153,6 +154,40 @@ def read_lora(workdir: Path) -> LoraConfig | None:
     plain = _read_object(path)
     with naming(path, _REMEDY):
         return LoraConfig.from_dict(plain)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run started from.
+
+    kind: what it was then, in the words of weights.kinds: one of WHOLE, PARTS or RANDOM; "" where nobody knows.
+    checkpoint: a hub id (org/name@COMMIT) or an absolute path; "" for PARTS and RANDOM.
+    step: of a WORKDIR.
+    """
+
+    kind: str
+    checkpoint: str = ""
+    step: int | None = None
+
+    def save(self, workdir: Path) -> None:
+        """Write WORKDIR/model/origin.json."""
+        write_json(workdir / "model" / _ORIGIN, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, workdir: Path) -> Origin | None:
+        """Read it; None where a run has none: it was imported, or started before there was this file.
+
+        Raises:
+            UserError: when it is broken.
+        """
+        path = workdir / "model" / _ORIGIN
+        if not path.is_file():
+            return None
+        plain = _read_object(path, {"kind": TEXT, "checkpoint": TEXT, "step": ID.or_null()})
+        with naming(path, _REMEDY):
+            if problems := missing(cls, plain):
+                raise UserError("; ".join(problems))
+        return cls(**plain)
 
 
 @dataclass(frozen=True)

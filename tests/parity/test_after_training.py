@@ -39,6 +39,11 @@ LEARNS = {
     "full": ((r"vision/.*", "frozen"), (r"(bridge|decoder)/.*", "trainable")),
     "bridge": ((r"(vision|decoder)/.*", "frozen"), (r"bridge/.*", "trainable")),
     "lora": ((r".*/lora_[ab]|bridge/.*", "trainable"), (r"(vision|decoder)/.*", "frozen")),
+    "lora and kernels": (
+        (r".*/lora_[ab]|bridge/.*|decoder/layers/mlp/up/kernel", "trainable"),
+        (r".*", "frozen"),
+    ),
+    "lora everywhere": ((r".*/lora_[ab]|bridge/.*", "trainable"), (r".*", "frozen")),
 }
 
 
@@ -67,6 +72,9 @@ def trained(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest
     config.optimizer.lr = 3e-3
     if kind == "lora":
         config.lora.rank, config.lora.alpha, config.lora.dropout = 4, 8.0, 0.1
+    elif "lora" in kind:  # beside kernels that learn, too
+        config.lora.rank, config.lora.alpha = 4, 8.0
+        config.lora.targets = (r"decoder/layers/.*", r"bridge/.*")
     workdir = tmp_path_factory.mktemp(kind) / "run"
     assert run_with_start(config, workdir) == 0
     return workdir
@@ -95,7 +103,10 @@ def in_transformers(workdir: Path, way: str, base: Path, folder: Path) -> Any:
     return model
 
 
-CASES = [("full", "hf"), ("full", "llava"), ("bridge", "projector"), ("lora", "hf"), ("lora", "lora")]
+CASES = [
+    ("full", "hf"), ("full", "llava"), ("bridge", "projector"), ("lora", "hf"), ("lora", "lora"),
+    ("lora and kernels", "hf"), ("lora everywhere", "lora"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("trained", "way"), CASES, indirect=["trained"])

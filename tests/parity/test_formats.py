@@ -274,6 +274,20 @@ def test_an_adapter_of_the_head_reaches_peft(tmp_path: Path) -> None:
     assert record["torch"]["max_abs_logit_diff"] <= 1e-4
 
 
+def test_a_head_that_peft_saved_whole_beside_its_adapter_goes_back_to_peft(tmp_path: Path) -> None:
+    hf.write(tmp_path / "base", hf.hub_llava(CONFIG))
+    wrapped = adapted(hf.hub_llava(CONFIG), target_modules=r".*\.q_proj|(.*\.)?lm_head")
+    with torch.no_grad():  # as if it had been another base's
+        wrapped.base_model.model.lm_head.base_layer.weight.mul_(1.5)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    opened = open_checkpoint(tmp_path / "adapter", base=tmp_path / "base")
+    np.testing.assert_allclose(our_logits(opened), hf.fixed_logits(wrapped, CONFIG), rtol=0, atol=1e-4)
+    record = export(opened, tmp_path / "out", Options(format="lora", torch=True))
+    assert record["torch"]["max_abs_logit_diff"] <= 1e-4
+    theirs, ours = (FileSource(tmp_path / name, (), "adapter_model") for name in ("adapter", "out"))
+    assert set(ours.names()) == set(theirs.names())
+
+
 # --- --verify=torch -----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vflax.errors import UserError
 from vflax.models.bridge import BridgeConfig
 from vflax.weights import names
 from vflax.weights.adapter import Adapter, scaling
-from vflax.weights.export import Options, export
+from vflax.weights.export import Options, export, with_template
 from vflax.weights.kinds import ADAPTER
 from vflax.weights.open import open_checkpoint
 
@@ -148,8 +149,9 @@ UNSUPPORTED: dict[str, Any] = {
 @pytest.mark.parametrize("key", UNSUPPORTED)
 def test_a_setting_that_is_not_merged_is_refused_by_name(tmp_path: Path, key: str) -> None:
     folder = write_adapter(tmp_path / "a", lora_tensors(), **{key: UNSUPPORTED[key]})
-    with pytest.raises(UserError, match=rf"adapter_config\.json is not supported:\n  {key}="):
+    with pytest.raises(UserError, match=rf"adapter_config\.json is not supported:\n  {key}=") as caught:
         Adapter(folder)
+    assert ("merge it with PEFT" in str(caught.value)) == (key != "lora_alpha")
 
 
 @pytest.mark.parametrize("shape", [(0, 42), (42,)], ids=["rank 0", "a row"])
@@ -176,7 +178,7 @@ EMBEDDED = "base_model.model.model.language_model.embed_tokens"
 )
 def test_a_tensor_that_is_not_merged_is_refused_by_name(tmp_path: Path, name: str) -> None:
     folder = write_adapter(tmp_path / "a", lora_tensors() | {name: np.ones((RANK, 42), np.float32)})
-    with pytest.raises(UserError, match=r"does not know .*(lora_|something)"):
+    with pytest.raises(UserError, match=r"does not know .*(lora_|something).*; merge it with PEFT"):
         Adapter(folder)
 
 
@@ -196,6 +198,52 @@ def test_a_head_with_an_adapter_is_merged_and_what_peft_saves_of_it_beside_chang
     np.testing.assert_allclose(source.read(names.LM_HEAD), expected, rtol=0, atol=1e-5)
 
 
+def test_a_weight_that_is_replaced_and_adapted_is_the_replacement_and_b_a(tmp_path: Path, base: Path) -> None:
+    """What PEFT's base_layer beside lora_A means, whatever the base holds."""
+    theirs, weight = next(iter(TARGETS.items()))
+    tensors = lora_tensors()
+    other = TENSORS[weight] + 1
+    tensors[f"{theirs}.base_layer.weight"] = other
+    source = open_checkpoint(write_adapter(tmp_path / "a", tensors), base=base).source
+    delta = tensors[f"{theirs}.lora_B.weight"] @ tensors[f"{theirs}.lora_A.weight"]
+    np.testing.assert_allclose(source.read(weight), other + scaling(ALPHA, RANK) * delta, rtol=0, atol=1e-5)
+
+
+def test_names_with_peft_s_word_for_the_adapter_are_the_same(tmp_path: Path, base: Path) -> None:
+    lora = lora_tensors()
+    worded = {re.sub(r"(lora_[AB])", r"\1.default", name): tensor for name, tensor in lora.items()}
+    first, second = (
+        open_checkpoint(write_adapter(tmp_path / name, tensors), base=base).source
+        for name, tensors in (("a", lora), ("b", worded))
+    )
+    for weight in TARGETS.values():
+        np.testing.assert_array_equal(second.read(weight), first.read(weight))
+
+
+def test_a_rank_stabilised_adapter_goes_out_and_comes_in_as_one(tmp_path: Path, base: Path) -> None:
+    opened = open_checkpoint(write_adapter(tmp_path / "a", lora_tensors(), use_rslora=True), base=base)
+    export(opened, tmp_path / "out", Options(format="lora"))
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["use_rslora"] is True
+    again = open_checkpoint(tmp_path / "out", base=base)
+    for weight in TARGETS.values():
+        np.testing.assert_array_equal(again.source.read(weight), opened.source.read(weight))
+
+
+def test_adapters_of_several_ranks_come_in_and_go_out_merged_alone(tmp_path: Path, base: Path) -> None:
+    lora = lora_tensors()
+    theirs, weight = next(iter(TARGETS.items()))
+    a, b = (np.ones(shape, np.float32) for shape in ((5, 42), (TENSORS[weight].shape[0], 5)))
+    lora |= {f"{theirs}.lora_A.weight": a, f"{theirs}.lora_B.weight": b}
+    folder = write_adapter(tmp_path / "a", lora, rank_pattern={"q_proj": 5})
+    opened = open_checkpoint(folder, base=base)
+    expected = TENSORS[weight] + scaling(ALPHA, 5) * (b @ a)
+    np.testing.assert_allclose(opened.source.read(weight), expected, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match=r"the ranks \[3, 5\].*export the merged model with --format=hf"):
+        export(opened, tmp_path / "out", Options(format="lora"))
+    assert not (tmp_path / "out").exists()
+    export(with_template(opened, "vicuna_v1"), tmp_path / "merged")
+
+
 def test_an_adapter_for_a_base_of_another_width_is_refused_with_both_shapes(tmp_path: Path) -> None:
     decoder = dataclasses.replace(CONFIG.decoder, width=48)
     wider = dataclasses.replace(CONFIG, decoder=decoder, bridge=BridgeConfig("mlp2x_gelu", 32, 48))
@@ -211,6 +259,20 @@ def test_an_adapter_for_a_base_of_another_width_is_refused_with_both_shapes(tmp_
     assert (
         f"lora_A is [{RANK}, 42]" in message and str(tmp_path / "a" / "adapter_model.safetensors") in message
     )
+
+
+@pytest.mark.parametrize("form", ["weight", "modules_to_save.default.weight"])
+@pytest.mark.parametrize(("module", "weight"), [("lm_head", names.LM_HEAD), (EMBEDDED, names.EMBEDDING)])
+def test_an_adapter_for_a_base_of_another_vocabulary_is_refused_with_file_and_key(
+    tmp_path: Path, base: Path, module: str, weight: str, form: str
+) -> None:
+    name = f"base_model.model.{module.removeprefix('base_model.model.')}.{form}"
+    longer = {name: np.ones((hub.PIECES + 5, 42), np.float32)}
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(write_adapter(tmp_path / "a", lora_tensors() | longer), base=base)
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    assert f"{weight} is [365, 42] in {file} ({name}), [360, 42] in {base}" in str(caught.value)
+    assert "name the one that it was trained on" in str(caught.value)
 
 
 def test_an_adapter_for_a_deeper_base_is_refused_with_the_layers_that_are_not_there(
@@ -278,7 +340,7 @@ def test_an_adapter_on_a_bare_decoder_goes_out_as_one_for_the_llava_that_is_name
     (tmp_path / "a" / "model.safetensors").unlink()
     write_llava_lora(tmp_path / "a", base_model_name_or_path=str(tmp_path / "words"))
     opened = open_checkpoint(tmp_path / "a")
-    with pytest.raises(UserError, match=r"its base .*words is a LLaMA-shaped decoder.*--base-name"):
+    with pytest.raises(UserError, match=r"(?s)its base .*words is a LLaMA-shaped decoder.*--base-name"):
         export(opened, tmp_path / "out", Options(format="lora"))
     export(opened, tmp_path / "out", Options(format="lora", base_name="somebody/llava"))
     saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -55,6 +56,28 @@ def test_one_changed_bit_makes_another_hash(tmp_path: Path, source) -> None:
     changed = TENSORS | {name: np.nextafter(TENSORS[name], np.float16(9))}
     hub.write_llava(tmp_path / "other", hub.CONFIG, changed)
     assert save_frozen(FileSource(tmp_path / "other"), hub.CONFIG, PATHS, tmp_path) != digest
+
+
+def test_a_tensor_that_is_not_what_was_read_is_named(tmp_path: Path, source) -> None:
+    folder = tmp_path / "frozen" / save_frozen(source, hub.CONFIG, PATHS, tmp_path)
+    frozen.verify_frozen(folder, lambda count: None)
+    record = json.loads((folder / "frozen.json").read_text())
+    name, other, *_ = record["tensors"]
+    record["tensors"] |= {name: "0" * 64, "more": record["tensors"].pop(other)}
+    hub.dump(folder / "frozen.json", record)
+    with pytest.raises(UserError) as caught:
+        frozen.verify_frozen(folder, lambda count: None)
+    lines = str(caught.value).splitlines()[1:]
+    assert sorted(lines) == sorted(
+        [f"  {name}: its values differ", f"  {other}: written, but not wanted", "  more: not written"]
+    )
+
+
+def test_a_store_that_is_not_what_its_name_says_is_found(tmp_path: Path, source) -> None:
+    folder = tmp_path / "frozen" / save_frozen(source, hub.CONFIG, PATHS, tmp_path)
+    other = folder.rename(folder.with_name("0" * 32))
+    with pytest.raises(UserError, match="not those of its name"):
+        frozen.verify_frozen(other, lambda count: None)
 
 
 def test_a_failed_save_leaves_nothing_that_looks_whole(tmp_path: Path, source, monkeypatch) -> None:

@@ -16,6 +16,8 @@ from vflax.errors import UserError
 from vflax.weights import hub
 from vflax.weights.export import main
 from vflax.weights.hub import HubId
+from vflax.weights.kinds import HF
+from vflax.workdir import Origin
 
 TINY = {"config.json": b"{}", "model.safetensors": b"w" * 1000}
 # huggingface_hub reads its environment when it is imported, so what goes over the network runs in a process of its own.
@@ -239,6 +241,22 @@ def test_the_projector_of_a_directory_is_its_file_safetensors_first(tmp_path: Pa
     assert hub.projector_file(tmp_path) == hub.projector_file(tmp_path / "mm_projector.bin")
     (tmp_path / "mm_projector.safetensors").touch()
     assert hub.projector_file(tmp_path) == tmp_path / "mm_projector.safetensors"
+
+
+def test_a_start_from_a_hub_id_is_known_by_the_commit_that_was_fetched(server: Hub, tmp_path: Path) -> None:
+    small.write_llava(tmp_path / "llava", small.CONFIG, small.tensors_of(small.CONFIG))
+    small.write_tokenizer(tmp_path / "llava")
+    commit = server.add("org/llava", tmp_path / "llava")
+    code = """
+from vflax import config, start
+c = config.load_config("configs/finetune.py")
+c.init.checkpoint = "org/llava"
+print(start.open_start(c).origin)
+"""
+    result = hub_server.run(tmp_path / "cache", server.endpoint, "-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    expected = Origin(HF, f"org/llava@{commit}")
+    assert result.stdout.strip() == str(expected)
 
 
 def test_a_run_starts_from_hub_ids_and_fetches_each_once(server: Hub, tmp_path: Path) -> None:

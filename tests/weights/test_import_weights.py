@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import signal
@@ -28,6 +29,7 @@ from vflax.weights.file_source import FileSource
 from vflax.weights.import_weights import import_weights, main
 from vflax.weights.load import load_params
 from vflax.weights.open import open_checkpoint
+from vflax.weights.views import WatchedSource, nbytes
 from vflax.workdir import ModelFiles
 
 CONFIG = hub.with_decoder(hub.CONFIG, vocab_size=384)
@@ -61,6 +63,33 @@ def test_what_is_imported_is_exported_bit_for_bit(hf: Path, imported: Path, tmp_
     for name in first.names():
         assert first.dtype(name) == second.dtype(name)
         assert first.read(name).tobytes() == second.read(name).tobytes(), name
+
+
+def test_what_is_imported_is_read_once(hf: Path, tmp_path: Path):
+    opened, sizes = open_checkpoint(hf), []
+    watched = WatchedSource(opened.source, sizes.append)
+    import_weights(dataclasses.replace(opened, source=watched), tmp_path / "out")
+    assert sum(sizes) == nbytes(opened.source)
+
+
+def test_a_bit_that_is_lost_on_the_disk_is_found_and_nothing_is_called_done(
+    hf: Path, tmp_path: Path, monkeypatch
+):
+    write = safetensors_io.write_file
+
+    def damaging(path, *args):
+        digest = write(path, *args)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        return digest
+
+    monkeypatch.setattr(safetensors_io, "write_file", damaging)
+    with pytest.raises(
+        UserError, match=r"frozen/[0-9a-f]+: the written tensors.*\n  \S+\.(weight|bias): its values"
+    ):
+        import_weights(open_checkpoint(hf), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_chat_template_of_vflax_is_recognised(imported: Path):

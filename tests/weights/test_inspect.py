@@ -100,7 +100,7 @@ def test_each_kind_is_named_as_what_it_is_and_nothing_but_headers_is_read(
 
     monkeypatch.setattr(safetensors_io, "read_part", fail)
     monkeypatch.setattr(torch_files, "_torch", fail)
-    monkeypatch.setattr(workdir_source._Leaves, "_block", fail)
+    monkeypatch.setattr(workdir_source._Leaves, "read", fail)
     status, said = report(capsys, str(places[kind]))
     assert status == 0, said
     assert f"{places[kind]} {kind}" in said and "no problems found" in said

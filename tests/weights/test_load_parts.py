@@ -25,10 +25,11 @@ INTEGERS = [p for k in KERNELS for p in (k, k + "_scale")]
 MIXED = {p: np.float32 if p.endswith("_scale") else np.int8 for p in INTEGERS}
 
 class Counting(FileSource):
-    reads, bytes = 0, 0
+    reads, bytes, largest = 0, 0, 0
     def read(self, name, index=None):
         part = super().read(name, index)
         self.reads, self.bytes = self.reads + 1, self.bytes + part.nbytes
+        self.largest = max(self.largest, part.nbytes)
         return part
 
 def on(mesh, paths):
@@ -56,6 +57,27 @@ for dtype in (np.float32, ml_dtypes.bfloat16, np.int8):
     for (block_bytes, devices), (params, count) in loaded.items():
         assert same(params, whole), (dtype, block_bytes, devices)
         assert block_bytes > 1000 or count > 1.5 * reads, (count, reads)
+"""
+ONCE = """
+from vflax.weights import safetensors_io
+read_rows, disk = safetensors_io._read_rows, []
+def counting(*args):
+    rows = read_rows(*args)
+    disk.append(rows.nbytes)
+    return rows
+safetensors_io._read_rows = counting
+for shape, block_bytes in (((1, 8, 1), 1 << 40), ((2, 2, 2), 1 << 40), ((2, 2, 2), 4000)):
+    mesh = sharding.make_mesh(*shape)
+    load._BLOCK_BYTES = block_bytes
+    for dtypes in (dict.fromkeys(TABLE, np.float32), MIXED):
+        source = Counting(pathlib.Path(sys.argv[1]))
+        disk.clear()
+        load.load_params(source, hub.CONFIG, on(mesh, dtypes), dtypes)
+        size = 4 * sum(int(np.prod(TABLE[p].param_shape)) for p in (KERNELS if dtypes is MIXED else TABLE))
+        assert source.bytes == sum(disk) == size, (shape, block_bytes, source.bytes, sum(disk), size)
+        # A block holds a row of a tensor at least.
+        row = 4 * max(int(np.prod(TABLE[names.weight_of(p)].tensor_shape[1:])) for p in dtypes)
+        assert source.largest <= max(block_bytes, row), (shape, source.largest)
 """
 PAIR = """
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
@@ -91,6 +113,13 @@ def start(code: str, *args: str | Path, devices: int) -> subprocess.Popen[str]:
 def test_leaves_filled_in_blocks_have_the_bits_of_leaves_read_at_once(tmp_path: Path):
     hub.write_llava(tmp_path, hub.CONFIG, hub.tensors_of(hub.CONFIG))
     process = start(BLOCKS, tmp_path, devices=8)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, said[-3000:]
+
+
+def test_devices_of_a_process_share_what_is_read_a_block_at_a_time(tmp_path: Path):
+    hub.write_llava(tmp_path, hub.CONFIG, hub.tensors_of(hub.CONFIG))
+    process = start(ONCE, tmp_path, devices=8)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said[-3000:]
 

@@ -12,8 +12,9 @@ from vflax.errors import UserError
 from vflax.models.bridge import BridgeConfig
 from vflax.weights import export, hf_chat, import_weights
 from vflax.weights.file_source import FileSource
+from vflax.weights.kinds import PARTS
 from vflax.weights.load import check
-from vflax.weights.open import PARTS, HubFiles, open_checkpoint, open_parts
+from vflax.weights.open import HubFiles, open_checkpoint, open_parts
 from vflax.workdir import ModelFiles
 
 CONFIG = hub.with_decoder(hub.CONFIG, vocab_size=384)

@@ -20,6 +20,7 @@ from vflax.templates import chat_template
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import export, hf_config, hf_images, hf_tokenizer, import_weights, inspect, names
 from vflax.weights.source import FileSource
+from vflax.workdir import Origin
 
 CONFIG = hub.with_decoder(hub.CONFIG, vocab_size=384)
 TENSORS = hub.tensors_of(CONFIG)
@@ -606,3 +607,15 @@ def test_a_byte_order_mark_is_passed_over(good: Path, tmp_path: Path, tools, kin
     for tool in ("inspect", "export" if kind == JSON else "start"):
         status, said = tools[tool](folder)
         assert status == 0, f"{tool}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[]", "list"), ("{}", "kind is missing"), ('{"kind": "x", "checkpoint": 3, "step": "x"}', "step='x'"),
+     ('{"kind": "x", "checkpoint": "", "step": null, "at": 1}', "at is not a known key")],
+)  # fmt: skip
+def test_what_a_run_started_from_is_read_or_refused_by_key(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "origin.json").write_text(content)
+    with pytest.raises(UserError, match=rf"model/origin\.json: .*{words}.*copy of WORKDIR"):
+        Origin.load(tmp_path)

@@ -17,6 +17,7 @@ from vflax.models.llava import LlavaConfig
 from vflax.weights import names, safetensors_io, streamed, verify
 from vflax.weights.load import load_params
 from vflax.weights.source import RandomSource
+from vflax.weights.views import PaddedVocabularySource
 
 CONFIG = hub.CONFIG
 MODELS = {
@@ -59,3 +60,14 @@ def test_a_tensor_read_in_several_blocks_gives_the_same_logits(monkeypatch: pyte
     monkeypatch.setattr(safetensors_io, "_BLOCK_BYTES", 2000)
     found = streamed.logits(RandomSource(CONFIG, 0), CONFIG, ids, images)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_longer_vocabulary_changes_no_bit_of_the_logits_that_are_compared(monkeypatch, tied: bool) -> None:
+    config = hub.with_decoder(CONFIG, tie_word_embeddings=tied)
+    rows = config.decoder.vocab_size
+    # All rows but one are in the first block.
+    monkeypatch.setattr(safetensors_io, "_BLOCK_BYTES", (rows - 1) * config.decoder.width * 4)
+    source = RandomSource(config, 0)
+    padded, longer = PaddedVocabularySource(source, rows + 64), hub.with_decoder(config, vocab_size=rows + 64)
+    assert verify.compare_logits(source, config, padded, longer, hub.PIECES) == 0.0

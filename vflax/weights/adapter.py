@@ -41,6 +41,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
         "arrow_config", "kasa_config", "monteclora_config",
     )
 }  # fmt: skip
+_MERGE_IT = "merge it with PEFT (merge_and_unload) and take the model that this saves"
 
 
 _MODULES = Kind("text, or a list of it", lambda value: TEXT.holds(value) or TEXT.listed().holds(value))
@@ -69,7 +70,7 @@ class Adapter:
         raw = read_json(path)
         problems = Problems(path)
         for key, allowed in _OFF.items():
-            problems.expect(key, raw.get(key, allowed[0]), allowed)
+            problems.expect(key, raw.get(key, allowed[0]), allowed, _MERGE_IT)
         problems.check({"lora_alpha": None, **raw}, _KINDS)
         problems.stop()
         self.folder, self.raw = folder, raw
@@ -93,7 +94,7 @@ class Adapter:
         if unknown := sorted(name for name in self.source.names() if not _is_known(name)):
             raise UserError(
                 f"{folder}: vflax merges LoRA of linear layers and whole replaced weights; it does not know "
-                f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
+                f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; {_MERGE_IT}"
             )
 
 
@@ -178,7 +179,7 @@ class MergedSource:
             self._merged[name] = (pair["A"], pair["B"])
         if problems:
             raise UserError(
-                "the adapter belongs to another base:\n  "
+                "the adapter belongs to another base; name the one that it was trained on:\n  "
                 + "\n  ".join(problems[:20] + and_more(problems, 20))
             )
         own = [name for name in base.names() if not split_lora(name)]

@@ -52,7 +52,8 @@ def write(opened: Opened, record: dict[str, Any]) -> str:
         "---", header.to_yaml(), "---", "",
         f"# {'LoRA adapter' if kind == 'lora' else 'Projector' if kind == 'projector' else 'LLaVA model'}", "",
         f"Written by vflax {vflax.__version__} from {opened.kind}"
-        + (f", step {record['step']}" if record["step"] is not None else "") + ".", "",
+        + (f", step {record['step']}" if record["step"] is not None else "")
+        + (", without its adapters" if record.get("without_adapters") else "") + ".", "",
         f"- tower: ViT of {vision.num_layers} layers, width {vision.width}, {vision.image_size} px, "
         f"{vision.num_tokens} tokens per image",
         f"- bridge: {opened.files.config.bridge.kind}",

@@ -30,13 +30,14 @@ from vflax.memory import give_back_freed_memory
 from vflax.progress import copying
 from vflax.templates import chat_template, get_template
 from vflax.weights import card, formats, hf_config, hub, verify
+from vflax.weights.adapter import split_lora
 from vflax.weights.formats import Format, write_json
 from vflax.weights.hf_chat import BESIDE, check_tokenizer, known_template
 from vflax.weights.load import check
 from vflax.weights.open import HubFiles, Opened, open_checkpoint, open_parts
 from vflax.weights.safetensors_io import TensorSpec, write_shards
-from vflax.weights.source import FileSource
-from vflax.weights.views import WatchedSource, nbytes
+from vflax.weights.source import FileSource, JoinedSource
+from vflax.weights.views import RenamedSource, WatchedSource, nbytes
 from vflax.workdir import ModelFiles
 
 DTYPES = {
@@ -60,6 +61,7 @@ class Options:
     vision_tower: llava: what config.json calls the tower.
     names_4x: lora: module names of transformers before 4.52.
     base_name: lora: what adapter_config.json calls the base.
+    without_adapters: hf and llava: the base of a model with LoRA, which its lora export belongs to.
     """
 
     format: str = "hf"
@@ -70,6 +72,7 @@ class Options:
     vision_tower: str | None = None
     names_4x: bool = False
     base_name: str | None = None
+    without_adapters: bool = False
 
 
 def check_exportable(files: ModelFiles) -> None:
@@ -100,6 +103,8 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
         UserError: when the model cannot be expressed, does not fit on the disk, or fails a check.
     """
     check_options(options)
+    if options.without_adapters:
+        opened = without_adapters(opened)
     files = opened.files
     check_tokenizer(files.tokenizer, files.config.decoder, str(opened.place), BESIDE)
     check(opened.source, files.config)
@@ -118,6 +123,8 @@ def export(opened: Opened, out: Path, options: Options = Options()) -> dict[str,
             weights = write_shards(folder, fmt.stem, specs, options.max_shard_bytes, watched.read)
         fmt.write_files(folder)
         record = {**_origin(opened), "format": options.format, **_verify(folder, opened, fmt, options, total)}
+        if options.without_adapters:
+            record["without_adapters"] = True
         record["dtypes"] = dict(collections.Counter(spec.dtype.name for spec in specs))
         (folder / "README.md").write_text(card.write(opened, record), encoding="utf-8")
         others = [path for path in sorted(folder.iterdir()) if path.name not in weights]
@@ -141,11 +148,12 @@ def check_options(options: Options) -> None:
         "--vision-tower": ("llava", options.vision_tower is not None),
         "--names-4x": ("lora", options.names_4x),
         "--base-name": ("lora", options.base_name is not None),
+        "--without-adapters": ("hf|llava", options.without_adapters),
     }
     wrong = [
-        f"{flag} belongs to --format={kind}"
-        for flag, (kind, on) in only.items()
-        if on and kind != options.format
+        f"{flag} belongs to --format={kinds}"
+        for flag, (kinds, on) in only.items()
+        if on and options.format not in kinds.split("|")
     ]
     if wrong:
         raise UserError("; ".join(wrong))
@@ -187,7 +195,12 @@ def _verify(folder: Path, opened: Opened, fmt: Format, options: Options, total: 
     text_ids = min(opened.files.tokenizer.vocab_size, own.decoder.vocab_size)
     with copying("computing", nbytes(fmt.wanted) + nbytes(source)) as advance:
         both = [WatchedSource(weights, advance) for weights in (fmt.wanted, source)]
-        difference = verify.compare_logits(both[0], own, both[1], config, text_ids)
+        try:
+            difference = verify.compare_logits(both[0], own, both[1], config, text_ids)
+        except UserError as error:
+            if options.base_name is None:
+                raise
+            raise UserError(f"{error}; is {options.base_name} the base of this adapter?") from None
     record = {"verified": True, "tensors": tensors, "max_abs_logit_diff": difference, **facts}
     if options.torch:
         record["torch"] = verify.compare_with_transformers(folder, own, fmt, text_ids)
@@ -255,6 +268,22 @@ def with_template(opened: Opened, template: str) -> Opened:
     assert isinstance(files, HubFiles)
     chat = chat_template(template, "auto")
     return dataclasses.replace(opened, files=dataclasses.replace(files, chat=chat))
+
+
+def without_adapters(opened: Opened) -> Opened:
+    """The base of a model with LoRA adapters: W without B A. A weight that learned as a whole, such as the bridge's,
+    is as it learned; a base need not bring one.
+
+    Raises:
+        UserError: the model has no adapters.
+    """
+    if opened.lora is None:
+        raise UserError(f"--without-adapters: {opened.place} is {opened.kind} without an adapter")
+    base, tensors = opened.lora.base, opened.lora.tensors
+    whole = {name: name for name in tensors.names() if not split_lora(name)}
+    rest = {name: name for name in base.names() if name not in whole and not split_lora(name)}
+    source = JoinedSource([RenamedSource(base, rest), RenamedSource(tensors, whole)])
+    return dataclasses.replace(opened, source=source, lora=None)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -346,7 +375,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--names-4x", action="store_true", help="lora: module names of transformers before 4.52"
     )
     parser.add_argument(
-        "--base-name", help="lora: base_model_name_or_path (default: what the run started from)"
+        "--base-name",
+        help="lora: base_model_name_or_path, a hub id or folder of Hugging Face LLaVA (default: what the run started "
+        "from)",
+    )
+    parser.add_argument(
+        "--without-adapters", action="store_true", help="hf, llava: the base alone, for --base-name"
     )
     args = parser.parse_args(argv)
     give_back_freed_memory()
@@ -360,6 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             vision_tower=args.vision_tower,
             names_4x=args.names_4x,
             base_name=args.base_name,
+            without_adapters=args.without_adapters,
         )
         check_options(options)
         opened = open_from_flags(args)

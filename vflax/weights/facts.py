@@ -67,7 +67,7 @@ class Facts:
     position: where `template` puts images; None where it is not one of vflax's.
     images: ImageRules.to_dict().
     tower: what an original LLaVA calls its tower.
-    adapter: {rank, alpha, scaling, base, changes, replaces}.
+    adapter: {rank, alpha, scaling, base, base_kind, changes, replaces}; see reading.Lora.
     misfit: {"missing" | "of another shape" | "unexpected": [a line for each tensor]}.
     problems: what an import would stop at.
     notes: what it would not.
@@ -210,15 +210,17 @@ def _adapter(reading: Reading, found: Found, stored: TensorSource | None) -> dic
     """What stands in Facts.adapter."""
     if found.kind == ADAPTER:
         raw = reading.attempt(read_json, found.place / adapter.CONFIG) or {}
-        return _adapter_facts(stored, adapter.RULES, raw)
+        return _adapter_facts(found, stored, adapter.RULES, raw)
     if found.kind != WORKDIR or found.lora is None:
         return None
     said = {"lora_alpha": found.lora.alpha, "base_model_name_or_path": found.lora.base_name}
     replaced = sorted(name for name in found.lora.tensors.names() if not adapter.split_lora(name))
-    return _adapter_facts(stored, names.RULES, said) | {"replaces": replaced}
+    return _adapter_facts(found, stored, names.RULES, said) | {"replaces": replaced}
 
 
-def _adapter_facts(stored: TensorSource | None, rules: names.Rules, raw: dict[str, Any]) -> dict[str, Any]:
+def _adapter_facts(
+    found: Found, stored: TensorSource | None, rules: names.Rules, raw: dict[str, Any]
+) -> dict[str, Any]:
     ranks: set[int] = set()
     changes: collections.Counter[str] = collections.Counter()
     replaces = []
@@ -238,6 +240,7 @@ def _adapter_facts(stored: TensorSource | None, rules: names.Rules, raw: dict[st
         "alpha": alpha,
         "scaling": adapter.scaling(float(alpha or 0), min(ranks), rslora) if one else None,
         "base": raw.get("base_model_name_or_path"),
+        "base_kind": "" if found.lora is None else found.lora.base_kind,
         "changes": dict(sorted(changes.items())),
         "replaces": replaces,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ from vflax.templates import Position, chat_template, check_position
 from vflax.weights import adapter, hf_config, hf_images, hub, llava_config, names, verify
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_tokenizer import special_ids, write_tokenizer
-from vflax.weights.kinds import DECODER, HF, detect
+from vflax.weights.kinds import HF, detect
+from vflax.weights.load import check
 from vflax.weights.open import HubFiles, Opened, open_checkpoint
 from vflax.weights.source import FileSource, JoinedSource, TensorSource
 from vflax.weights.views import CastSource, PaddedVocabularySource, RenamedSource
@@ -216,7 +218,8 @@ class LoraAdapter:
     """A PEFT adapter for the Hugging Face model: adapter_config.json and adapter_model.safetensors.
 
     Module names are those of transformers 5.x; PEFT finds them in 4.52 and later. With `names_4x` they are those of
-    transformers before 4.52.
+    transformers before 4.52. A bridge that learned as a whole is written as a whole, its own adapters merged: PEFT
+    gives a module in modules_to_save no LoRA.
     """
 
     stem = "adapter_model"
@@ -225,10 +228,12 @@ class LoraAdapter:
         """
         Args:
             names_4x: write module names of transformers before 4.52.
-            base_name: base_model_name_or_path; None: what the run or the adapter says.
+            base_name: base_model_name_or_path: a hub id, or the folder of a Hugging Face LLaVA; None: what the run
+                started from, or the adapter's base.
 
         Raises:
-            UserError: when the model is no base with an adapter, or weights were trained that an adapter cannot hold.
+            UserError: when the model is no base with an adapter, weights were trained that an adapter cannot hold, or
+                PEFT cannot use the base.
         """
         if opened.lora is None:
             raise UserError(
@@ -236,38 +241,52 @@ class LoraAdapter:
                 "> 0 and for PEFT adapters; the whole model goes out with --format=hf"
             )
         self._lora = lora = opened.lora
-        if base_name is None and lora.folder is not None and detect(lora.folder) == DECODER:
-            raise UserError(
-                f"{opened.place}: its base {lora.base_name} is {DECODER}, and a PEFT adapter is for a whole Hugging "
-                "Face LLaVA: name one of the same decoder and tower with --base-name, or export the merged model with "
-                "--format=hf"
-            )
         self._names_4x = names_4x
-        self._base_name = base_name if base_name is not None else lora.base_name
-        self.config = opened.files.config
-        every = lora.tensors.names()
-        other = [n for n in every if not adapter.split_lora(n) and names.part_of(n) != "bridge"]
+        self.config = config = opened.files.config
+        every = set(lora.tensors.names())
+        whole = {name for name in every if not adapter.split_lora(name)}
+        # PEFT saves a head with an adapter whole, too.
+        halves = {found[0] for name in every if (found := adapter.split_lora(name))}
+        head = halves & whole & {names.LM_HEAD}
+        other = sorted(name for name in whole - head if names.part_of(name) != "bridge")
         if other:
             raise UserError(
                 f"{opened.place}: it changes {', '.join(other[:3])}{' ...' if len(other) > 3 else ''} as a whole, "
-                "which a LoRA adapter of the decoder does not hold: export the merged model with --format=hf"
+                "which vflax writes into no LoRA adapter: export the merged model with --format=hf"
             )
-        own = cast(lora.tensors, every, dtype)
-        self.wanted = MergedSource(lora.base, own, lora.alpha, lora.rslora)
-        self.tensors = RenamedSource(own, {peft_name(name, names_4x): name for name in every})
-        self._targets = sorted({t for name in every if (t := _target(name))})
-        ranks = {lora.tensors.shape(name)[0] for name in every if name.endswith(".lora_A.weight")}
-        if len(ranks) != 1:
+        self._bridge = any(names.part_of(name) == "bridge" for name in whole)
+        bridge = [n for n in names.expected(config) if self._bridge and names.part_of(n) == "bridge"]
+        rest = [n for n in lora.tensors.names() if not bridge or names.part_of(n) != "bridge"]
+        ranks = {lora.tensors.shape(name)[0] for name in rest if name.endswith(".lora_A.weight")}
+        if not ranks:
             raise UserError(
-                f"{opened.place}: its adapters have the ranks {sorted(ranks)}; vflax writes one rank"
+                f"{opened.place}: its adapters are of the bridge alone, which learned as a whole, too, and goes out "
+                "with --format=projector; the whole model with --format=hf"
+            )
+        if len(ranks) > 1:
+            raise UserError(
+                f"{opened.place}: its adapters have the ranks {sorted(ranks)}, and vflax writes adapters of one rank: "
+                "export the merged model with --format=hf"
             )
         (self._rank,) = ranks
+        self._base_name, folder = _peft_base(opened, base_name)
+        self._base, self._folder = lora.base, lora.folder if lora.base_kind == HF else None
+        if folder is not None:  # the export is then verified with the base that it names
+            self._base, self._folder = FileSource(folder), folder
+            self.config = hf_config.read_llava_config(folder)
+            check(self._base, self.config)
+        kept = RenamedSource(lora.tensors, {name: name for name in rest})
+        merged = RenamedSource(opened.source, {name: name for name in bridge})
+        own = cast(JoinedSource([kept, merged]), [*rest, *bridge], dtype)
+        self.wanted = MergedSource(lora.base, own, lora.alpha, lora.rslora)
+        MergedSource(self._base, own, lora.alpha, lora.rslora)  # refuses a base that it does not fit
+        self.tensors = RenamedSource(own, {peft_name(n, names_4x, n in head): n for n in own.names()})
+        self._targets = sorted({t for name in rest if (t := _target(name))})
 
     def write_files(self, folder: Path) -> None:
         lora = self._lora
-        bridge = any(names.part_of(name) == "bridge" for name in lora.tensors.names())
         alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
-        hub_id = hub.meant_id(self._base_name)
+        hub_id = None if Path(self._base_name).is_absolute() else hub.parse_hub_id(self._base_name)
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -283,24 +302,69 @@ class LoraAdapter:
             "use_dora": False,
             # CLIP's layers have projections of the same names: the expression keeps to the parts that were trained.
             "target_modules": "|".join(self._targets),
-            "modules_to_save": ["multi_modal_projector"] if bridge else None,
+            "modules_to_save": ["multi_modal_projector"] if self._bridge else None,
         }
         write_json(folder / adapter.CONFIG, config)
 
     def reload(self, folder: Path) -> tuple[TensorSource, LlavaConfig]:
         found = Adapter(folder)
-        return MergedSource(self._lora.base, found.source, found.alpha, found.rslora), self.config
+        return MergedSource(self._base, found.source, found.alpha, found.rslora), self.config
 
     def check(self, folder: Path) -> dict[str, Any]:
         return {"base": self._base_name, "rank": self._rank, "alpha": self._lora.alpha}
 
     def in_transformers(self, folder: Path) -> tuple[Path, Path | None] | None:
-        base = self._lora.folder
-        return None if self._names_4x or base is None or detect(base) != HF else (base, folder)
+        return None if self._names_4x or self._folder is None else (self._folder, folder)
 
 
-def peft_name(name: str, names_4x: bool) -> str:
-    """A canonical name as PEFT writes it for LlavaForConditionalGeneration of transformers 5.x, or of 4.x."""
+def _peft_base(opened: Opened, said: str | None) -> tuple[str, Path | None]:
+    """What an adapter's base is called, a hub id or an absolute path; and its folder, if it is `said` and lies here.
+
+    Raises:
+        UserError: when PEFT cannot use it; it says how to write one that it can.
+    """
+    lora = opened.lora
+    assert lora is not None
+    place = shlex.quote(hub.origin(opened.place) or str(opened.place))
+    command = f"python -m vflax.weights.export --model={place}"
+    if opened.step is not None:
+        command += f" --step={opened.step}"
+    elif lora.folder is not None:
+        command += f" --base={shlex.quote(str(lora.folder))}"
+    template = " --template=NAME" if _chat(opened) is None else ""
+    remedy = (
+        "PEFT loads an adapter on a Hugging Face LLaVA. Write the base as one, and name that:\n"
+        f"  {command} --format=hf --without-adapters{template} --out=BASE\n"
+        f"  {command} --format=lora --base-name=BASE --out=ADAPTER"
+    )
+    if said is None:
+        if lora.base_kind == HF or (not lora.base_kind and hub.meant_id(lora.base_name)):
+            return lora.base_name, None
+        kind = lora.base_kind or "nowhere to be found"
+        raise UserError(
+            f"{opened.place}: its base {lora.base_name or '(without a name)'} is {kind}. {remedy}"
+        )
+    hub_id = hub.meant_id(said)
+    if hub_id is not None:
+        return str(hub_id), None
+    folder = Path(said).expanduser()
+    if folder.exists() or not folder.is_absolute():  # an absolute path may be that of another machine
+        kind = detect(folder)
+        if kind != HF:
+            raise UserError(f"--base-name={said} is {kind}. {remedy}")
+    return str(folder.absolute()), folder if folder.exists() else None
+
+
+def peft_name(name: str, names_4x: bool, base_layer: bool = False) -> str:
+    """A canonical name as PEFT writes it for LlavaForConditionalGeneration of transformers 5.x, or of 4.x.
+
+    Args:
+        name: the canonical name.
+        names_4x: for transformers before 4.52.
+        base_layer: a whole weight beside its own adapter.
+    """
+    if base_layer:
+        name = name.removesuffix("weight") + "base_layer.weight"
     if not names_4x:
         name = name.replace("language_model.model.", "model.language_model.", 1)
         name = name.replace("language_model.lm_head.", "lm_head.", 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 from vflax.weights import names
 from vflax.weights.file_source import FileSource, TensorSource
+from vflax.weights.hf_files import read_json
 from vflax.weights.load import check
-from vflax.weights.safetensors_io import CODES, Index, TensorSpec, row_blocks, write_shards
+from vflax.weights.safetensors_io import CODES, Index, TensorSpec, and_more, row_blocks, write_shards
+from vflax.weights.views import WatchedSource
 
 _STEM, _RECORD = "frozen", "frozen.json"
 _SHARD_BYTES = 4 << 30
@@ -89,14 +91,46 @@ def save_frozen(
     with folders.beside(store / "store") as root:
         new = root / "new"
         new.mkdir()
-        files = write_shards(new, _STEM, specs, _SHARD_BYTES, read)
+        write_shards(new, _STEM, specs, _SHARD_BYTES, read)
         digests = {name: hasher.hexdigest() for name, hasher in hashers.items()}
         digest = _hash(specs, digests)
-        record = {"hash": digest, "tensors": dict(sorted(digests.items())), "files": files}
+        record = {"hash": digest, "tensors": dict(sorted(digests.items()))}
         (new / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
         if not (store / digest / _RECORD).is_file():
             new.rename(store / digest)
     return digest
+
+
+def verify_frozen(folder: Path, advance: Callable[[int], None]) -> None:
+    """Read a store back and compare it with what was read to write it, by the digests.
+
+    Args:
+        folder: WORKDIR/frozen/HASH.
+        advance: is told how many bytes were read, for a progress bar.
+
+    Raises:
+        UserError: naming each tensor that differs, is missing or should not be there.
+    """
+    source, wanted = WatchedSource(FrozenSource(folder), advance), read_json(folder / _RECORD)["tensors"]
+    specs = [TensorSpec(name, source.dtype(name), source.shape(name)) for name in sorted(source.names())]
+    found = {spec.name: _digest(source, spec) for spec in specs}
+    every = sorted(wanted.keys() | found.keys())
+    problems = [
+        f"{name}: {_difference(name, wanted, found)}" for name in every if wanted.get(name) != found.get(name)
+    ]
+    if not problems and _hash(specs, found) != folder.name:
+        problems = ["names, dtypes, shapes and values together are not those of its name"]
+    if problems:
+        raise UserError(
+            f"{folder}: the written tensors are not those of the model, the disk may be failing:\n  "
+            + "\n  ".join(problems[:20] + and_more(problems, 20))
+        )
+
+
+def _difference(name: str, wanted: dict[str, str], found: dict[str, str]) -> str:
+    if name not in found:
+        return "not written"
+    return "its values differ" if name in wanted else "written, but not wanted"
 
 
 def _digest(source: TensorSource, spec: TensorSpec) -> str:

@@ -19,9 +19,9 @@ from vflax.errors import UserError
 from vflax.memory import give_back_freed_memory
 from vflax.progress import copying
 from vflax.templates import Position
-from vflax.weights import names, verify
+from vflax.weights import names
 from vflax.weights.export import add_model_flags, check_room, open_from_flags
-from vflax.weights.frozen import save_frozen
+from vflax.weights.frozen import save_frozen, verify_frozen
 from vflax.weights.hf_chat import BESIDE, check_tokenizer, known_template
 from vflax.weights.kinds import WORKDIR
 from vflax.weights.load import check
@@ -34,7 +34,7 @@ STEP = 0
 
 
 def import_weights(opened: Opened, out: Path) -> dict[str, Any]:
-    """Write WORKDIR, read it back and compare it tensor by tensor.
+    """Write WORKDIR, read it back and compare it tensor by tensor. The model's own files are read once.
 
     Args:
         opened: the model; an adapter is merged into its base.
@@ -77,7 +77,8 @@ def import_weights(opened: Opened, out: Path) -> dict[str, Any]:
         record = {"source": str(opened.place), "kind": opened.kind, "tensors": len(wanted), "bytes": total}
         save_record(new, STEP, {"imported": record, "frozen": digest})
         with copying("comparing", total) as advance:
-            verify.compare_tensors(WorkdirSource(new, STEP), WatchedSource(source, advance))
+            verify_frozen(new / "frozen" / digest, advance)
+        WorkdirSource(new, STEP)  # opens only when it is whole
         write_json(new / "import.json", record)
         write_status(new, "done", STEP, f"imported from {opened.place}")
         if out.is_dir():

@@ -125,7 +125,8 @@ def _adapter(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     rank = ", ".join(map(str, facts["rank"])) or "unknown"
     scaling = f": scaled by {facts['scaling']:g}" if facts["scaling"] is not None else ""
     yield "adapter", f"rank {rank}, alpha {facts['alpha']}{scaling}"
-    yield "", f"base {facts['base'] or 'not named'}"
+    base = facts["base"] or "not named"
+    yield "", f"base {base}" + (f": {facts['base_kind']}" if facts["base_kind"] else "")
     if facts["changes"]:
         yield "", "changes " + ", ".join(f"{module} ({n})" for module, n in facts["changes"].items())
     if facts["replaces"]:

@@ -13,6 +13,8 @@ from vflax.weights.hf_files import read_json
 WORKDIR, HF, ORIGINAL, ADAPTER = "a vflax WORKDIR", "Hugging Face LLaVA", "original LLaVA", "a LoRA adapter"
 CLIP, DECODER, PROJECTOR = "a CLIP vision tower", "a LLaMA-shaped decoder", "a projector"
 WHOLE = (WORKDIR, HF, ORIGINAL, ADAPTER)
+# What else a model can be made of.
+PARTS, RANDOM = "a tower, a decoder and a projector", "random weights"
 
 
 def detect(place: Path) -> str:

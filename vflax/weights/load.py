@@ -169,10 +169,13 @@ def read_param(source: TensorSource, entry: Entry, index: tuple[slice, ...], dty
 def _load_leaf(source: TensorSource, entry: Entry, sharding: Sharding, dtype: np.dtype) -> jax.Array:
     """One leaf, in `dtype`."""
 
+    def cut(region: Index) -> list[Index]:
+        return _blocks(entry, region, dtype)
+
     def read(block: Index) -> np.ndarray:
         return read_param(source, entry, block, dtype)
 
-    return _fill(entry.param_shape, sharding, dtype, lambda index: _blocks(entry, index, dtype), read)
+    return _fill(entry.param_shape, sharding, dtype, entry.row_axes, cut, read)
 
 
 def _load_quantised(
@@ -186,71 +189,89 @@ def _load_quantised(
     layers, rows, columns = entry.param_shape
     known = scales.setdefault(entry.path, np.full((layers, columns), np.nan, np.float32))
 
-    def read(block: Index) -> np.ndarray:
-        layer, inner, outer = block
-        whole = read_param(source, entry, (layer, slice(0, rows), outer), np.dtype(np.float32))
-        quantised = [quantise(kernel) for kernel in whole]
-        known[layer, outer] = [scale for _, scale in quantised]
-        return np.stack([integers[inner] for integers, _ in quantised])
-
-    if not want_scales:
+    def cut(region: Index) -> list[Index]:
         # Of the float32 columns that are read, not of the integers, a block has its size.
-        float32 = np.dtype(np.float32)
-        return _fill(
-            entry.param_shape, sharding, np.dtype(np.int8),
-            lambda index: [
-                (layer, index[1], outer)
-                for layer, _, outer in _blocks(entry, (index[0], slice(0, rows), index[2]), float32)
-            ],
-            read,
-        )  # fmt: skip
+        return _blocks(entry, (region[0], slice(0, rows), region[-1]), np.dtype(np.float32))
+
+    def read(block: Index) -> np.ndarray:
+        layer, _, outer = block
+        quantised = [quantise(kernel) for kernel in read_param(source, entry, block, np.dtype(np.float32))]
+        known[layer, outer] = [scale for _, scale in quantised]
+        return np.stack([integers for integers, _ in quantised])
 
     def read_scales(block: Index) -> np.ndarray:
         if np.isnan(known[block]).any():
-            for layer in range(block[0].start, block[0].stop):
-                read((slice(layer, layer + 1), slice(0, 0), block[1]))
+            for part in cut(block):
+                read(part)
         return known[block]
 
-    return _fill((layers, columns), sharding, known.dtype, lambda index: [index], read_scales)
+    if want_scales:
+        return _fill((layers, columns), sharding, known.dtype, (0, 1), lambda region: [region], read_scales)
+    return _fill(entry.param_shape, sharding, np.dtype(np.int8), entry.row_axes, cut, read)
 
 
 def _fill(
     shape: tuple[int, ...],
     sharding: Sharding,
     dtype: np.dtype,
-    blocks_of: Callable[[Index], list[Index]],
+    axes: tuple[int, ...],
+    cut: Callable[[Index], list[Index]],
     read: Callable[[Index], np.ndarray],
 ) -> jax.Array:
     """Make an array. What is large is filled on its devices block by block, so that the host never holds all of it.
 
     Args:
-        blocks_of: cuts a part of the array into blocks.
+        axes: devices whose parts differ along other axes only share what is read.
+        cut: a region of the array to blocks, which may be wider than it along other axes.
         read: reads a block.
     """
-    devices: dict[str, list[jax.Device]] = {}
-    indices: dict[str, Index] = {}
+    shards: dict[jax.Device, jax.Array] = {}
+    for region, parts in _regions(shape, sharding, axes):
+        blocks = cut(region)
+        if len(blocks) > 1:
+            for device, index in parts.items():
+                shards[device] = jnp.zeros([s.stop - s.start for s in index], dtype, device=device)
+        for block in blocks:
+            whole = read(block)
+            for device, index in parts.items():
+                # The part of the block that the device holds, seen from the block and from the device.
+                both = [
+                    (max(b.start, s.start), min(b.stop, s.stop)) for b, s in zip(block, index, strict=True)
+                ]
+                inner = tuple(slice(x - b.start, y - b.start) for (x, y), b in zip(both, block, strict=True))
+                part = jax.device_put(whole[inner], device)
+                if len(blocks) == 1:
+                    shards[device] = part
+                else:
+                    start = tuple(x - s.start for (x, _), s in zip(both, index, strict=True))
+                    shards[device] = _put(shards[device], part, start)
+            # Else the host would read ahead, and hold what it has read, as fast as the disk gives it.
+            jax.block_until_ready([shards[device] for device in parts])
+    return jax.make_array_from_single_device_arrays(shape, sharding, list(shards.values()))
+
+
+def _regions(
+    shape: tuple[int, ...], sharding: Sharding, axes: tuple[int, ...]
+) -> list[tuple[Index, dict[jax.Device, Index]]]:
+    """What this process's devices hold: [(a region of the array, {device: its part})], a part in one region only.
+
+    Parts that differ along other axes than `axes` lie in one region, for a file holds whole rows: what one device
+    leaves of them, the next one needs.
+    """
+    regions: dict[str, dict[jax.Device, Index]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounded = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), shape, strict=True))
-        # Replicas ask for the same slices.
-        devices.setdefault(str(bounded), []).append(device)
-        indices[str(bounded)] = bounded
-    shards: dict[jax.Device, jax.Array] = {}
-    for key, index in indices.items():
-        blocks = blocks_of(index)
-        if len(blocks) == 1:
-            whole = read(blocks[0])
-            shards |= {device: jax.device_put(whole, device) for device in devices[key]}
-            continue
-        local = [s.stop - s.start for s in index]
-        shards |= {device: jnp.zeros(local, dtype, device=device) for device in devices[key]}
-        for block in blocks:
-            part = read(block)
-            start = tuple(b.start - s.start for b, s in zip(block, index, strict=True))
-            for device in devices[key]:
-                shards[device] = _put(shards[device], jax.device_put(part, device), start)
-            # Else the host would read ahead, and hold what it has read, as fast as the disk gives it.
-            jax.block_until_ready([shards[device] for device in devices[key]])
-    return jax.make_array_from_single_device_arrays(shape, sharding, list(shards.values()))
+        regions.setdefault(str([bounded[axis] for axis in axes]), {})[device] = bounded
+    return [
+        (
+            tuple(
+                slice(min(s.start for s in along), max(s.stop for s in along))
+                for along in zip(*parts.values(), strict=True)
+            ),
+            parts,
+        )
+        for parts in regions.values()
+    ]
 
 
 def _blocks(entry: Entry, index: Index, dtype: np.dtype) -> list[Index]:
@@ -259,7 +280,7 @@ def _blocks(entry: Entry, index: Index, dtype: np.dtype) -> list[Index]:
     if math.prod(sizes) * dtype.itemsize <= _BLOCK_BYTES:
         return [index]
     stacked = int(entry.layers is not None)
-    axis = entry.axes.index(0) + stacked  # the parameter's axis that is the first one of the tensor
+    axis = entry.row_axes[-1]
     rows = index[axis]
     row_bytes = math.prod(sizes[stacked:]) // sizes[axis] * dtype.itemsize
     step = max(1, _BLOCK_BYTES // row_bytes)

@@ -68,6 +68,11 @@ class Entry:
         """Shape of (each of) the tensor(s)."""
         return tuple(self.shape[self.axes.index(axis)] for axis in range(len(self.axes)))
 
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """Axes of the parameter along which the rows of its tensors lie: the layer axis, and the tensor's first."""
+        return (self.axes.index(0),) if self.layers is None else (0, self.axes.index(0) + 1)
+
     def to_param(self, tensor: np.ndarray) -> np.ndarray:
         """Tensor, or a part of it, to (one layer of) the parameter; a view."""
         return tensor.transpose(self.axes)

@@ -17,13 +17,10 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.llava import LlavaConfig
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_chat, hf_config, hf_images, hub, llava_config, names
-from vflax.weights.kinds import CLIP, DECODER, PROJECTOR, WHOLE, detect
+from vflax.weights.kinds import CLIP, DECODER, PARTS, PROJECTOR, WHOLE, detect
 from vflax.weights.reading import Found, Lora, Reading, find_tower, read_model
 from vflax.weights.source import FileSource, JoinedSource, RandomSource, TensorSource
 from vflax.workdir import ModelFiles
-
-# What Opened.kind says of a model that is made of three directories.
-PARTS = "a tower, a decoder and a projector"
 
 
 @dataclass(frozen=True)

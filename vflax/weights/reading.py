@@ -22,10 +22,21 @@ from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import adapter, hf_chat, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.adapter import Adapter, MergedSource
 from vflax.weights.hf_files import read_json
-from vflax.weights.kinds import ADAPTER, DECODER, HF, ORIGINAL, WHOLE, WORKDIR, detect, tensor_files
+from vflax.weights.kinds import (
+    ADAPTER,
+    DECODER,
+    HF,
+    ORIGINAL,
+    PARTS,
+    RANDOM,
+    WHOLE,
+    WORKDIR,
+    detect,
+    tensor_files,
+)
 from vflax.weights.source import DescribedSource, FileSource, JoinedSource, TensorSource, WorkdirSource
 from vflax.weights.views import RenamedSource
-from vflax.workdir import ModelFiles
+from vflax.workdir import ModelFiles, Origin
 
 T = TypeVar("T")
 
@@ -77,7 +88,8 @@ class Lora:
 
     tensors: NAME.lora_A.weight and NAME.lora_B.weight, and whole weights that replace the base's.
     alpha, rslora, dropout: its settings; see adapter.scaling.
-    base_name: what the base is called: a hub id, a path, or "" where nobody said.
+    base_name: what the base is called: a hub id, an absolute path, or "" where it has no name.
+    base_kind: what the base is: what `detect` says, PARTS or RANDOM; "" where nobody knows.
     folder: where the base lies; None where only its name is known.
     """
 
@@ -87,6 +99,7 @@ class Lora:
     rslora: bool
     dropout: float
     base_name: str
+    base_kind: str
     folder: Path | None = None
 
 
@@ -184,18 +197,33 @@ def _read_workdir(reading: Reading, place: Path, step: str) -> Found:
     if source is None or lora is None:
         return found
     own = {name: name for name in source.names() if adapter.split_lora(name) or name in source.trained}
-    base = base_name(place)
-    folder = Path(base) if base and Path(base).is_dir() else None
-    found.lora = Lora(source, RenamedSource(source, own), lora.alpha, False, lora.dropout, base, folder)
+    base = reading.attempt(origin_of, place) or Origin("")
+    folder = Path(base.checkpoint) if base.checkpoint and Path(base.checkpoint).is_dir() else None
+    tensors = RenamedSource(source, own)
+    found.lora = Lora(source, tensors, lora.alpha, False, lora.dropout, base.checkpoint, base.kind, folder)
     found.source = reading.attempt(MergedSource, source, source, lora.alpha)
     return found
 
 
-def base_name(workdir: Path) -> str:
-    """What a run's base is called: the checkpoint that it started from; "" where that has no name for others."""
-    path = workdir / "config.json"
-    said = read_json(path)["init"]["checkpoint"] if path.is_file() else ""
-    return "" if said.startswith("cache:") else str(said)
+def origin_of(workdir: Path) -> Origin:
+    """What a run started from. One that began before runs wrote that down is asked for its config, and the folder that
+    this names, where it is here, for its kind."""
+    if (known := Origin.load(workdir)) is not None:
+        return known
+    config = read_json(workdir / "config.json") if (workdir / "config.json").is_file() else {}
+    init, said = config.get("init", {}), config.get("init", {}).get("checkpoint", "")
+    if not said:
+        drawn = bool(config.get("model", {}).get("vision"))
+        return Origin(RANDOM if drawn else PARTS if init.get("decoder") else "")
+    if said.startswith("cache:"):
+        return Origin(WORKDIR)  # another config made it
+    if hub_id := hub.meant_id(said):
+        return Origin("", str(hub_id))
+    folder = Path(said).expanduser()
+    try:
+        return Origin(detect(folder), str(folder.absolute()))
+    except UserError:
+        return Origin("", said)
 
 
 def _read_hf(reading: Reading, place: Path) -> Found:
@@ -294,7 +322,9 @@ def _read_adapter(reading: Reading, place: Path, step: str, vision: Path | None,
     if own is None or beneath is None:
         return found
     dropout = float(own.raw.get("lora_dropout") or 0.0)
-    found.lora = Lora(beneath, own.source, own.alpha, own.rslora, dropout, own.base or str(base), base)
+    # A path may be that of another machine, or count from another folder.
+    name = str(hub.meant_id(own.base) or base.absolute())
+    found.lora = Lora(beneath, own.source, own.alpha, own.rslora, dropout, name, kind, base)
     found.source = reading.attempt(MergedSource, beneath, own.source, own.alpha, own.rslora)
     return found
 

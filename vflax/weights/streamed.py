@@ -28,7 +28,8 @@ _DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 def logits(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Logits of one segment per row: float32 [B, T, V]. See `hidden` for the arguments."""
-    return np.concatenate(list(logit_blocks(source, config, hidden(source, config, ids, images))), axis=-1)
+    states = hidden(source, config, ids, images)
+    return np.concatenate(list(logit_blocks(source, config, states, config.decoder.vocab_size)), axis=-1)
 
 
 def hidden(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -54,12 +55,14 @@ def hidden(source: TensorSource, config: LlavaConfig, ids: np.ndarray, images: n
         )
 
 
-def logit_blocks(source: TensorSource, config: LlavaConfig, states: np.ndarray) -> Iterator[np.ndarray]:
-    """Hidden states [B, T, D] -> logits float32 [B, T, v] of one block of the vocabulary after the other."""
+def logit_blocks(
+    source: TensorSource, config: LlavaConfig, states: np.ndarray, rows: int
+) -> Iterator[np.ndarray]:
+    """Hidden states [B, T, D] -> logits float32 [B, T, v] of one block of the first `rows` ids after the other."""
     head = EMBEDDING if config.decoder.tie_word_embeddings else LM_HEAD
     with jax.default_device(_host()):
         x = jnp.asarray(states)
-        for index in row_blocks(source.shape(head), 4):
+        for index in row_blocks((rows, *source.shape(head)[1:]), 4):
             yield np.asarray(_product(x, source.read(head, index)))
 
 

@@ -17,9 +17,17 @@ from vflax.weights.frozen import FrozenSource
 from vflax.weights.names import Entry, Index
 from vflax.workdir import read_config, read_frozen, read_lora, read_source_dtypes
 
+# Chunks of a checkpoint that stay on the host once read: all leaves of a stack of layers that are stored as one (see
+# vflax/checkpoint.py), so that whoever goes through the layers reads each once.
+_KEPT_BYTES = 128 << 20
+
 
 class WorkdirSource:
-    """All tensors of WORKDIR at a step. Trained leaves are read layer by layer, not as whole stacked leaves."""
+    """All tensors of WORKDIR at a step. Of trained leaves, too, no more is read than is asked for, in whole chunks.
+
+    Chunks stay on the host up to _KEPT_BYTES, and those that hold the next rows of a tensor beside them, so whoever
+    reads a tensor in blocks of rows has each chunk read once.
+    """
 
     def __init__(self, workdir: Path, step: int) -> None:
         """Open the checkpoint; nothing is read but its description.
@@ -39,12 +47,14 @@ class WorkdirSource:
         self._leaves = _Leaves(workdir / "checkpoints" / str(step) / "params")
         self._trained: dict[str, tuple[Entry, int | None]] = {}
         stored, frozen = self._leaves.paths(), set(self._frozen.names())
-        problems = []
+        problems, rows = [], 0
         for path, entry in table.items():
             if path in stored:
                 shape = self._leaves.shape(path)
                 if shape != entry.param_shape:
                     problems.append(f"{path} is {list(shape)}, the config asks for {list(entry.param_shape)}")
+                else:
+                    rows = max(rows, self._leaves.row_bytes(entry))
                 numbers = [None] if entry.layers is None else range(entry.layers)
                 self._trained |= {name: (entry, i) for name, i in zip(entry.names, numbers, strict=True)}
             elif not set(entry.names) <= frozen:
@@ -58,6 +68,7 @@ class WorkdirSource:
         ]
         if problems:
             raise UserError(f"{workdir}, step {step}, does not hold together:\n  " + "\n  ".join(problems))
+        self._leaves.keep(_KEPT_BYTES + rows)
 
     @property
     def trained(self) -> frozenset[str]:
@@ -99,9 +110,8 @@ class _Leaves:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open: dict[str, Any] = {}
-        self._kept: tuple[str, int, np.ndarray] | None = None
         self._stored: dict[str, str] = {}
+        self.keep(0)
         if not folder.is_dir() and (folder.parent / "record").is_dir():
             return  # an imported model: all of it is in the frozen store
         try:
@@ -118,6 +128,11 @@ class _Leaves:
                 f"{folder / '_METADATA'}: not Orbax's use_zarr3 and tree_metadata ({error!r}); take another --step"
             ) from None
 
+    def keep(self, nbytes: int) -> None:
+        """Keep so many bytes of chunks, those that were used last."""
+        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": nbytes}})
+        self._open: dict[str, Any] = {}
+
     def paths(self) -> set[str]:
         """Parameter paths of the leaves."""
         return set(self._stored)
@@ -128,34 +143,24 @@ class _Leaves:
     def dtype(self, path: str) -> np.dtype:
         return np.dtype(self._array(path).dtype.numpy_dtype)
 
+    def chunk(self, path: str) -> tuple[int, ...]:
+        """Shape of the parts that a leaf is stored in."""
+        return tuple(self._array(path).chunk_layout.read_chunk.shape)
+
+    def row_bytes(self, entry: Entry) -> int:
+        """Bytes of the chunks that together hold a row of a tensor."""
+        sizes = [
+            part if axis in entry.row_axes else -(-whole // part) * part
+            for axis, (whole, part) in enumerate(zip(entry.param_shape, self.chunk(entry.path), strict=True))
+        ]
+        return math.prod(sizes) * self.dtype(entry.path).itemsize
+
     def read(self, path: str, layer: int | None, index: Index | None) -> np.ndarray:
         """A leaf, or a part of it; with `layer`, of that layer of a stacked leaf."""
         array = self._array(path)
-        if (
-            layer is None
-            and index is not None
-            and math.prod(array.chunk_layout.read_chunk.shape) < array.size
-        ):
-            return np.asarray(array[index].read().result())
-        if layer is None:
-            block = self._block(path, array, 0, array.shape[0] if array.shape else 1)
-        else:
-            # A stored block often spans several layers.
-            span = max(1, array.chunk_layout.read_chunk.shape[0])
-            first = layer // span * span
-            block = self._block(path, array, first, min(first + span, array.shape[0]))[layer - first]
-        return block if index is None else block[index]
-
-    def _block(self, path: str, array: Any, first: int, last: int) -> np.ndarray:
-        """Rows of a leaf. They are kept: whoever reads one part of them wants the next one next."""
-        if self._kept is None or self._kept[:2] != (path, first):
-            self._kept = None  # freed before the next one is read
-            self._kept = (
-                path,
-                first,
-                np.asarray((array[first:last] if array.shape else array).read().result()),
-            )
-        return self._kept[2]
+        if layer is not None:
+            array = array[layer]
+        return np.asarray((array if index is None else array[index]).read().result())
 
     def _array(self, path: str) -> Any:
         if path not in self._open:
@@ -164,9 +169,13 @@ class _Leaves:
                 "base": f"file://{self.folder.absolute()}/",
                 "path": f"{self._stored[path]}/",
             }
-            spec = {"driver": self._driver, "kvstore": store}
+            # A checkpoint that is complete does not change: what is kept need not be compared with the files.
+            fresh = {"recheck_cached_data": "open", "recheck_cached_metadata": "open"}
+            spec = {"driver": self._driver, "kvstore": store, **fresh}
             try:
-                self._open[path] = tensorstore.open(spec, read=True, open=True).result()
+                self._open[path] = tensorstore.open(
+                    spec, context=self._context, read=True, open=True
+                ).result()
             except ValueError as error:  # whatever is wrong: it knows no other
                 said = str(error).splitlines()[0][:200]
                 raise UserError(
