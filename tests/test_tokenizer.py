@@ -231,7 +231,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
         ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "SentencePiece model"),
         ("tokenizer.model", b"", "without pieces"),
         ("tokenizer.json", b"{}", "not a tokenizer.json"),
-        ("tokenizer.json", b"\xff\xfe", "not UTF-8"),
+        ("tokenizer.json", b"\xff\xfe", "not readable as text in UTF-8"),
         ("tokenizer.txt", b"", "holds neither"),
     ],
 )

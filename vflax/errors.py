@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class UserError(ValueError):
     """Something the user can mend. The message names the file or key, what was expected and what to do.
 
     Command lines print the message without a traceback and exit with status 1.
     """
+
+
+@contextlib.contextmanager
+def naming(file: Path, remedy: str = "") -> Iterator[None]:
+    """Put the file that values come from in front of what is said of them.
+
+    Raises:
+        UserError: for one that is raised inside; `remedy` follows it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}{'; ' + remedy if remedy else ''}") from None

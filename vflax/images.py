@@ -15,8 +15,12 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from vflax.errors import UserError
+from vflax.values import COUNT, NUMBER, Kind, wrong
 
 Mode = Literal["pad", "crop"]
+
+# What the fields of ImageRules that come from a file must be, before what they say is looked at.
+_KINDS: dict[str, Kind] = {"size": COUNT, "mean": NUMBER.listed(3), "std": NUMBER.listed(3)}
 
 # Pillow refuses pictures over this size as decompression bombs (twice its MAX_IMAGE_PIXELS). No larger one is
 # ever held here either: a picture of 1 x 60000 padded to a square would take 10 GB, its resized strip 20 GB.
@@ -47,17 +51,17 @@ class ImageRules:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        wrong = []
+        problems = []
         if self.mode not in get_args(Mode):
-            wrong.append(f'mode is {self.mode!r}, expected "pad" or "crop"')
+            problems.append(f'mode is {self.mode!r}, expected "pad" or "crop"')
         if not isinstance(self.size, int) or self.size < 1:
-            wrong.append(f"size is {self.size!r}, expected the tower's image size in pixels, such as 336")
+            problems.append(f"size is {self.size!r}, expected the tower's image size in pixels, such as 336")
         if len(self.mean) != 3 or not all(0 <= m <= 1 for m in self.mean):
-            wrong.append(f"mean is {self.mean!r}, expected three numbers from 0 to 1")
+            problems.append(f"mean is {self.mean!r}, expected three numbers from 0 to 1")
         if len(self.std) != 3 or not all(s > 0 for s in self.std):
-            wrong.append(f"std is {self.std!r}, expected three numbers above 0")
-        if wrong:
-            raise UserError("image rules: " + "; ".join(wrong))
+            problems.append(f"std is {self.std!r}, expected three numbers above 0")
+        if problems:
+            raise UserError("image rules: " + "; ".join(problems))
 
     @property
     def background(self) -> tuple[int, int, int]:
@@ -75,6 +79,8 @@ class ImageRules:
         if set(values) != names:
             missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
             raise UserError(f"image rules: missing keys {missing}, unknown keys {unknown}")
+        if problems := wrong(values, _KINDS):
+            raise UserError(f"image rules: {'; '.join(problems.values())}")
         return cls(values["mode"], values["size"], tuple(values["mean"]), tuple(values["std"]))
 
 

@@ -20,6 +20,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from vflax.errors import UserError
+from vflax.values import FLAG, ID, OBJECT, TEXT, Kind
+from vflax.weights.hf_files import Problems, read_json, read_text
 
 # Protobuf makes these classes at import, out of a type checker's sight.
 _ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
@@ -31,6 +33,14 @@ TURN_MARKERS = ("<|im_start|>", "<|im_end|>")
 
 # The files that belong to a tokenizer directory, beside the vocabulary itself.
 _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKEN = Kind(
+    'a token, or {"content": a token}, or null',
+    lambda value: value is None or TEXT.holds(value.get("content") if isinstance(value, dict) else value),
+)
+_NAMED: dict[str, Kind] = dict.fromkeys(("bos_token", "eos_token", "unk_token"), _TOKEN)
+_ADDED = Kind(
+    '{"content": a token, ...}', lambda value: isinstance(value, dict) and TEXT.holds(value.get("content"))
+)
 
 
 class Tokenizer(Protocol):
@@ -84,7 +94,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     file = tokenizer_file(Path(path))
     side = _read_side_files(file.parent)
     if file.suffix == ".json":
-        return JsonTokenizer(_read_text(file), side, _files(file))
+        return JsonTokenizer(read_text(file), side, _files(file))
     return SentencePieceTokenizer(file.read_bytes(), side, _files(file))
 
 
@@ -100,7 +110,12 @@ class SentencePieceTokenizer:
         added = _added_tokens(side)
         config = side.get("tokenizer_config.json", {})
         self._proto = _without_typed_specials(proto, set(TURN_MARKERS) | set(added))
-        self._sp = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
+        try:
+            self._sp = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{name}: not a whole SentencePiece model ({error}); download it again"
+            ) from error
         self._init = (model, side, files)
         self._specials = {piece: i for piece, i in added.items() if i >= self._sp.vocab_size()}
         self._files = files
@@ -158,8 +173,13 @@ class JsonTokenizer:
         )
         self.pad_id: int = self.unk_id or 0
         config = side.get("tokenizer_config.json", {})
-        begins = self._tokenizer.encode("a").ids[:1] == [self.bos_id]
-        self.adds_bos: bool = self.bos_id is not None and bool(config.get("add_bos_token", begins))
+        begins = _encode_once(self._tokenizer, name)[:1] == [self.bos_id]
+        self.adds_bos: bool = bool(config.get("add_bos_token", begins))
+        if self.adds_bos and self.bos_id is None:
+            raise UserError(
+                f"{files['tokenizer_config.json']}: add_bos_token=True, but no bos_token is named: name the one "
+                "that the weights were trained with"
+            )
         self.fingerprint: str = _fingerprint(text.encode(), self.adds_bos, self._specials)
         # From here on text that spells a special token is text.
         self._tokenizer.encode_special_tokens = True
@@ -196,9 +216,19 @@ class JsonTokenizer:
             if key in side.get(file, {}):
                 value = side[file][key]
                 content = value.get("content") if isinstance(value, dict) else value
-                return None if content is None else self._tokenizer.token_to_id(content)
+                return None if content is None else self._known(content, key, file)
         found = (self._tokenizer.token_to_id(content) for content in usual)
         return next((i for i in found if i is not None), None)
+
+    def _known(self, content: str, key: str, file: str) -> int | None:
+        found = self._tokenizer.token_to_id(content)
+        # Nothing depends on there being an unknown token: a vocabulary of bytes names one in vain.
+        if found is None and key != "unk_token":
+            raise UserError(
+                f"{self._files[file]}: {key}={content!r} is not in the vocabulary of {self._files['tokenizer.json']}; "
+                "these two files do not belong together, fetch both again"
+            )
+        return found
 
     def _refuse_leaks(self, name: str) -> None:
         ends = {i for i in (self.bos_id, self.eos_id) if i is not None}
@@ -240,21 +270,24 @@ def _copy(files: dict[str, Path], directory: Path) -> list[Path]:
     return [directory / name for name in files]
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error}); copy the file again") from error
-
-
 def _read_side_files(directory: Path) -> dict[str, Any]:
-    side = {}
-    for name in _SIDE_FILES:
-        if (directory / name).is_file():
-            try:
-                side[name] = json.loads(_read_text(directory / name))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{directory / name}: not JSON ({error}); copy the file again") from error
+    """{name: its JSON object} of the side files that are there, all that is read of them checked."""
+    side = {name: read_json(directory / name) for name in _SIDE_FILES if (directory / name).exists()}
+    for name, content in side.items():
+        problems = Problems(directory / name)
+        if name == "added_tokens.json":
+            problems.check(content, dict.fromkeys(content, ID))
+        else:
+            problems.check(
+                content, {**_NAMED, "add_bos_token": FLAG.or_null(), "added_tokens_decoder": OBJECT}
+            )
+            added = content.get("added_tokens_decoder")
+            if isinstance(added, dict):
+                prefix = "added_tokens_decoder."
+                problems.check(added, dict.fromkeys(added, _ADDED), prefix)
+                strange = [key for key in added if not (key.isascii() and key.isdigit() and len(key) < 10)]
+                problems.lines += [f"{prefix}{key}: expected an id in place of {key!r}" for key in strange]
+        problems.stop()
     return side
 
 
@@ -267,6 +300,11 @@ def _parse_model(model: bytes, name: str) -> Any:
         raise UserError(f"{name}: not a SentencePiece model ({error}); download it again") from error
     if not proto.pieces:
         raise UserError(f"{name}: a SentencePiece model without pieces; download it again")
+    # Protobuf gives text that is not UTF-8 as bytes.
+    if damaged := [i for i, piece in enumerate(proto.pieces) if not isinstance(piece.piece, str)]:
+        raise UserError(
+            f"{name}: a SentencePiece model whose piece {damaged[0]} is not UTF-8; download it again"
+        )
     return proto
 
 
@@ -290,10 +328,22 @@ def _parse_json_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{name}: not a tokenizer.json of the tokenizers library ({error})") from error
+        raise UserError(
+            f"{name}: not a tokenizer.json of the tokenizers library ({error}); download it again"
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _encode_once(tokenizer: tokenizers.Tokenizer, name: str) -> list[int]:
+    """Ids of a short text with the file's own specials: what can be parsed may still not run."""
+    try:
+        return list(tokenizer.encode("a").ids)
+    except BaseException as error:  # a panic of the library, of which it exports no class, is no Exception
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise UserError(f"{name}: does not encode a text ({error}); download it again") from error
+        raise
 
 
 def _need_eos(eos_id: int | None, name: str) -> int:

@@ -17,14 +17,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vflax.conversation import Position
-from vflax.errors import UserError
+from vflax.errors import UserError, naming
 from vflax.images import ImageRules
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
+from vflax.templates import check_position, get_template
 from vflax.tokenizer import Tokenizer, load_tokenizer
+from vflax.values import ID, OBJECT, TEXT, Kind, missing, wrong
+from vflax.weights.safetensors_io import DTYPES
 
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
 _LORA, _ORIGIN = "lora.json", "origin.json"
+_REMEDY = "vflax wrote this file: take it from a copy of WORKDIR that is whole"
+_HASH = Kind("a name of a folder under frozen/", lambda value: TEXT.holds(value) and value.isalnum())
+_NAMES = [dtype.name for dtype in DTYPES.values()]
+_DTYPE = Kind(f"one of {', '.join(_NAMES)}", lambda value: value in _NAMES)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,11 +52,11 @@ def read_json(path: Path) -> Any:
         UserError: naming the file, when it is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: not there. Is {path.parent} a vflax WORKDIR?") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {_REMEDY}") from None
 
 
 def write_status(workdir: Path, state: str, step: int, reason: str = "") -> None:
@@ -86,10 +93,67 @@ def claimed(workdir: Path) -> Iterator[None]:
         lock.release()
 
 
+def _read_object(path: Path, kinds: dict[str, Kind] | None = None) -> dict[str, Any]:
+    """A JSON object of WORKDIR; with `kinds` it has each of these keys, and of that kind.
+
+    Raises:
+        UserError: naming the file and every key.
+    """
+    value, kinds = read_json(path), kinds or {}
+    with naming(path, _REMEDY):
+        if not OBJECT.holds(value):
+            raise UserError(f"expected {OBJECT.words}, found a {type(value).__name__}")
+        absent = [f"{key} is missing" for key in kinds if key not in value]
+        if problems := [*absent, *wrong(value, kinds).values()]:
+            raise UserError("; ".join(problems))
+    return dict(value)
+
+
+def read_config(workdir: Path) -> LlavaConfig:
+    """WORKDIR/model/config.json. As all of these readers it raises UserError, naming the file and what is wrong."""
+    path = workdir / "model" / "config.json"
+    plain = _read_object(path)
+    with naming(path, _REMEDY):
+        return LlavaConfig.from_dict(plain)
+
+
+def read_rules(workdir: Path) -> ImageRules:
+    """WORKDIR/model/image_rules.json."""
+    path = workdir / "model" / "image_rules.json"
+    plain = _read_object(path)
+    with naming(path, _REMEDY):
+        return ImageRules.from_dict(plain)
+
+
+def read_template(workdir: Path) -> tuple[str, Position]:
+    """(template, position) of WORKDIR/model/template.json."""
+    path = workdir / "model" / "template.json"
+    plain = _read_object(path, {"template": TEXT, "position": TEXT})
+    with naming(path, _REMEDY):
+        get_template(plain["template"])
+        check_position(plain["position"])
+    return plain["template"], plain["position"]
+
+
+def read_source_dtypes(workdir: Path) -> dict[str, str]:
+    """{tensor: dtype} of WORKDIR/model/source_dtypes.json."""
+    path = workdir / "model" / "source_dtypes.json"
+    return _read_object(path, dict.fromkeys(_read_object(path), _DTYPE))
+
+
+def read_frozen(workdir: Path) -> str:
+    """HASH of WORKDIR/model/frozen.json."""
+    return str(_read_object(workdir / "model" / "frozen.json", {"hash": _HASH})["hash"])
+
+
 def read_lora(workdir: Path) -> LoraConfig | None:
-    """The adapters of a WORKDIR's model, or None."""
+    """The adapters of a WORKDIR's model, WORKDIR/model/lora.json; None where it has none."""
     path = workdir / "model" / _LORA
-    return LoraConfig.from_dict(read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    plain = _read_object(path)
+    with naming(path, _REMEDY):
+        return LoraConfig.from_dict(plain)
 
 
 @dataclass(frozen=True)
@@ -117,7 +181,13 @@ class Origin:
             UserError: when it is broken.
         """
         path = workdir / "model" / _ORIGIN
-        return cls(**read_json(path)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        plain = _read_object(path, {"kind": TEXT, "checkpoint": TEXT, "step": ID.or_null()})
+        with naming(path, _REMEDY):
+            if problems := missing(cls, plain):
+                raise UserError("; ".join(problems))
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -161,15 +231,20 @@ class ModelFiles:
         Raises:
             UserError: naming the file that is missing or broken.
         """
-        folder = workdir / "model"
-        template = read_json(folder / "template.json")
+        template, position = read_template(workdir)
+        config, rules = read_config(workdir), read_rules(workdir)
+        if rules.size != config.vision.image_size:
+            raise UserError(
+                f"{workdir / 'model' / 'image_rules.json'}: size={rules.size}, but in the config.json beside it "
+                f"vision.image_size={config.vision.image_size}; {_REMEDY}"
+            )
         return cls(
-            config=LlavaConfig.from_dict(read_json(folder / "config.json")),
-            tokenizer=load_tokenizer(folder),
-            template=template["template"],
-            position=template["position"],
-            rules=ImageRules.from_dict(read_json(folder / "image_rules.json")),
-            source_dtypes=read_json(folder / "source_dtypes.json"),
-            frozen=read_json(folder / "frozen.json")["hash"],
+            config=config,
+            tokenizer=load_tokenizer(workdir / "model"),
+            template=template,
+            position=position,
+            rules=rules,
+            source_dtypes=read_source_dtypes(workdir),
+            frozen=read_frozen(workdir),
             lora=read_lora(workdir),
         )

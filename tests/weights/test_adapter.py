@@ -154,6 +154,16 @@ def test_a_setting_that_is_not_merged_is_refused_by_name(tmp_path: Path, key: st
     assert ("merge it with PEFT" in str(caught.value)) == (key != "lora_alpha")
 
 
+@pytest.mark.parametrize("shape", [(0, 42), (42,)], ids=["rank 0", "a row"])
+def test_a_half_that_is_no_matrix_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    name = f"{next(iter(TARGETS))}.lora_A.weight"
+    folder = write_adapter(tmp_path / "a", lora_tensors() | {name: np.ones(shape, np.float32)})
+    with pytest.raises(
+        UserError, match=r"(?s)no matrices; fetch these weights again.*q_proj\.lora_A\.weight \["
+    ):
+        Adapter(folder)
+
+
 EMBEDDED = "base_model.model.model.language_model.embed_tokens"
 
 

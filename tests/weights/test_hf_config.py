@@ -141,10 +141,10 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, change: dict[st
 def test_a_value_that_transformers_does_not_accept_is_refused_with_the_file(tmp_path: Path) -> None:
     write(
         tmp_path,
-        {**LLAVA_7B, "text_config": {"model_type": "llama", "hidden_size": "wide"}},
+        {**LLAVA_7B, "text_config": {"model_type": "llama", "bos_token_id": "first"}},
         CLIP_PREPROCESSOR,
     )
-    with pytest.raises(UserError, match=r"config\.json: .*hidden_size"):
+    with pytest.raises(UserError, match=r"(?s)config\.json .*transformers' LlavaConfig .*bos_token_id"):
         hf_config.read_llava_config(tmp_path)
 
 

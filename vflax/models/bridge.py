@@ -13,6 +13,7 @@ from vflax.errors import UserError
 from vflax.models.clip_vit import exact_gelu
 from vflax.models.layers import linear
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import COUNT, TEXT, Kind
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,20 @@ class BridgeConfig:
     out_width: int
 
     def __post_init__(self) -> None:
-        if self.kind != "linear" and not re.fullmatch(r"mlp[1-9]\d*x_gelu", self.kind):
-            raise UserError(f"bridge config: kind={self.kind!r}: expected 'linear' or 'mlpNx_gelu', N >= 1")
+        if self.kind != "linear" and not re.fullmatch(r"mlp[1-9]\d?x_gelu", self.kind):
+            raise UserError(
+                f"bridge config: kind={self.kind!r}: expected 'linear' or 'mlpNx_gelu', N from 1 to 99"
+            )
 
     @property
     def num_linears(self) -> int:
         """How many dense layers the kind has."""
         match = re.fullmatch(r"mlp(\d+)x_gelu", self.kind)
         return int(match[1]) if match else 1
+
+
+# What the fields of a BridgeConfig that comes from a file must be.
+BRIDGE_KINDS: dict[str, Kind] = {"kind": TEXT, "in_width": COUNT, "out_width": COUNT}
 
 
 class Bridge(nnx.Module):

@@ -15,6 +15,7 @@ from vflax.errors import UserError
 from vflax.models.attention import attention
 from vflax.models.layers import KERNEL_INIT, LayerNorm, linear, scan_layers, stack
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import COUNT, FLAG, LAYERS, POSITIVE, SHARE, TEXT, WHOLE, Kind
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -83,6 +84,23 @@ class VisionConfig:
         if self.feature_layer >= 0:
             return self.feature_layer
         return self.num_layers + 1 + self.feature_layer
+
+
+# What the fields of a VisionConfig that comes from a file must be.
+VISION_KINDS: dict[str, Kind] = {
+    "image_size": COUNT,
+    "patch_size": COUNT,
+    "width": COUNT,
+    "mlp_dim": COUNT,
+    "num_layers": LAYERS,
+    "num_heads": COUNT,
+    "hidden_act": TEXT,
+    "norm_eps": POSITIVE,
+    "feature_layer": WHOLE,
+    "keep_cls": FLAG,
+    "image_mean": SHARE.listed(3),
+    "image_std": POSITIVE.listed(3),
+}
 
 
 class VisionAttention(nnx.Module):

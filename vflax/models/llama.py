@@ -17,6 +17,7 @@ from vflax.models.attention import attention
 from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, scan_layers, stack
 from vflax.models.lora import fold
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import COUNT, FLAG, LAYERS, OBJECT, POSITIVE, TEXT, Kind
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class RopeScaling:
             )
         if self.kind == "linear" and llama3 != (None, None, None):
             raise UserError("rope scaling 'linear' takes a factor only")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and low >= high:
+            raise UserError(
+                f"rope scaling 'llama3': low_freq_factor={low} must be below high_freq_factor={high}"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,30 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"decoder config: head_dim={self.head_dim} is odd, rotary positions need pairs")
+
+
+# What the fields of a DecoderConfig, and of its RopeScaling, that come from a file must be.
+DECODER_KINDS: dict[str, Kind] = {
+    "vocab_size": COUNT,
+    "width": COUNT,
+    "mlp_dim": COUNT,
+    "num_layers": LAYERS,
+    "num_heads": COUNT,
+    "num_kv_heads": COUNT,
+    "head_dim": COUNT,
+    "norm_eps": POSITIVE,
+    "rope_theta": POSITIVE,
+    "rope_scaling": OBJECT.or_null(),
+    "max_positions": COUNT,
+    "tie_word_embeddings": FLAG,
+}
+ROPE_KINDS: dict[str, Kind] = {
+    "kind": TEXT,
+    "factor": POSITIVE,
+    "low_freq_factor": POSITIVE.or_null(),
+    "high_freq_factor": POSITIVE.or_null(),
+    "original_max_positions": COUNT.or_null(),
+}
 
 
 class Cache(NamedTuple):

@@ -21,12 +21,13 @@ from flax import nnx
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.models.attention import check_backend
-from vflax.models.bridge import Bridge, BridgeConfig
-from vflax.models.clip_vit import VisionConfig, VisionTower
+from vflax.models.bridge import BRIDGE_KINDS, Bridge, BridgeConfig
+from vflax.models.clip_vit import VISION_KINDS, VisionConfig, VisionTower
 from vflax.models.layers import check_remat
-from vflax.models.llama import Decoder, DecoderConfig, RopeScaling
+from vflax.models.llama import DECODER_KINDS, ROPE_KINDS, Decoder, DecoderConfig, RopeScaling
 from vflax.models.lora import LoraConfig, adapt
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.values import OBJECT, missing, wrong
 
 Params = dict[str, Any]
 """{path: array}, path joined by "/", for example decoder/layers/attention/q/kernel."""
@@ -63,17 +64,26 @@ class LlavaConfig:
         """The inverse of to_dict.
 
         Raises:
-            UserError: naming every missing and every unknown key.
+            UserError: naming every key that is missing, unknown or not of its kind.
         """
-        problems: list[str] = []
-        _compare_keys(cls, plain, "", problems)
-        parts = {"vision": VisionConfig, "bridge": BridgeConfig, "decoder": DecoderConfig}
-        for name, part in parts.items():
-            if name in plain:
-                _compare_keys(part, plain[name], f"{name}.", problems)
-        scaling = plain["decoder"].get("rope_scaling") if "decoder" in plain else None
-        if scaling is not None:
-            _compare_keys(RopeScaling, scaling, "decoder.rope_scaling.", problems)
+        parts = {
+            "vision": (VisionConfig, VISION_KINDS),
+            "bridge": (BridgeConfig, BRIDGE_KINDS),
+            "decoder": (DecoderConfig, DECODER_KINDS),
+        }
+        if not OBJECT.holds(plain):
+            raise UserError(f"model config: expected {OBJECT.words}, found a {type(plain).__name__}")
+        not_objects = wrong(plain, dict.fromkeys(parts, OBJECT))
+        problems = [*missing(cls, plain), *not_objects.values()]
+        for name, (part, kinds) in parts.items():
+            if name in plain and name not in not_objects:
+                problems += missing(part, plain[name], f"{name}.")
+                problems += wrong(plain[name], kinds, f"{name}.").values()
+        decoder = plain.get("decoder")
+        scaling = decoder.get("rope_scaling") if isinstance(decoder, dict) else None
+        if isinstance(scaling, dict):
+            problems += missing(RopeScaling, scaling, "decoder.rope_scaling.")
+            problems += wrong(scaling, ROPE_KINDS, "decoder.rope_scaling.").values()
         if problems:
             raise UserError("model config: " + "; ".join(problems))
         vision: dict[str, Any] = {
@@ -81,12 +91,6 @@ class LlavaConfig:
         }
         decoder = {**plain["decoder"], "rope_scaling": None if scaling is None else RopeScaling(**scaling)}
         return cls(VisionConfig(**vision), BridgeConfig(**plain["bridge"]), DecoderConfig(**decoder))
-
-
-def _compare_keys(kind: type, plain: Mapping[str, Any], prefix: str, problems: list[str]) -> None:
-    expected = {field.name for field in dataclasses.fields(kind)}
-    problems += [f"{prefix}{key} is missing" for key in sorted(expected - set(plain))]
-    problems += [f"{prefix}{key} is not a known key" for key in sorted(set(plain) - expected)]
 
 
 class Llava(nnx.Module):

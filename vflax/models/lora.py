@@ -25,6 +25,7 @@ from flax import nnx
 
 from vflax.errors import UserError
 from vflax.freeze import TRAINABLE
+from vflax.values import NUMBER, TEXT, WHOLE, Kind, missing, wrong
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -34,6 +35,10 @@ BASES = ("", "int8")
 _QUANTISED = r"decoder/layers/.*"
 _HEAD = "decoder/lm_head"
 _LEVELS = 127  # symmetric: -128 is not used
+# What the fields of a LoraConfig that comes from a file must be.
+_KINDS: dict[str, Kind] = {
+    "rank": WHOLE, "alpha": NUMBER, "dropout": NUMBER, "targets": TEXT.listed(), "base": TEXT
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,7 @@ class LoraConfig:
         Raises:
             UserError: naming every missing, unknown and impossible key.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        problems = [f"config.lora.{key} is missing" for key in known if key not in plain]
-        problems += [f"config.lora.{key} is not a known key" for key in plain if key not in known]
+        problems = [*missing(cls, plain, "config.lora."), *wrong(plain, _KINDS, "config.lora.").values()]
         if problems:
             raise UserError("; ".join(problems))
         return cls(**{**plain, "targets": tuple(plain["targets"])})

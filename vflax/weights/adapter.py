@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.values import COUNT, FLAG, POSITIVE, SHARE, TEXT, Kind
 from vflax.weights import hub, names
 from vflax.weights.file_source import FileSource, TensorSource
 from vflax.weights.hf_files import Problems, read_json
@@ -43,6 +44,19 @@ _OFF: dict[str, tuple[Any, ...]] = {
 _MERGE_IT = "merge it with PEFT (merge_and_unload) and take the model that this saves"
 
 
+_MODULES = Kind("text, or a list of it", lambda value: TEXT.holds(value) or TEXT.listed().holds(value))
+# What the keys of adapter_config.json must be, where it has them.
+_KINDS: dict[str, Kind] = {
+    "r": COUNT,
+    "lora_alpha": POSITIVE,
+    "lora_dropout": SHARE.or_null(),
+    "use_rslora": FLAG.or_null(),
+    "target_modules": _MODULES.or_null(),
+    "base_model_name_or_path": TEXT.or_null(),
+    "revision": TEXT.or_null(),
+}
+
+
 class Adapter:
     """An adapter directory: what it changes, and of which base."""
 
@@ -57,8 +71,7 @@ class Adapter:
         problems = Problems(path)
         for key, allowed in _OFF.items():
             problems.expect(key, raw.get(key, allowed[0]), allowed, _MERGE_IT)
-        if not isinstance(raw.get("lora_alpha"), int | float):
-            problems.lines.append(f"lora_alpha={raw.get('lora_alpha')!r}: expected a number")
+        problems.check({"lora_alpha": None, **raw}, _KINDS)
         problems.stop()
         self.folder, self.raw = folder, raw
         self.alpha, self.rslora = float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
@@ -68,6 +81,16 @@ class Adapter:
         if (folder / NON_LORA).is_file():
             parts.append(FileSource.file(folder / NON_LORA, RULES))
         self.source: TensorSource = JoinedSource(parts)
+        flat = [
+            f"{name} {list(shape)}"
+            for name in self.source.names()
+            if split_lora(name) and (len(shape := self.source.shape(name)) < 2 or 0 in shape)
+        ]
+        if flat:
+            raise UserError(
+                f"{folder}: halves of adapters that are no matrices; fetch these weights again:\n  "
+                + "\n  ".join(flat[:10] + and_more(flat, 10))
+            )
         if unknown := sorted(name for name in self.source.names() if not _is_known(name)):
             raise UserError(
                 f"{folder}: vflax merges LoRA of linear layers and whole replaced weights; it does not know "

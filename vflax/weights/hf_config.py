@@ -7,20 +7,80 @@ compute is refused by name, all of it at once.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from vflax.errors import UserError
+from vflax.errors import UserError, naming
 from vflax.images import ImageRules
 from vflax.models.bridge import BridgeConfig
-from vflax.models.clip_vit import VisionConfig
-from vflax.models.llama import DecoderConfig, RopeScaling
+from vflax.models.clip_vit import VISION_KINDS, VisionConfig
+from vflax.models.llama import DECODER_KINDS, DecoderConfig, RopeScaling
 from vflax.models.llava import LlavaConfig
+from vflax.values import COUNT, EVEN, FLAG, LAYERS, OBJECT, POSITIVE, TEXT, WHOLE, Kind
 from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.hf_images import read_or_note
 
 HF_BRIDGE = "mlp2x_gelu"
 DECODER_TYPES = ("llama", "mistral")
+
+# {field of our config: Hugging Face's key}, as far as one is the other.
+_DECODER_KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "norm_eps": "rms_norm_eps",
+    "max_positions": "max_position_embeddings",
+}
+_VISION_KEYS = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "width": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_act": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+}
+# What these and the other keys that are read must be, where a file gives them.
+_HF_DECODER_KINDS: dict[str, Kind] = {key: DECODER_KINDS[field] for field, key in _DECODER_KEYS.items()} | {
+    "num_key_value_heads": COUNT.or_null(),
+    "head_dim": EVEN.or_null(),
+    "hidden_act": TEXT,
+    "attention_bias": FLAG,
+    "mlp_bias": FLAG,
+    "sliding_window": COUNT.or_null(),
+    "tie_word_embeddings": FLAG,
+    "rope_theta": POSITIVE,
+    "rope_scaling": OBJECT.or_null(),
+    "rope_parameters": OBJECT.or_null(),
+}
+_HF_VISION_KINDS: dict[str, Kind] = {key: VISION_KINDS[field] for field, key in _VISION_KEYS.items()}
+_LAYER = Kind("one layer, a whole number", lambda value: WHOLE.holds(value) or WHOLE.listed(1).holds(value))
+_LLAVA_KINDS: dict[str, Kind] = {
+    "vision_feature_layer": _LAYER,
+    "tie_word_embeddings": FLAG,
+    "multimodal_projector_bias": FLAG,
+    "projector_hidden_act": TEXT,
+}
+# (number, what it must be a multiple of).
+_DECODER_MULTIPLES = (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads"))
+_VISION_MULTIPLES = (("image_size", "patch_size"), ("hidden_size", "num_attention_heads"))
+# Of each type of rope_scaling, what else it says.
+_ROPE_KINDS: dict[str, dict[str, Kind]] = {
+    "default": {},
+    "linear": {"factor": POSITIVE},
+    "llama3": {
+        "factor": POSITIVE,
+        "low_freq_factor": POSITIVE,
+        "high_freq_factor": POSITIVE,
+        "original_max_position_embeddings": COUNT,
+    },
+}
 
 
 def read_llava_config(folder: Path) -> LlavaConfig:
@@ -32,8 +92,10 @@ def read_llava_config(folder: Path) -> LlavaConfig:
     path = folder / "config.json"
     raw = read_json(path)
     problems = Problems(path)
-    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
     problems.expect("model_type", raw.get("model_type"), ("llava",))
+    if problems.check(raw, {"text_config": OBJECT.or_null(), "vision_config": OBJECT.or_null()}):
+        problems.stop()
+    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
     problems.expect("text_config.model_type", text.get("model_type", "llama"), DECODER_TYPES)
     problems.expect(
         "vision_config.model_type", vision.get("model_type", "clip_vision_model"), ("clip_vision_model",)
@@ -41,36 +103,45 @@ def read_llava_config(folder: Path) -> LlavaConfig:
     problems.stop()
     from transformers import LlavaConfig as HfLlavaConfig
 
-    full = _resolve(HfLlavaConfig, raw, path)
+    strategy = raw.get("vision_feature_select_strategy", "default")
+    problems.expect("vision_feature_select_strategy", strategy, ("default", "full"))
+    sound = {key: raw[key] for key in raw.keys() - problems.check(raw, _LLAVA_KINDS)}
+    _refuse_quantised(sound, "", problems)
+    # null is not the same as an empty object: Hugging Face's class has a tower and a decoder for it.
+    if raw.get("text_config") is not None:
+        sound["text_config"] = _sound_decoder(text, "text_config.", problems)
+    if raw.get("vision_config") is not None:
+        sound["vision_config"] = _sound_vision(vision, "vision_config.", problems)
+    full = _resolve(HfLlavaConfig, sound, problems)
     layer = full["vision_feature_layer"]
-    if isinstance(layer, list) and len(layer) == 1:
-        layer = layer[0]
-    if not isinstance(layer, int):
-        problems.lines.append(f"vision_feature_layer={layer!r}: vflax uses the output of one layer")
+    layer = layer[0] if isinstance(layer, list) else layer
+    layers = vision.get("num_hidden_layers", full["vision_config"]["num_hidden_layers"])
+    _check_layer("vision_feature_layer", layer, "vision_config.num_hidden_layers", layers, problems)
     problems.expect("projector_hidden_act", full["projector_hidden_act"], ("gelu",))
     problems.expect("multimodal_projector_bias", full["multimodal_projector_bias"], (True,))
-    problems.expect(
-        "quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights"
-    )
     _check_decoder(full["text_config"], "text_config.", problems)
     _check_vision(full["vision_config"], "vision_config.", problems)
-    rules = read_or_note(folder, problems, full["vision_config"]["image_size"])
+    size = vision.get("image_size", full["vision_config"]["image_size"])
+    rules = read_or_note(folder, problems, size)
     problems.stop()
     assert rules is not None  # a missing one is a problem, and problems have stopped
     tied = bool(full["tie_word_embeddings"] or full["text_config"]["tie_word_embeddings"])
-    keep_cls = full["vision_feature_select_strategy"] == "full"
-    tower = _vision_config(full["vision_config"], layer, keep_cls, rules)
-    decoder = _decoder_config(full["text_config"], tied)
+    keep_cls = strategy == "full"
+    tower = _vision_config(full["vision_config"], layer, keep_cls, rules, path)
+    decoder = _decoder_config(full["text_config"], tied, path)
     return LlavaConfig(tower, BridgeConfig(HF_BRIDGE, tower.width, decoder.width), decoder)
 
 
-def read_vision(folder: Path, feature_layer: int, keep_cls: bool) -> VisionConfig:
+def read_vision(
+    folder: Path, feature_layer: int, keep_cls: bool, layer_key: str = "config.model.feature_layer"
+) -> VisionConfig:
     """Read the tower's config of an OpenAI-CLIP directory (CLIPModel or CLIPVisionModel).
 
     Args:
         folder: holds config.json and preprocessor_config.json.
         feature_layer: which hidden state is used, as Hugging Face counts, for example -2.
         keep_cls: whether the CLS token is among the features.
+        layer_key: where feature_layer was said, for messages.
 
     Raises:
         UserError: naming every key that is not supported, and files that are missing.
@@ -79,19 +150,24 @@ def read_vision(folder: Path, feature_layer: int, keep_cls: bool) -> VisionConfi
     raw = read_json(path)
     problems = Problems(path)
     problems.expect("model_type", raw.get("model_type"), ("clip", "clip_vision_model"))
+    problems.check(raw, {"vision_config": OBJECT.or_null()})
     problems.stop()
     from transformers import CLIPConfig, CLIPVisionConfig
 
     if raw["model_type"] == "clip":
-        full = _resolve(CLIPConfig, raw, path)["vision_config"]
-        _check_vision(full, "vision_config.", problems)
+        prefix, section = "vision_config.", raw.get("vision_config") or {}
+        sound = _sound_vision(section, prefix, problems)
+        full = _resolve(CLIPConfig, {**raw, "vision_config": sound}, problems)["vision_config"]
     else:
-        full = _resolve(CLIPVisionConfig, raw, path)
-        _check_vision(full, "", problems)
-    rules = read_or_note(folder, problems, full["image_size"])
+        prefix, section = "", raw
+        full = _resolve(CLIPVisionConfig, _sound_vision(section, prefix, problems), problems)
+    _check_vision(full, prefix, problems)
+    layers = section.get("num_hidden_layers", full["num_hidden_layers"])
+    _check_layer(layer_key, feature_layer, f"{prefix}num_hidden_layers", layers, problems)
+    rules = read_or_note(folder, problems, section.get("image_size", full["image_size"]))
     problems.stop()
     assert rules is not None  # a missing one is a problem, and problems have stopped
-    return _vision_config(full, feature_layer, keep_cls, rules)
+    return _vision_config(full, feature_layer, keep_cls, rules, path)
 
 
 def join_configs(
@@ -128,36 +204,113 @@ def decoder_config(raw: dict[str, Any], path: Path) -> DecoderConfig:
     problems.stop()
     from transformers import LlamaConfig, MistralConfig
 
-    full = _resolve(LlamaConfig if raw["model_type"] == "llama" else MistralConfig, raw, path)
-    problems.expect(
-        "quantization_config", raw.get("quantization_config"), (None,), "take the unquantised weights"
-    )
+    kind = LlamaConfig if raw["model_type"] == "llama" else MistralConfig
+    full = _resolve(kind, _sound_decoder(raw, "", problems), problems)
     _check_decoder(full, "", problems)
     problems.stop()
-    return _decoder_config(full, bool(full["tie_word_embeddings"]))
+    return _decoder_config(full, bool(full["tie_word_embeddings"]), path)
 
 
 def tower_config(
-    raw: dict[str, Any], rules: ImageRules, feature_layer: int, keep_cls: bool, path: Path
+    raw: dict[str, Any], rules: ImageRules, feature_layer: int, keep_cls: bool, path: Path, layer_key: str
 ) -> VisionConfig:
     """The tower that a "vision_config" and image rules describe; the rest is as for `read_vision`."""
     from transformers import CLIPVisionConfig
 
     problems = Problems(path)
-    full = _resolve(CLIPVisionConfig, raw, path)
+    full = _resolve(CLIPVisionConfig, _sound_vision(raw, "vision_config.", problems), problems)
     _check_vision(full, "vision_config.", problems)
+    layers = raw.get("num_hidden_layers", full["num_hidden_layers"])
+    _check_layer(layer_key, feature_layer, "vision_config.num_hidden_layers", layers, problems)
     problems.stop()
-    return _vision_config(full, feature_layer, keep_cls, rules)
+    return _vision_config(full, feature_layer, keep_cls, rules, path)
 
 
-def _resolve(kind: Any, raw: dict[str, Any], path: Path) -> dict[str, Any]:
+def _resolve(kind: Any, sound: dict[str, Any], problems: Problems) -> dict[str, Any]:
     """All keys, with Hugging Face's class defaults for those that the file leaves out."""
     try:
-        resolved: dict[str, Any] = kind.from_dict(raw).to_dict()
+        # A copy: transformers writes into the scaling.
+        resolved: dict[str, Any] = kind.from_dict(copy.deepcopy(sound)).to_dict()
     # transformers raises errors of many kinds for values it does not accept, some of them bare Exceptions.
     except Exception as error:
-        raise UserError(f"{path}: transformers' {kind.__name__} does not accept it: {error}") from error
+        said = " ".join(str(error).split())
+        problems.lines.append(f"transformers' {kind.__name__} does not accept it: {said}")
+        problems.stop()
     return resolved
+
+
+def _sound(
+    raw: dict[str, Any],
+    kinds: dict[str, Kind],
+    numbers: dict[str, str],
+    multiples: tuple[tuple[str, str], ...],
+    prefix: str,
+    problems: Problems,
+) -> dict[str, Any]:
+    """The keys of a file without those that cannot be, which are noted.
+
+    Where one of `numbers` (the values of this dict are keys) is wrong, all of them are left out: beside the others the
+    class default that takes its place would be one more misfit.
+    """
+    wrong = problems.check(raw, kinds, prefix)
+    misfits = [
+        (key, of)
+        for key, of in multiples
+        if not wrong & {key, of} and raw.get(key) and raw.get(of) and raw[key] % raw[of]
+    ]
+    for key, of in misfits:
+        problems.lines.append(f"{prefix}{key}={raw[key]} is no multiple of {prefix}{of}={raw[of]}")
+        wrong.add(key)
+    if wrong & set(numbers.values()):
+        wrong |= set(numbers.values())
+    sound = {key: value for key, value in raw.items() if key not in wrong}
+    _refuse_quantised(sound, prefix, problems)
+    return sound
+
+
+def _sound_vision(raw: dict[str, Any], prefix: str, problems: Problems) -> dict[str, Any]:
+    return _sound(raw, _HF_VISION_KINDS, _VISION_KEYS, _VISION_MULTIPLES, prefix, problems)
+
+
+def _sound_decoder(raw: dict[str, Any], prefix: str, problems: Problems) -> dict[str, Any]:
+    sound = _sound(raw, _HF_DECODER_KINDS, _DECODER_KEYS, _DECODER_MULTIPLES, prefix, problems)
+    if set(_DECODER_KEYS.values()) & (raw.keys() - sound.keys()):
+        # Mistral's class has a window, which would be held against its own number of positions.
+        sound["sliding_window"] = None
+    for key in ("rope_scaling", "rope_parameters"):
+        noted = len(problems.lines)
+        if sound.get(key):
+            _check_rope(sound[key], f"{prefix}{key}", problems)
+        if len(problems.lines) > noted:
+            del sound[key]
+    return sound
+
+
+def _check_rope(rope: dict[str, Any], name: str, problems: Problems) -> None:
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind is None:
+        problems.lines.append(f"{name} has no type: expected {' or '.join(map(repr, _ROPE_KINDS))}")
+        return
+    problems.expect(f"{name} type", kind, tuple(_ROPE_KINDS))
+    kinds = _ROPE_KINDS.get(kind, {}) if isinstance(kind, str) else {}
+    problems.lines += [
+        f"{name} has no {key}, which its type {kind} needs" for key in kinds if key not in rope
+    ]
+    problems.check(rope, kinds | {"rope_theta": POSITIVE}, f"{name}.")
+
+
+def _refuse_quantised(sound: dict[str, Any], prefix: str, problems: Problems) -> None:
+    """Note a quantization_config, and take it out: transformers refuses some of them in its own words."""
+    said = sound.pop("quantization_config", None)
+    problems.expect(f"{prefix}quantization_config", said, (None,), "take the unquantised weights")
+
+
+def _check_layer(key: str, layer: int, layers_key: str, layers: Any, problems: Problems) -> None:
+    """Note a feature layer that the tower does not have; layers: their number, if it is one."""
+    if LAYERS.holds(layers) and not -layers - 1 <= layer <= layers:
+        problems.lines.append(
+            f"{key}={layer} is outside the {layers + 1} hidden states of {layers_key}={layers}"
+        )
 
 
 def _check_decoder(full: dict[str, Any], prefix: str, problems: Problems) -> None:
@@ -170,71 +323,48 @@ def _check_decoder(full: dict[str, Any], prefix: str, problems: Problems) -> Non
     if window is not None and window < full["max_position_embeddings"]:
         remedy = f'sequences of up to {window} tokens compute the same with "sliding_window": null, which you may set'
         problems.expect(f"{prefix}sliding_window", window, (None,), remedy)
-    rope = full["rope_parameters"]
-    kind = rope["rope_type"]
-    problems.expect(f"{prefix}rope_scaling type", kind, ("default", "linear", "llama3"))
     problems.expect(f"{prefix}partial_rotary_factor", full.get("partial_rotary_factor", 1.0), (1.0,))
-    if kind == "llama3":
-        for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
-            if key not in rope:
-                problems.lines.append(f"{prefix}rope_scaling has no {key}, which its type llama3 needs")
-    elif kind == "linear" and "factor" not in rope:
-        problems.lines.append(f"{prefix}rope_scaling has no factor, which its type linear needs")
 
 
 def _check_vision(full: dict[str, Any], prefix: str, problems: Problems) -> None:
     problems.expect(f"{prefix}hidden_act", full["hidden_act"], ("quick_gelu", "gelu"))
     problems.expect(f"{prefix}num_channels", full["num_channels"], (3,))
-    for key in ("image_size", "patch_size"):
-        if not isinstance(full[key], int):
-            problems.lines.append(f"{prefix}{key}={full[key]!r}: vflax supports squares, one whole number")
 
 
 def _vision_config(
-    full: dict[str, Any], feature_layer: int, keep_cls: bool, rules: ImageRules
+    full: dict[str, Any], feature_layer: int, keep_cls: bool, rules: ImageRules, path: Path
 ) -> VisionConfig:
-    return VisionConfig(
-        image_size=full["image_size"],
-        patch_size=full["patch_size"],
-        width=full["hidden_size"],
-        mlp_dim=full["intermediate_size"],
-        num_layers=full["num_hidden_layers"],
-        num_heads=full["num_attention_heads"],
-        hidden_act=full["hidden_act"],
-        norm_eps=full["layer_norm_eps"],
-        feature_layer=feature_layer,
-        keep_cls=keep_cls,
-        image_mean=rules.mean,
-        image_std=rules.std,
-    )
-
-
-def _decoder_config(full: dict[str, Any], tied: bool) -> DecoderConfig:
-    rope = full["rope_parameters"]
-    scaling = None
-    if rope["rope_type"] != "default":
-        llama3 = rope["rope_type"] == "llama3"
-        scaling = RopeScaling(
-            kind=rope["rope_type"],
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]) if llama3 else None,
-            high_freq_factor=float(rope["high_freq_factor"]) if llama3 else None,
-            original_max_positions=int(rope["original_max_position_embeddings"]) if llama3 else None,
+    numbers = {field: full[key] for field, key in _VISION_KEYS.items()}
+    with naming(path):  # what a file gives may not fit what it leaves out
+        return VisionConfig(
+            **numbers,
+            feature_layer=feature_layer,
+            keep_cls=keep_cls,
+            image_mean=rules.mean,
+            image_std=rules.std,
         )
-    return DecoderConfig(
-        vocab_size=full["vocab_size"],
-        width=full["hidden_size"],
-        mlp_dim=full["intermediate_size"],
-        num_layers=full["num_hidden_layers"],
-        num_heads=full["num_attention_heads"],
-        num_kv_heads=full["num_key_value_heads"],
-        head_dim=full["head_dim"],
-        norm_eps=full["rms_norm_eps"],
-        rope_theta=float(rope["rope_theta"]),
-        rope_scaling=scaling,
-        max_positions=full["max_position_embeddings"],
-        tie_word_embeddings=tied,
-    )
+
+
+def _decoder_config(full: dict[str, Any], tied: bool, path: Path) -> DecoderConfig:
+    rope = full["rope_parameters"]
+    numbers = {field: full[key] for field, key in _DECODER_KEYS.items()}
+    with naming(path):  # as above
+        scaling = None
+        if rope["rope_type"] != "default":
+            llama3 = rope["rope_type"] == "llama3"
+            scaling = RopeScaling(
+                kind=rope["rope_type"],
+                factor=float(rope["factor"]),
+                low_freq_factor=float(rope["low_freq_factor"]) if llama3 else None,
+                high_freq_factor=float(rope["high_freq_factor"]) if llama3 else None,
+                original_max_positions=rope["original_max_position_embeddings"] if llama3 else None,
+            )
+        return DecoderConfig(
+            **numbers,
+            rope_theta=float(rope["rope_theta"]),
+            rope_scaling=scaling,
+            tie_word_embeddings=tied,
+        )
 
 
 # --- our config to Hugging Face's ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vflax.images import ImageRules
+from vflax.values import COUNT, FLAG, OBJECT, POSITIVE, SHARE, Kind
 from vflax.weights.hf_files import Problems, read_json
 
 # Pillow's number of the bicubic filter, as the preprocessor files write it.
@@ -18,6 +19,12 @@ _CLIP_PROCESSORS = (
     "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
 )
+_KINDS: dict[str, Kind] = {
+    "image_mean": SHARE.listed(3),
+    "image_std": POSITIVE.listed(3),
+    "rescale_factor": POSITIVE,
+    "do_pad": FLAG.or_null(),
+}
 
 
 def read_image_rules(folder: Path) -> ImageRules:
@@ -33,33 +40,38 @@ def read_image_rules(folder: Path) -> ImageRules:
     return rules
 
 
-def read_or_note(folder: Path, problems: Problems, size: int | None) -> ImageRules | None:
-    """As read_image_rules, but what is wrong goes to `problems`; size: the tower's image size to hold them against."""
+def read_or_note(folder: Path, problems: Problems, size: Any) -> ImageRules | None:
+    """As read_image_rules, but what is wrong goes to `problems`.
+
+    size: the tower's image size to hold them against, if it is one: what is none is told by whoever read it.
+    """
     path, raw = folder / "preprocessor_config.json", None
+    own = Problems(path)
     if path.is_file():
         raw = read_json(path)
     elif (folder / "processor_config.json").is_file():
-        path = folder / "processor_config.json"
-        raw = read_json(path).get("image_processor")
+        own = Problems(folder / "processor_config.json")
+        whole = read_json(own.file)
+        raw = whole.get("image_processor")
+        if own.check(whole, {"image_processor": OBJECT.or_null()}):
+            problems.add(own)
+            return None
     if raw is None:
         problems.lines.append(
             f"{folder / 'preprocessor_config.json'}: not there. It says how images are normalised for these weights; "
             "it comes with them (for CLIP ViT-L/14-336: openai/clip-vit-large-patch14-336 on the hub): put it there"
         )
         return None
-    own = Problems(path)
     rules = _image_rules(raw, own, size)
-    if own.file == problems.file:
-        problems.lines += own.lines
-    else:
-        problems.lines += [f"{path.name}: {line}" for line in own.lines]
+    problems.add(own)
     return rules
 
 
-def _image_rules(raw: dict[str, Any], problems: Problems, size: int | None) -> ImageRules | None:
+def _image_rules(raw: dict[str, Any], problems: Problems, size: Any) -> ImageRules | None:
     """The rules of a preprocessor file; what it leaves out are CLIPImageProcessor's defaults."""
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+    wrong = problems.check(raw, _KINDS)
     kind = raw.get("image_processor_type", raw.get("feature_extractor_type", "CLIPImageProcessor"))
     problems.expect("image_processor_type", kind, (*_CLIP_PROCESSORS, *_LLAVA_PROCESSORS))
     crop = _side(raw.get("crop_size", 224), ("height", "width"))
@@ -68,13 +80,13 @@ def _image_rules(raw: dict[str, Any], problems: Problems, size: int | None) -> I
         problems.lines.append(
             f"size={raw.get('size')!r} and crop_size={raw.get('crop_size')!r}: vflax supports one square size for both"
         )
-    if size is not None and crop is not None and crop != size:
+    if COUNT.holds(size) and crop is not None and crop != size:
         problems.lines.append(f"crop_size={crop}, but the tower's image_size is {size}")
     for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"):
         problems.expect(key, raw.get(key, True), (True,))
     problems.expect("resample", raw.get("resample", _BICUBIC), (_BICUBIC,))
     factor = raw.get("rescale_factor", 1 / 255)
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+    if "rescale_factor" not in wrong and not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         problems.lines.append(f"rescale_factor={factor!r}: vflax supports 1/255")
     pad = bool(raw.get("do_pad", False))
     if pad and kind in _CLIP_PROCESSORS:
@@ -82,9 +94,6 @@ def _image_rules(raw: dict[str, Any], problems: Problems, size: int | None) -> I
             f"do_pad=true with {kind}: vflax pads as LlavaImageProcessor does; name that type"
         )
     mean, std = raw.get("image_mean", OPENAI_CLIP_MEAN), raw.get("image_std", OPENAI_CLIP_STD)
-    for key, value in (("image_mean", mean), ("image_std", std)):
-        if not isinstance(value, (list, tuple)) or len(value) != 3:
-            problems.lines.append(f"{key}={value!r}: expected three numbers")
     if problems.lines or crop is None:
         return None
     return ImageRules("pad" if pad else "crop", crop, _three(mean), _three(std))
@@ -92,14 +101,15 @@ def _image_rules(raw: dict[str, Any], problems: Problems, size: int | None) -> I
 
 def _side(value: Any, *keys: tuple[str, ...]) -> int | None:
     """Side of a square given as a number or as an object with one of the key sets; None when it is no square."""
-    if isinstance(value, int):
-        return value
+    if COUNT.holds(value):
+        return int(value)
     if isinstance(value, dict):
         # transformers 5.x writes every key and null for those that do not apply.
         given = {key: side for key, side in value.items() if side is not None}
         for names in keys:
-            if set(given) == set(names) and len(set(given.values())) == 1:
-                return int(next(iter(given.values())))
+            if set(given) == set(names) and all(map(COUNT.holds, given.values())):
+                first, *rest = given.values()
+                return int(first) if set(rest) <= {first} else None
     return None
 
 

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from vflax.errors import UserError
 from vflax.tokenizer import Tokenizer
+from vflax.weights.hf_files import read_json
 
 IMAGE, PAD = "<image>", "<pad>"
 _SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -159,7 +160,7 @@ def _declared(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", "")):
         path = folder / name
         if path.is_file():
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = read_json(path)
             tokens = [t["content"] for t in value.get(key, {}).values()] if key else list(value)
             found |= {token: i for token in tokens if (i := tokenizer.special_id(token)) is not None}
     return found
@@ -167,7 +168,7 @@ def _declared(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
 
 def _from_json(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     """A tokenizer.json whose every piece is encoded as the first one is, and its special tokens {token: id}."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path)
     value["pre_tokenizer"] = _prefix_always(value.get("pre_tokenizer"))
     value["truncation"] = value["padding"] = None
     specials = {token["content"]: token["id"] for token in value.get("added_tokens", []) if token["special"]}

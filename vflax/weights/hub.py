@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vflax.errors import UserError
-from vflax.weights.hf_files import read_json
+from vflax.weights.tensor_files import read_index
 
 PROJECTORS = ("mm_projector.safetensors", "mm_projector.bin")
 # The folders that the recipes name. One that is missing must never become the weights of a stranger.
@@ -219,12 +219,7 @@ def _is_whole(folder: Path, weights: bool, only: tuple[str, ...]) -> bool:
     if only:
         return not here.isdisjoint(only)
     found = [match for name in here if (match := _WEIGHTS.fullmatch(name))]
-    shards = {
-        shard
-        for match in found
-        if match["index"]
-        for shard in read_json(folder / match[0]).get("weight_map", {}).values()
-    }
+    shards = {shard for match in found if match["index"] for shard in read_index(folder / match[0]).values()}
     return not weights or (shards <= here and any(not match["index"] for match in found))
 
 

@@ -17,6 +17,7 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
+from vflax.values import COUNT, NAME, OBJECT, TEXT, WHOLE, Kind
 from vflax.weights import hf_config, hf_images
 from vflax.weights.hf_files import Problems, read_json
 
@@ -26,6 +27,14 @@ _TYPES = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral"}
 _KNOWN_TOWERS = {
     (1024, 24, 14, 336): "openai/clip-vit-large-patch14-336",
     (1024, 24, 14, 224): "openai/clip-vit-large-patch14",
+}
+# What keys must be, where a file gives them.
+_KINDS: dict[str, Kind] = {
+    "mm_projector_type": TEXT,
+    "mm_vision_tower": NAME,
+    "mm_vision_select_layer": WHOLE,
+    "mm_hidden_size": COUNT,
+    "vision_config": OBJECT,
 }
 _MODES: dict[str | None, Literal["pad", "crop"]] = {"pad": "pad", "square": "crop", None: "crop"}
 
@@ -61,17 +70,15 @@ def read(folder: Path) -> Original:
     raw = read_json(path)
     problems = Problems(path)
     problems.expect("model_type", raw.get("model_type"), tuple(_TYPES))
+    wrong = problems.check(raw, _KINDS)
+    required = ("mm_vision_tower", "mm_vision_select_layer")
+    problems.lines += [f"{key}: not there" for key in required if key not in raw]
     bridge = raw.get("mm_projector_type", "linear")
     try:
-        BridgeConfig(str(bridge), 1, 1)
+        if "mm_projector_type" not in wrong:
+            BridgeConfig(bridge, 1, 1)
     except UserError:
         problems.lines.append(f"mm_projector_type={bridge!r}: vflax supports 'linear' and 'mlpNx_gelu'")
-    for key, kind in (("mm_vision_tower", str), ("mm_vision_select_layer", int)):
-        if not isinstance(raw.get(key), kind):
-            wanted = {str: "a name", int: "a number"}[kind]
-            problems.lines.append(
-                f"{key}={raw[key]!r}: expected {wanted}" if key in raw else f"{key}: not there"
-            )
     problems.expect(
         "mm_vision_select_feature", raw.get("mm_vision_select_feature", "patch"), ("patch", "cls_patch")
     )
@@ -102,14 +109,14 @@ def model_config(original: Original, tower: Path | None) -> tuple[LlavaConfig, I
         UserError: naming every key that is not supported, and files that are missing.
     """
     raw, path = original.raw, original.path
-    words = read_decoder(original)
+    words, layer_key = read_decoder(original), f"{path}: mm_vision_select_layer"
     if tower is None:
         rules = hf_images.read_image_rules(path.parent)
         seen = hf_config.tower_config(
-            raw["vision_config"], rules, original.feature_layer, original.keep_cls, path
+            raw["vision_config"], rules, original.feature_layer, original.keep_cls, path, layer_key
         )
     else:
-        seen = hf_config.read_vision(tower, original.feature_layer, original.keep_cls)
+        seen = hf_config.read_vision(tower, original.feature_layer, original.keep_cls, layer_key)
     rules = ImageRules(original.mode, seen.image_size, seen.image_mean, seen.image_std)
     if raw.get("mm_hidden_size", seen.width) != seen.width:
         raise UserError(

@@ -9,6 +9,7 @@ GB of arrays.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.values import TEXT, Kind, wrong
 
 Index = tuple[slice, ...]
 
@@ -43,6 +45,12 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 _BLOCK_BYTES = 16 << 20
 # The format's own limit: a longer header is damage.
 _MAX_HEADER = 100_000_000
+_SIZE = Kind("a whole number, at least 0", lambda value: type(value) is int and value >= 0)
+_OFFSETS = Kind(
+    "[begin, end]",
+    lambda value: type(value) is list and _SIZE.listed(2).holds(value) and value[0] <= value[1],
+)
+_KINDS: dict[str, Kind] = {"dtype": TEXT, "shape": _SIZE.listed(), "data_offsets": _OFFSETS}
 
 
 @dataclass(frozen=True)
@@ -162,23 +170,8 @@ def _read_header(path: Path) -> dict[str, _Stored]:
                 f"{path}: not a safetensors file, or cut off inside its header ({size} bytes); fetch it again"
             )
         raw = f.read(length)
-    try:
-        header = json.loads(raw)
-        stored = {
-            name: _Stored(
-                entry["dtype"],
-                tuple(entry["shape"]),
-                8 + length + entry["data_offsets"][0],
-                8 + length + entry["data_offsets"][1],
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{path}: its safetensors header cannot be read ({error!r}); fetch it again"
-        ) from None
-    problems = []
+    stored = _parse_header(path, raw, 8 + length)
+    problems = _overlaps(stored)
     for name, t in stored.items():
         itemsize = DTYPES[t.code].itemsize if t.code in DTYPES else None
         if itemsize is not None and t.end - t.start != math.prod(t.shape) * itemsize:
@@ -192,6 +185,41 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     if problems:
         raise UserError(f"{path}:\n  " + "\n  ".join(problems[:10] + and_more(problems, 10)))
     return stored
+
+
+def _parse_header(path: Path, raw: bytes, begin: int) -> dict[str, _Stored]:
+    """The tensors by name; `begin` is the first byte after the header."""
+    try:
+        header = json.loads(raw)
+    # RecursionError: brackets without end.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its safetensors header is not JSON ({error}); fetch it again") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: its safetensors header is no JSON object; fetch it again")
+    header.pop("__metadata__", None)
+    problems = []
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or not _KINDS.keys() <= entry.keys():
+            problems.append(f"{name}: expected {', '.join(_KINDS)}")
+        else:
+            problems += wrong(entry, _KINDS, f"{name}: ").values()
+    if problems:
+        lines = "\n  ".join(problems[:10] + and_more(problems, 10))
+        raise UserError(f"{path}: its safetensors header cannot be read; fetch it again:\n  {lines}")
+    return {
+        name: _Stored(entry["dtype"], tuple(entry["shape"]), *(begin + o for o in entry["data_offsets"]))
+        for name, entry in header.items()
+    }
+
+
+def _overlaps(stored: dict[str, _Stored]) -> list[str]:
+    """A line for each two tensors that share bytes: what one is read as was written as the other."""
+    ordered = sorted((t.start, t.end, name) for name, t in stored.items() if t.end > t.start)
+    return [
+        f"{name} begins at byte {start}, before {before} ends at {end}: they overlap, fetch it again"
+        for (_, end, before), (start, _, name) in itertools.pairwise(ordered)
+        if start < end
+    ]
 
 
 def and_more(items: Sequence[Any], shown: int) -> list[str]:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.values import NAME, OBJECT, Kind
+from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.safetensors_io import Index, SafetensorsFile, and_more
 from vflax.weights.torch_files import TorchFile
+
+
+def _is_inside(value: Any) -> bool:
+    path = PurePosixPath(value) if NAME.holds(value) else PurePosixPath("..")
+    return not path.is_absolute() and ".." not in path.parts
+
+
+_SHARD = Kind("a file of this folder", _is_inside)
 
 
 class TensorFile(Protocol):
@@ -72,7 +81,7 @@ def open_directory(folder: Path, stem: str = "model") -> dict[str, TensorFile]:
     for whole, kind in kinds.items():
         index_path = folder / f"{whole}.index.json"
         if index_path.is_file():
-            weight_map = _weight_map(index_path)
+            weight_map = read_index(index_path)
             files = _open_all([folder / name for name in sorted(set(weight_map.values()))], kind)
             return _merge(files, weight_map, index_path)
         if (folder / whole).is_file():
@@ -85,11 +94,22 @@ def open_directory(folder: Path, stem: str = "model") -> dict[str, TensorFile]:
     )
 
 
-def _weight_map(index_path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(index_path.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index_path}: not an index of weights ({error!r}); fetch it again") from None
+def read_index(path: Path) -> dict[str, str]:
+    """{tensor: file} of an index of weights.
+
+    Raises:
+        UserError: when it cannot be read, names no tensor, or a file of another folder.
+    """
+    raw = read_json(path)
+    problems = Problems(path)
+    weight_map = raw.get("weight_map")
+    if not OBJECT.holds(weight_map) or not weight_map:
+        problems.lines.append(f"weight_map={weight_map!r}: expected {{tensor: file}}; fetch the index again")
+        problems.stop()
+    assert isinstance(weight_map, dict)
+    problems.check(weight_map, dict.fromkeys(weight_map, _SHARD), "weight_map.")
+    problems.stop()
+    return weight_map
 
 
 def _open_all(paths: list[Path], kind: Callable[[Path], TensorFile]) -> list[TensorFile]:

@@ -11,13 +11,11 @@ import numpy as np
 import tensorstore
 
 from vflax.errors import UserError
-from vflax.models.llava import LlavaConfig
 from vflax.weights import names
 from vflax.weights.finite import check_finite
 from vflax.weights.frozen import FrozenSource
-from vflax.weights.hf_files import read_json
 from vflax.weights.names import Entry, Index
-from vflax.workdir import read_lora
+from vflax.workdir import read_config, read_frozen, read_lora, read_source_dtypes
 
 # Chunks of a checkpoint that stay on the host once read: all leaves of a stack of layers that are stored as one (see
 # vflax/checkpoint.py), so that whoever goes through the layers reads each once.
@@ -41,14 +39,11 @@ class WorkdirSource:
         Raises:
             UserError: for files that are missing, and parameters that are in neither store.
         """
-        model = workdir / "model"
         self.workdir, self.step = workdir, step
-        self.config = LlavaConfig.from_dict(read_json(model / "config.json"))
+        self.config = read_config(workdir)
         table = names.table(self.config, read_lora(workdir))
-        self._source_dtypes = {
-            name: np.dtype(dtype) for name, dtype in read_json(model / "source_dtypes.json").items()
-        }
-        self._frozen = FrozenSource(workdir / "frozen" / read_json(model / "frozen.json")["hash"])
+        self._source_dtypes = {name: np.dtype(dtype) for name, dtype in read_source_dtypes(workdir).items()}
+        self._frozen = FrozenSource(workdir / "frozen" / read_frozen(workdir))
         self._leaves = _Leaves(workdir / "checkpoints" / str(step) / "params")
         self._trained: dict[str, tuple[Entry, int | None]] = {}
         stored, frozen = self._leaves.paths(), set(self._frozen.names())
@@ -121,13 +116,17 @@ class _Leaves:
             return  # an imported model: all of it is in the frozen store
         try:
             metadata = json.loads((folder / "_METADATA").read_text())
+            self._driver = "zarr3" if metadata["use_zarr3"] else "zarr"
+            keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
+            self._stored = {key.replace(".", "/"): key for key in keys}
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder / '_METADATA'}: cannot be read ({error}); is there a complete checkpoint?"
             ) from None
-        self._driver = "zarr3" if metadata["use_zarr3"] else "zarr"
-        keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
-        self._stored = {key.replace(".", "/"): key for key in keys}
+        except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise UserError(
+                f"{folder / '_METADATA'}: not Orbax's use_zarr3 and tree_metadata ({error!r}); take another --step"
+            ) from None
 
     def keep(self, nbytes: int) -> None:
         """Keep so many bytes of chunks, those that were used last."""
@@ -173,5 +172,13 @@ class _Leaves:
             # A checkpoint that is complete does not change: what is kept need not be compared with the files.
             fresh = {"recheck_cached_data": "open", "recheck_cached_metadata": "open"}
             spec = {"driver": self._driver, "kvstore": store, **fresh}
-            self._open[path] = tensorstore.open(spec, context=self._context, read=True, open=True).result()
+            try:
+                self._open[path] = tensorstore.open(
+                    spec, context=self._context, read=True, open=True
+                ).result()
+            except ValueError as error:  # whatever is wrong: it knows no other
+                said = str(error).splitlines()[0][:200]
+                raise UserError(
+                    f"{self.folder}: {path} cannot be opened ({said}); take another --step"
+                ) from None
         return self._open[path]
