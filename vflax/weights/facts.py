@@ -186,7 +186,7 @@ def _stored(reading: Reading, found: Found) -> TensorSource | None:
 def _template(found: Found) -> tuple[str | None, str | None]:
     """What stands in Facts.template and Facts.position."""
     if found.template is not None:
-        return found.template.get("template"), found.template.get("position")
+        return found.template
     if found.chat is None:
         return None, None
     return hf_chat.known_template(found.chat) or (OWN_JINJA, None)

@@ -64,7 +64,7 @@ def own_chat_template(folder: Path, files: tuple[str, ...] = CHATS) -> str | Non
         UserError: for a file that is damaged, or several templates of which none is the default.
     """
     for path in (folder / name for name in files):
-        if not path.is_file():
+        if not path.exists():
             continue
         if path.suffix == ".jinja":
             return read_text(path)

@@ -18,6 +18,7 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
+from vflax.templates import Position
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import adapter, hf_chat, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.adapter import Adapter, MergedSource
@@ -107,7 +108,7 @@ class Lora:
 class Found:
     """A model as far as it can be read; None: not there, or not readable. See Opened, HubFiles and ModelFiles.
 
-    template: of a WORKDIR; `chat` is that of others.
+    template: of a WORKDIR, with its position; `chat` is that of others.
     tokens: the folder of the tokenizer.
     elsewhere: parts whose tensors are not among `source`, nor need be.
     """
@@ -123,7 +124,7 @@ class Found:
     tokens: Path | None = None
     chat: str | None = None
     stops: tuple[int, ...] | None = None
-    template: dict[str, Any] | None = None
+    template: tuple[str, Position] | None = None
     tower: str | None = None
     files: ModelFiles | None = None
     lora: Lora | None = None
@@ -180,15 +181,12 @@ def _read_workdir(reading: Reading, place: Path, step: str) -> Found:
     if files is not None:
         found.take(files.config)
         found.rules, found.tokenizer = files.rules, files.tokenizer
-        found.template = {"template": files.template, "position": files.position}
+        found.template = files.template, files.position
     else:  # as far as they go
-        model = place / "model"
-        found.take(reading.attempt(lambda: LlavaConfig.from_dict(workdir.read_json(model / "config.json"))))
-        found.rules = reading.attempt(
-            lambda: ImageRules.from_dict(workdir.read_json(model / "image_rules.json"))
-        )
-        found.template = reading.attempt(workdir.read_json, model / "template.json")
-        found.tokenizer = reading.attempt(load_tokenizer, model)
+        found.take(reading.attempt(workdir.read_config, place))
+        found.rules = reading.attempt(workdir.read_rules, place)
+        found.template = reading.attempt(workdir.read_template, place)
+        found.tokenizer = reading.attempt(load_tokenizer, place / "model")
     found.step = reading.attempt(find_step, place, step)
     if found.step is None:
         return found
