@@ -151,3 +151,9 @@ def test_a_small_leaf_is_stored_as_one(tmp_path: Path):
     checkpointer.save(1, state, {}, None)
     checkpointer.close()
     assert _Leaves(tmp_path / "checkpoints" / "1" / "params").chunk(path) == shape
+
+
+def test_best_without_a_config_that_names_the_metric_is_refused(saved: Path):
+    (saved / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json: checkpoint\.best_metric is missing"):
+        find_step(saved, "best")

@@ -207,7 +207,12 @@ def _best_step(workdir: Path, steps: list[int]) -> int:
             f"--step=best: {workdir} holds imported weights, of which nothing was measured; leave --step away"
         )
     config = read_json(workdir / "config.json")
-    metric = config["checkpoint"]["best_metric"]
+    try:
+        metric = str(config["checkpoint"]["best_metric"])
+    except (TypeError, KeyError):
+        raise UserError(
+            f"{workdir / 'config.json'}: checkpoint.best_metric is missing, and --step=best goes by it; give a number"
+        ) from None
     values = {}
     for step in steps:
         file = workdir / "checkpoints" / str(step) / "metrics" / "metrics"

@@ -150,7 +150,7 @@ def test_a_chat_template_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
         hf_chat.own_chat_template(tmp_path)
 
 
-@pytest.mark.parametrize("said", ["2", {}, [], [2, "3"], -1, 2.5], ids=repr)
+@pytest.mark.parametrize("said", ["2", {}, [], [2, "3"], -1, 2.5, True], ids=repr)
 def test_ends_of_answers_that_are_no_ids_are_told(tmp_path: Path, said: object) -> None:
     hub.write_llava(tmp_path, CONFIG, TENSORS)
     hub.write_tokenizer(tmp_path)

@@ -19,6 +19,7 @@ from vflax.start import open_start
 from vflax.templates import chat_template
 from vflax.tokenizer import load_tokenizer
 from vflax.weights import export, hf_config, hf_images, hf_tokenizer, import_weights, inspect, names
+from vflax.weights.reading import origin_of
 from vflax.weights.source import FileSource
 from vflax.workdir import Origin
 
@@ -604,3 +605,22 @@ def test_what_a_run_started_from_is_read_or_refused_by_key(tmp_path: Path, conte
     (tmp_path / "model" / "origin.json").write_text(content)
     with pytest.raises(UserError, match=rf"model/origin\.json: .*{words}.*copy of WORKDIR"):
         Origin.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [('{"init": 3, "model": {}}', "init=3: expected a JSON object"),
+     ('{"init": {"checkpoint": 3}, "model": {}}', "checkpoint=3: expected text")],
+)  # fmt: skip
+def test_the_config_of_an_older_run_is_read_or_refused_by_key(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config\.json.*\n(.*\n)*.*{words}"):
+        origin_of(tmp_path)
+
+
+def test_an_alpha_beyond_all_numbers_is_a_problem_of_a_report(good: Path, tmp_path: Path, tools) -> None:
+    folder = damaged(good, tmp_path, settings(lora_alpha=10**400))
+    status, said = tools["inspect"](folder)
+    assert status == 1 and "lora_alpha=1000" in said

@@ -14,6 +14,7 @@ from typing import Any
 
 from vflax.errors import UserError
 from vflax.tokenizer import tokenizer_file
+from vflax.values import POSITIVE
 from vflax.weights import adapter, hf_chat, hf_config, hf_images, hub, names
 from vflax.weights.hf_files import read_json
 from vflax.weights.kinds import (
@@ -231,10 +232,10 @@ def _adapter_facts(
             replaces.append(canonical)
         elif changed[1] == "A":
             assert stored is not None
-            ranks.add(stored.shape(name)[0])
+            ranks.update(stored.shape(name)[:1])
             changes[changed[0].split(".")[-2]] += 1
     alpha, rslora = raw.get("lora_alpha"), bool(raw.get("use_rslora"))
-    one = isinstance(alpha, int | float) and len(ranks) == 1
+    one = POSITIVE.holds(alpha) and len(ranks) == 1 and min(ranks) > 0
     return {
         "rank": sorted(ranks),
         "alpha": alpha,

@@ -9,6 +9,7 @@ from vflax.errors import UserError
 from vflax.models.llama import DecoderConfig
 from vflax.templates import TEMPLATES, Position, chat_template
 from vflax.tokenizer import Tokenizer
+from vflax.values import ID
 from vflax.weights.hf_files import read_json, read_text
 from vflax.weights.hf_tokenizer import special_ids
 
@@ -93,7 +94,7 @@ def own_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     if said is None:
         return (tokenizer.eos_id,)
     stops = said if isinstance(said, list) else [said]
-    if not stops or not all(isinstance(stop, int) and stop >= 0 for stop in stops):
+    if not stops or not all(map(ID.holds, stops)):
         raise UserError(f"{path}: eos_token_id={said!r}: expected the id of a token, or a list of ids")
     return tuple(stops)
 

@@ -20,9 +20,10 @@ from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.templates import Position
 from vflax.tokenizer import Tokenizer, load_tokenizer
+from vflax.values import OBJECT, TEXT
 from vflax.weights import adapter, hf_chat, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.adapter import Adapter, MergedSource
-from vflax.weights.hf_files import read_json
+from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.kinds import (
     ADAPTER,
     DECODER,
@@ -208,11 +209,17 @@ def origin_of(workdir: Path) -> Origin:
     this names, where it is here, for its kind."""
     if (known := Origin.load(workdir)) is not None:
         return known
-    config = read_json(workdir / "config.json") if (workdir / "config.json").is_file() else {}
-    init, said = config.get("init", {}), config.get("init", {}).get("checkpoint", "")
+    path = workdir / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    problems = Problems(path)
+    problems.check(config, {"init": OBJECT, "model": OBJECT})
+    problems.stop()
+    init, model = config.get("init", {}), config.get("model", {})
+    problems.check(init, {"checkpoint": TEXT})
+    problems.stop()
+    said = init.get("checkpoint", "")
     if not said:
-        drawn = bool(config.get("model", {}).get("vision"))
-        return Origin(RANDOM if drawn else PARTS if init.get("decoder") else "")
+        return Origin(RANDOM if model.get("vision") else PARTS if init.get("decoder") else "")
     if said.startswith("cache:"):
         return Origin(WORKDIR)  # another config made it
     if hub_id := hub.meant_id(said):
