@@ -2,8 +2,9 @@
 
     python -m benchmarks.weights --out=benchmarks/results/weights.json --work=DIR
 
-Each step is a process of its own, whose peak memory (the kernel's high-water mark of its resident set) and seconds are
-kept beside those of a plain copy of the same files. A step's input is deleted once its tensors' digests are known, so
+Each step is a process of its own, whose peak memory (the kernel's high-water mark of its resident set), seconds and
+bytes per second (the model's bytes, once, however often a step reads and compares them) are kept beside those of a
+plain copy of the same files. A step's input is deleted once its tensors' digests are known, so
 that at most two models lie on the disk, which is checked first. Exit status 1 when a tensor of the end differs from the
 beginning, or a peak is over the limit that it is held to. Needs the test extra; --size=tiny runs anywhere in a minute.
 """
@@ -107,7 +108,7 @@ def measure(module: str, *args: str) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(args)} ended with status {done.returncode}")
-    seconds = round(time.monotonic() - began, 1)
+    seconds = round(time.monotonic() - began, 3)
     return {"seconds": seconds, "peak_bytes": int(done.stdout.split()[-1]) * 1024}
 
 
@@ -154,7 +155,7 @@ def main() -> None:
         began = time.monotonic()
         subprocess.run(["cp", "-r", "--reflink=never", hf, work / "copy"], check=True)
         subprocess.run(["sync", "-f", work / "copy"], check=True)
-        copied = round(time.monotonic() - began, 1)
+        copied = round(time.monotonic() - began, 3)
         shutil.rmtree(work / "copy")
         step("import to arrays", "benchmarks.weights", f"--arrays={hf}")
         step("import to a WORKDIR", importing, f"--model={hf}", f"--out={first}")
@@ -177,13 +178,14 @@ def main() -> None:
         record = json.loads((again / "export.json").read_text())
     different = [name for name in before if before[name] != after.get(name)]
     for facts in steps.values():
-        facts["times_the_seconds_of_a_copy"] = round(facts["seconds"] / max(copied, 0.1), 2)
+        facts["bytes_per_second"] = round(size / facts["seconds"])
+        facts["times_the_seconds_of_a_copy"] = round(facts["seconds"] / copied, 2)
     result = {
         "command": f"python -m benchmarks.weights --size={args.size}",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "parameters": size // 2,
         "bytes": size,
-        "seconds_of_a_copy": copied,
+        "copy": {"seconds": copied, "bytes_per_second": round(size / copied)},
         "steps": steps,
         "tensors": len(after),
         "tensors_that_differ": different + sorted(set(after) - set(before)),

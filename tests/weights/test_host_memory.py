@@ -108,7 +108,7 @@ def test_trained_weights_leave_their_checkpoint_block_by_block(model: Path, tmp_
         "'--format=hf']) == 0\n"
         for name, place, config in (("little", tmp_path / "hf", little), ("large", model, CONFIG))
     )
-    # Half of what is read, which is float32. Beside blocks, the chunks that hold some rows are kept: here all of a kernel.
+    # Half of what is read, which is float32. Beside blocks, chunks that hold some rows are kept: here all of a kernel.
     result = limited(SIZE, code, before)
     assert result.returncode == 0, result.stderr[-3000:]
 
