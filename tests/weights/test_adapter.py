@@ -115,6 +115,12 @@ def test_a_base_that_is_nowhere_is_asked_for(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
+def test_an_adapter_that_names_itself_as_its_base_is_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", lora_tensors(), base_model_name_or_path=str(tmp_path / "a"))
+    with pytest.raises(UserError, match=r"adapter_config\.json: its base is itself; .*--base"):
+        open_checkpoint(tmp_path / "a")
+
+
 def test_the_base_on_the_hub_is_that_of_the_revision_which_the_adapter_names(tmp_path: Path) -> None:
     said = {"base_model_name_or_path": "somebody/llava", "revision": "3f2a"}
     assert Adapter(write_adapter(tmp_path / "a", lora_tensors(), **said)).base == "somebody/llava@3f2a"
