@@ -311,7 +311,9 @@ def _read_adapter(reading: Reading, place: Path, step: str, vision: Path | None,
     if base is None or kind is None:
         return Found(ADAPTER, place)
     if base.resolve() == place.resolve():
-        reading.attempt(_refuse, f"{place / adapter.CONFIG}: its base is itself; name another one with --base")
+        reading.attempt(
+            _refuse, f"{place / adapter.CONFIG}: its base is itself; name another one with --base"
+        )
         return Found(ADAPTER, place)
     if kind == DECODER:
         under = _read_decoder_under(reading, place, base, own, vision)
