@@ -18,6 +18,7 @@ from vflax.templates import chat_template
 from vflax.weights.kinds import WORKDIR
 from vflax.weights.open import open_checkpoint
 
+pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[1] / "docs" / "finetune.md"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from vflax.weights import hf_images, streamed, verify
 from vflax.weights.export import Options, export
 from vflax.weights.open import open_checkpoint
 
+pytestmark = pytest.mark.slow
 IMAGE_ID, ROWS = 1024, 1088
 VISION = {**small.MODEL["vision"], "feature_layer": -2, "keep_cls": False}
 CONFIG = LlavaConfig(
@@ -63,9 +66,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """(one of LEARNS) -> WORKDIR after five steps, made once."""
+    return functools.cache(lambda kind: train(kind, base, tmp_path_factory.mktemp(kind) / "run"))
+
+
+def train(kind: str, base: Path, workdir: Path) -> Path:
     """WORKDIR after five steps of what learns."""
-    kind = request.param
     config = small.config(steps=5, init__checkpoint=str(base), export=True, checkpoint__every=0)
     config.model.vision, config.model.decoder, config.tokenizer = {}, {}, ""
     config.freeze = LEARNS[kind]
@@ -75,7 +82,6 @@ def trained(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest
     elif "lora" in kind:  # beside kernels that learn, too
         config.lora.rank, config.lora.alpha = 4, 8.0
         config.lora.targets = (r"decoder/layers/.*", r"bridge/.*")
-    workdir = tmp_path_factory.mktemp(kind) / "run"
     assert run_with_start(config, workdir) == 0
     return workdir
 
@@ -109,11 +115,11 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("trained", "way"), CASES, indirect=["trained"])
+@pytest.mark.parametrize(("kind", "way"), CASES)
 def test_logits_and_greedy_answers_are_those_of_the_run(
-    trained: Path, way: str, base: Path, tmp_path: Path
+    run: Callable[[str], Path], kind: str, way: str, base: Path, tmp_path: Path
 ) -> None:
-    workdir = trained
+    workdir = run(kind)
     model = in_transformers(workdir, way, base, tmp_path)
     ids, images = verify.fixed_batch(CONFIG, IMAGE_ID)
     mean, std = (np.array(x, np.float32) for x in (CONFIG.vision.image_mean, CONFIG.vision.image_std))
