@@ -20,8 +20,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from vflax.errors import UserError
+from vflax.small_files import Problems, read_json, read_text
 from vflax.values import FLAG, ID, OBJECT, TEXT, Kind
-from vflax.weights.hf_files import Problems, read_json, read_text
 
 # Protobuf makes these classes at import, out of a type checker's sight.
 _ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.small_files import Problems, read_json
 from vflax.values import COUNT, FLAG, POSITIVE, SHARE, TEXT, Kind
 from vflax.weights import hub, names
 from vflax.weights.file_source import FileSource, TensorSource
-from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.names import Index
 from vflax.weights.safetensors_io import and_more
 from vflax.weights.source import JoinedSource

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vflax.errors import UserError
+from vflax.small_files import read_json
 from vflax.tokenizer import tokenizer_file
 from vflax.values import POSITIVE
 from vflax.weights import adapter, hf_chat, hf_config, hf_images, hub, names
-from vflax.weights.hf_files import read_json
 from vflax.weights.kinds import (
     ADAPTER,
     CLIP,

@@ -19,9 +19,9 @@ from vflax import folders
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
+from vflax.small_files import read_json
 from vflax.weights import names
 from vflax.weights.file_source import FileSource, TensorSource
-from vflax.weights.hf_files import read_json
 from vflax.weights.load import check
 from vflax.weights.safetensors_io import CODES, Index, TensorSpec, and_more, row_blocks, write_shards
 from vflax.weights.views import WatchedSource

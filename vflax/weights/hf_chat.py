@@ -7,10 +7,10 @@ from typing import Any
 
 from vflax.errors import UserError
 from vflax.models.llama import DecoderConfig
+from vflax.small_files import read_json, read_text
 from vflax.templates import TEMPLATES, Position, chat_template
 from vflax.tokenizer import Tokenizer
 from vflax.values import ID
-from vflax.weights.hf_files import read_json, read_text
 from vflax.weights.hf_tokenizer import special_ids
 
 CHATS = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")

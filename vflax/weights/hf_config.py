@@ -17,8 +17,8 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VISION_KINDS, VisionConfig
 from vflax.models.llama import DECODER_KINDS, DecoderConfig, RopeScaling
 from vflax.models.llava import LlavaConfig
+from vflax.small_files import Problems, read_json
 from vflax.values import COUNT, EVEN, FLAG, LAYERS, OBJECT, POSITIVE, TEXT, WHOLE, Kind
-from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.hf_images import read_or_note
 
 HF_BRIDGE = "mlp2x_gelu"

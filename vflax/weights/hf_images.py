@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vflax.images import ImageRules
+from vflax.small_files import Problems, read_json
 from vflax.values import COUNT, FLAG, OBJECT, POSITIVE, SHARE, Kind
-from vflax.weights.hf_files import Problems, read_json
 
 # Pillow's number of the bicubic filter, as the preprocessor files write it.
 _BICUBIC = 3

@@ -18,8 +18,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from vflax.errors import UserError
+from vflax.small_files import read_json
 from vflax.tokenizer import Tokenizer
-from vflax.weights.hf_files import read_json
 
 IMAGE, PAD = "<image>", "<pad>"
 _SPACE = "\u2581"  # what SentencePiece writes for a space

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vflax.errors import UserError
+from vflax.small_files import read_json
 from vflax.weights import adapter, hf_config, hub, llava_config, names
 from vflax.weights.file_source import FileSource
-from vflax.weights.hf_files import read_json
 
 # The words are those that messages use.
 WORKDIR, HF, ORIGINAL, ADAPTER = "a vflax WORKDIR", "Hugging Face LLaVA", "original LLaVA", "a LoRA adapter"

@@ -17,9 +17,9 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
+from vflax.small_files import Problems, read_json
 from vflax.values import COUNT, NAME, OBJECT, TEXT, WHOLE, Kind
 from vflax.weights import hf_config, hf_images
-from vflax.weights.hf_files import Problems, read_json
 
 # model_type (older files: "llava") -> Hugging Face's decoder whose keys the file has.
 _TYPES = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral"}

@@ -18,12 +18,12 @@ from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
+from vflax.small_files import Problems, read_json
 from vflax.templates import Position
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.values import OBJECT, TEXT
 from vflax.weights import adapter, hf_chat, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.adapter import Adapter, MergedSource
-from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.kinds import (
     ADAPTER,
     DECODER,

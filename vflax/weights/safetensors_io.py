@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.small_files import parse_object
 from vflax.values import TEXT, Kind, wrong
 
 Index = tuple[slice, ...]
@@ -189,13 +190,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
 
 def _parse_header(path: Path, raw: bytes, begin: int) -> dict[str, _Stored]:
     """The tensors by name; `begin` is the first byte after the header."""
-    try:
-        header = json.loads(raw)
-    # RecursionError: brackets without end.
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its safetensors header is not JSON ({error}); fetch it again") from None
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: its safetensors header is no JSON object; fetch it again")
+    header = parse_object(raw, f"{path}: its safetensors header")
     header.pop("__metadata__", None)
     problems = []
     for name, entry in header.items():

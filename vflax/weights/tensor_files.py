@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vflax.errors import UserError
+from vflax.small_files import Problems, read_json
 from vflax.values import NAME, OBJECT, Kind
-from vflax.weights.hf_files import Problems, read_json
 from vflax.weights.safetensors_io import Index, SafetensorsFile, and_more
 from vflax.weights.torch_files import TorchFile
 

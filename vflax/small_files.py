@@ -1,4 +1,4 @@
-"""Hugging Face's JSON files: reading them, and telling at once all that is wrong with one."""
+"""Small files that come with weights: reading them, and telling at once all that is wrong with one."""
 
 from __future__ import annotations
 
@@ -71,12 +71,20 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming the file, when it is missing or broken.
     """
-    text = read_text(path)
+    return parse_object(read_text(path), str(path))
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object; `where` it stands is said of one that is broken.
+
+    Raises:
+        UserError: when it is none.
+    """
     try:
         value = json.loads(text)
     # RecursionError: brackets without end.
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
+        raise UserError(f"{where}: not readable as JSON ({error}); fetch it again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(value).__name__}; fetch it again")
+        raise UserError(f"{where}: expected a JSON object, found a {type(value).__name__}; fetch it again")
     return value
