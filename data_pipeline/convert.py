@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline import vision_flan
+from data_pipeline.records import Problem, RawSample
 from data_pipeline.tfds_writer import Shard, ShardWriter, check_split, staging
-from data_pipeline.vision_flan import Problem, RawSample
 from vflax import conversation, images
 from vflax.errors import UserError
 
@@ -145,12 +145,14 @@ def _write_shard(job: _Job, advance: Callable[[], None]) -> tuple[Shard, list[Pr
             if isinstance(example, Problem):
                 problems.append(example)
             else:
-                writer.write(example)
+                writer.write(*example)
             advance()
     return writer.close(), problems
 
 
-def _example(sample: RawSample, image_root: Path, source: str) -> dict[str, Any] | Problem:
+def _example(sample: RawSample, image_root: Path, source: str) -> tuple[dict[str, Any], list[int]] | Problem:
+    """The example and the perceptual hashes of its images."""
+
     def problem(reason: str, detail: str, file: str = "") -> Problem:
         return Problem(sample.number, sample.id, sample.task, file, reason, detail)
 
@@ -160,19 +162,22 @@ def _example(sample: RawSample, image_root: Path, source: str) -> dict[str, Any]
         return problem("broken_conversation", str(error))
     encoded: list[bytes] = []
     sizes: list[tuple[int, int]] = []
+    hashes: list[int] = []
     for file in sample.files:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or "\\" in file or "\0" in file:
             return problem("path_outside", "expected a path inside the image folder", file)
         try:
             data = (image_root / path).read_bytes()
-            sizes.append(images.verify(data))
+            picture = images.decode(data)
+            sizes.append(picture.size)
+            hashes.append(images.perceptual_hash(picture))
         except OSError as error:
             return problem("image_missing", error.strerror or str(error), file)
         except images.ImageError as error:
             return problem("image_damaged", error.reason, file)
         encoded.append(data)
-    return {
+    example = {
         "id": sample.id,
         "task": sample.task,
         "conversations": sample.conversations,
@@ -180,6 +185,7 @@ def _example(sample: RawSample, image_root: Path, source: str) -> dict[str, Any]
         "sizes": sizes,
         "source": source,
     }
+    return example, hashes
 
 
 # ---------------------------------------------------------------------------------------------------------

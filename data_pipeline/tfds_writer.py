@@ -3,8 +3,10 @@
 A directory holds, beside what TFDS itself reads (dataset_info.json, features.json and the shards):
 
     contents.json        for each split: samples, sha256 over the samples in their order, tasks with counts
-    index/SPLIT.jsonl    for each sample of the split one line {id, task, conversations, images: how many},
-                         so that lengths are measured and mixtures drawn without reading the images
+    index/SPLIT.jsonl    for each sample of the split one line {id, task, conversations, images: how many, hashes:
+                         of each image vflax.images.perceptual_hash as 16 hex digits, or null where the writer has
+                         not decoded it}, so that lengths are measured, mixtures drawn and copies of a picture found
+                         without reading the images
 
 The directory as a whole is replaced by a rename: a reader sees the old one or the new one, never a mix.
 """
@@ -92,11 +94,11 @@ class ShardWriter:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def write(self, example: Mapping[str, Any]) -> None:
+    def write(self, example: Mapping[str, Any], hashes: Sequence[int] | None = None) -> None:
         """Append one sample: {id, task, conversations, images, sizes, source}.
 
         conversations is a list of {from, value}; images a list of encoded files (bytes); sizes a list of
-        (width, height).
+        (width, height). hashes is images.perceptual_hash of each image, None where nobody has decoded them.
         """
         unknown = set(example) ^ set(self._features)
         if unknown:
@@ -116,6 +118,7 @@ class ShardWriter:
             "task": example["task"],
             "conversations": example["conversations"],
             "images": len(example["images"]),
+            "hashes": None if hashes is None else [f"{value:016x}" for value in hashes],
         }
         self._index.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -17,33 +17,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.records import Problem, RawSample
 from vflax.errors import UserError
 
 # format -> the keys that each sample must have
 FORMATS = {"vision_flan": ("id", "task_name", "conversations"), "llava": ("id", "conversations")}
-
-
-@dataclasses.dataclass(frozen=True)
-class RawSample:
-    """One entry of an annotation file."""
-
-    number: int  # place in the file, from 0
-    id: str
-    task: str
-    files: tuple[str, ...]  # images, relative to the image folder
-    conversations: Any  # as it stands there; vflax.conversation.read_llava judges it
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """Why a sample is not in the dataset."""
-
-    number: int
-    id: str
-    task: str
-    file: str
-    reason: str  # one word for counting
-    detail: str  # one line for a person
 
 
 def read_annotations(path: Path, format: str) -> tuple[list[RawSample], list[Problem]]:

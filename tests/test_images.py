@@ -127,3 +127,22 @@ def test_wrong_rules_are_refused_all_at_once():
         ImageRules("stretch", 0, (0.5, 0.5, 128.0), (1.0, 0.0, 1.0))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"missing keys \['std'\], unknown keys \['sdt'\]"):
         ImageRules.from_dict({"mode": "pad", "size": 32, "mean": MEAN, "sdt": STD})
+
+
+def _scene(seed: int) -> Image.Image:
+    """Smooth shapes: a hash is of what is seen, and noise has nothing to be seen."""
+    return noise(6, 5, seed).resize((600, 400), Image.Resampling.BICUBIC)
+
+
+def test_the_hash_of_a_smaller_or_recompressed_copy_is_near_and_that_of_another_picture_is_far():
+    hashes = [images.perceptual_hash(_scene(seed)) for seed in range(20)]
+    for seed in range(20):
+        copy = decode(encoded(_scene(seed).resize((300, 210)), "JPEG", quality=40))
+        distances = [(images.perceptual_hash(copy) ^ other).bit_count() for other in hashes]
+        assert distances[seed] <= 6
+        assert all(d > 10 for i, d in enumerate(distances) if i != seed)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (3000, 2)])
+def test_pictures_of_any_shape_have_a_hash_of_64_bits(size):
+    assert 0 <= images.perceptual_hash(noise(*size)) < 2**64

@@ -119,6 +119,19 @@ def verify(data: bytes) -> tuple[int, int]:
     return decode(data).size
 
 
+def perceptual_hash(image: Image.Image) -> int:
+    """64 bits that differ in few places between copies of a picture in other sizes or qualities.
+
+    ImageHash's phash: signs of the lowest 8 x 8 DCT coefficients of a 32 x 32 grey copy. The picture is first averaged
+    down to about 128 pixels, which makes it five times as fast and changes hardly a bit.
+    """
+    import imagehash  # only here: it brings SciPy, and who only trains does not need it
+
+    grey = image.convert("L")
+    found = imagehash.phash(grey.reduce(max(1, min(grey.size) // 128)))
+    return int(str(found), 16)
+
+
 def preprocess(image: Image.Image, rules: ImageRules) -> np.ndarray:
     """The model's input for one picture: uint8 [size, size, 3]."""
     if image.mode != "RGB":

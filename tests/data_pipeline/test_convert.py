@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_pipeline.convert import convert, main
+from vflax.images import perceptual_hash
 
 
 def png(seed: int, size: tuple[int, int] = (24, 16)) -> bytes:
@@ -73,6 +74,14 @@ def test_good_samples_keep_their_bytes_sizes_and_words(tmp_path):
     assert (report["read"], report["written"], report["quarantined"]) == (2, 2, 0)
     assert report["tasks"] == {"task+0": 1, "task+1": 1}
     assert report["annotations_sha256"] == hashlib.sha256(release.annotations.read_bytes()).hexdigest()
+
+
+def test_the_index_holds_the_hash_of_each_picture(tmp_path):
+    release = Release(tmp_path, [entry(0), entry(1, image=["img1.png", "img0.png"]), entry(2, image=None)])
+    release.convert()
+    expected = [f"{perceptual_hash(Image.open(io.BytesIO(png(i)))):016x}" for i in range(2)]
+    lines = [json.loads(line) for line in (release.out / "index/train.jsonl").read_text().splitlines()]
+    assert [line["hashes"] for line in lines] == [[expected[0]], [expected[1], expected[0]], []]
 
 
 def test_text_only_and_multi_image_samples_are_kept(tmp_path):

@@ -66,6 +66,7 @@ def test_the_index_holds_every_sample_without_its_images(tmp_path):
             "task": e["task"],
             "conversations": e["conversations"],
             "images": len(e["images"]),
+            "hashes": None,
         }
         for e in examples(20)
     ]

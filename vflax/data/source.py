@@ -20,12 +20,17 @@ _REMEDY = "Expected a directory written by `python -m data_pipeline.convert`; wr
 
 @dataclasses.dataclass(frozen=True)
 class SampleText:
-    """A sample without its images. conversations is LLaVA's list of {"from", "value"}."""
+    """A sample without its images.
+
+    conversations is LLaVA's list of {"from", "value"}; hashes are images.perceptual_hash of its images, None where the
+    dataset's writer did not decode them.
+    """
 
     id: str
     task: str
     conversations: list[dict[str, Any]]
     num_images: int
+    hashes: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Source:
                 for line in lines:
                     digest.update(line)
                     entry = json.loads(line)
-                    yield SampleText(entry["id"], entry["task"], entry["conversations"], entry["images"])
+                    yield _sample_text(entry)
         if digest.hexdigest() != self._entry["index_sha256"]:
             raise UserError(
                 f"{index} is missing or is not the one of these shards (contents.json). {_REMEDY}"
@@ -151,3 +156,15 @@ class Source:
         for name in ("dataset_info.json", "features.json"):
             digest.update((self.path / name).read_bytes())
         return digest.hexdigest()
+
+
+def _sample_text(entry: dict[str, Any]) -> SampleText:
+    """A line of the index; one that an earlier version wrote has no hashes."""
+    hashes = entry.get("hashes")
+    return SampleText(
+        entry["id"],
+        entry["task"],
+        entry["conversations"],
+        entry["images"],
+        None if hashes is None else tuple(int(value, 16) for value in hashes),
+    )
