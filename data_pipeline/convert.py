@@ -28,8 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipeline import vision_flan
 from data_pipeline.records import Problem, RawSample
+from data_pipeline.releases import FORMATS, Release, open_release
 from data_pipeline.tfds_writer import Shard, ShardWriter, check_split, staging
 from vflax import conversation, images
 from vflax.errors import UserError
@@ -52,7 +52,7 @@ def convert(
     """Convert one annotation file to one split of the dataset at `out`.
 
     Args:
-        format: "vision_flan" or "llava" (data_pipeline.vision_flan).
+        format: one of data_pipeline.releases.FORMATS.
         annotations: the JSON file.
         images: the folder that the paths in it start from.
         out: the dataset directory; other splits that it holds are kept.
@@ -81,7 +81,9 @@ def convert(
         raise UserError(
             f"--images={image_root}: there is no such folder. Expected the unpacked image archive"
         )
-    samples, problems = vision_flan.read_annotations(annotations, format)
+    release = open_release(annotations, format)
+    format = release.format
+    samples, problems = _tell_apart(release)
     with staging(out) as stage:
         scratch = stage.scratch / split
         scratch.mkdir()
@@ -99,6 +101,27 @@ def convert(
         stage.write_json(REPORT_FILE, {"splits": dict(sorted(splits.items()))})
         stage.commit(f"Converted from {format} annotations.")
     return report
+
+
+def _tell_apart(release: Release) -> tuple[list[RawSample], list[Problem]]:
+    """The samples and the problems. An id that comes again gets "#2", ..., in vision_flan it is a problem."""
+    samples: list[RawSample] = []
+    problems: list[Problem] = []
+    seen: Counter[str] = Counter()
+    for row in release:
+        if isinstance(row, Problem):
+            problems.append(row)
+            continue
+        seen[row.id] += 1
+        time, files = seen[row.id], ", ".join(row.files)
+        if time == 1:
+            samples.append(row)
+        elif release.format == "vision_flan":
+            detail = "an earlier sample has the same id"
+            problems.append(Problem(row.number, row.id, row.task, files, "duplicate_id", detail))
+        else:
+            samples.append(dataclasses.replace(row, id=f"{row.id}#{time}"))
+    return samples, problems
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -274,9 +297,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--format", required=True, help=f"of the annotations: {', '.join(vision_flan.FORMATS)}"
-    )
+    parser.add_argument("--format", required=True, help=f"of the annotations: {', '.join(FORMATS)}")
     parser.add_argument("--annotations", required=True, metavar="FILE", help="the JSON file with the samples")
     parser.add_argument(
         "--images", required=True, metavar="DIR", help="the folder that its image paths start from"

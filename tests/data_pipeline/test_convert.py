@@ -205,7 +205,7 @@ def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
         (["--annotations=MISSING.json"], None, r"--annotations=MISSING.json: there is no such file"),
         (["--images=MISSING"], None, r"--images=MISSING: there is no such folder"),
         ([], '[{"id": 1},', r"not valid JSON: .* line 1, column 12"),
-        ([], '{"id": 1}\n{"id": 2}', r"reads like JSON lines"),
+        ([], '{"id": 1}\n{"id": 2}', r"no sample has the key 'task_name', 'conversations'"),
         ([], '{"annotations": []}', r"expected a JSON array of samples, found an object.*annotations"),
         ([], "[]", r"expected a JSON array of samples"),
         ([], '[{"question_id": 1, "text": "x"}]', r"no sample has the key 'id'.*question_id"),
