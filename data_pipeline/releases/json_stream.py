@@ -29,6 +29,7 @@ MAX_ROW = 64 << 20
 MAX_BAD_START = 10
 
 _CHUNK = 1 << 20  # bytes
+_EDGE = 16  # characters: longer than what of a number, a word or an escape can be misread when it is cut
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _decode = json.JSONDecoder().raw_decode
 _DOWNLOAD = "An interrupted download ends like this too: compare the file's size with the release's."
@@ -52,15 +53,20 @@ def find_layout(path: epath.Path) -> Layout:
         UserError: the file is empty, not UTF-8, or begins with something else.
     """
     with path.open("rb") as file:
-        text = _Text(path, file)
-        first = text.peek()
-        if not first:
+        # Of the bytes: a line that is not UTF-8 may be one of many.
+        start = file.readline(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+        while not start and (line := file.readline(_CHUNK)):
+            start = line.lstrip()
+        if not start:
             raise UserError(f"{path}: the file is empty. {_DOWNLOAD}")
-        if first == "[":
+        if start[:1] == b"[":
             return "array"
         if path.suffix.lower() in LINE_SUFFIXES:
             return "lines"
-        if first != "{":
+        if start[:1] != b"{":
+            file.seek(0)
+            text = _Text(path, file)
+            text.peek()
             raise UserError(f"{path}: expected a JSON array of samples, found {repr(text.value())[:40]}")
     return "lines" if _is_lines(path) else "object"
 
@@ -108,7 +114,7 @@ def _is_lines(path: epath.Path) -> bool:
     """The first line that is not blank is a JSON object, and others follow."""
     with path.open("rb") as file:
         lines = (line for line in iter(lambda: file.readline(MAX_ROW), b"") if line.strip())
-        first, second = next(lines, b""), next(lines, b"")
+        first, second = next(lines, b"").removeprefix(codecs.BOM_UTF8), next(lines, b"")
     try:
         return bool(second) and isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
@@ -145,7 +151,7 @@ def _lines(path: epath.Path, file: IO[bytes]) -> Iterator[Any]:
 
 def _line(number: int, raw: bytes) -> Any:
     try:
-        text = raw.decode()
+        text = raw.rstrip(b"\r\n").decode()
         value = json.loads(text)
     except UnicodeDecodeError as error:
         return BadLine(number, f"not UTF-8 text ({error.reason} at byte {error.start} of the line)")
@@ -195,7 +201,8 @@ class _Text:
             except ValueError as error:  # a number of thousands of digits
                 raise self._error(str(error), self._pos) from None
             else:
-                if end < len(self._buffer) or not self._more():  # a number at the edge may go on
+                # A number goes on beyond the edge, or seems to end before it: "1." of 1.5 is 1 and a full stop.
+                if end <= len(self._buffer) - _EDGE or not self._more():
                     break
         if self._buffer.find("\\u", self._pos, end) >= 0:
             value = clean(value)
@@ -271,7 +278,7 @@ class _Text:
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether the value may be whole with more text: a string is open, or the error lies at the buffer's edge."""
-        return error.msg.startswith("Unterminated string") or error.pos > len(self._buffer) - 16
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._buffer) - _EDGE
 
     def _place(self, pos: int) -> tuple[int, int]:
         """Line and column, from 1, of a character of the buffer."""

@@ -201,19 +201,21 @@ def _count_keys(path: epath.Path, layout: Layout) -> Counter[str]:
     return found
 
 
-def _missing(format: str, layout: Layout, keys: Mapping[str, int]) -> list[str]:
-    """The keys that no record has and the format needs; those of the nearest way to write it."""
+def _missing(format: str, layout: Layout, keys: Mapping[str, int], least: float = 1) -> list[str]:
+    """The keys that the format needs and fewer than `least` records have; those of the nearest way to write it."""
     if (format == "scienceqa") != (layout == "object"):
-        return [key for key in _NEEDS[format][0]]
-    return min(([key for key in needed if not keys.get(key)] for needed in _NEEDS[format]), key=len)
+        return list(_NEEDS[format][0])
+    lacking = ([key for key in needed if keys.get(key, 0) < least] for needed in _NEEDS[format])
+    return min(lacking, key=len)
 
 
 def _recognise(path: epath.Path, layout: Layout, keys: Counter[str]) -> str:
-    """The first format, the most particular ones before the others, of which no key is missing."""
-    missing = {format: _missing(format, layout, keys) for format in _NEEDS}
-    for format, lacks in missing.items():
-        if not lacks:
-            return format
+    """The first format, the more particular ones before the others, whose keys most records have; else any have."""
+    for least in (max(keys.values(), default=0) / 2, 1):
+        missing = {format: _missing(format, layout, keys, least) for format in _NEEDS}
+        for format, lacks in missing.items():
+            if not lacks:
+                return format
     if layout == "object":
         _refuse_object(path)
     near = min(missing, key=lambda format: len(missing[format]))
