@@ -43,6 +43,10 @@ class BadLine:
     detail: str
 
 
+class LongRowError(UserError):
+    """A row is too long to be one."""
+
+
 def find_layout(path: epath.Path) -> Layout:
     """How the file is laid out, by its first characters.
 
@@ -83,14 +87,15 @@ def read_rows(path: epath.Path, layout: Layout) -> Iterator[Any]:
         yield from _Text(path, file).elements() if layout == "array" else _lines(path, file)
 
 
-def read_members(path: epath.Path) -> Iterator[tuple[str, Any]]:
+def read_members(path: epath.Path, max_row: int = MAX_ROW) -> Iterator[tuple[str, Any]]:
     """The keys and values of the one object that the file holds, in their order.
 
     Raises:
         UserError: it ends too early or is not JSON.
+        LongRowError: a value has more than max_row characters, about.
     """
     with path.open("rb") as file:
-        yield from _Text(path, file).members()
+        yield from _Text(path, file, max_row).members()
 
 
 def first_keys(path: epath.Path, count: int = 6) -> list[str]:
@@ -261,7 +266,7 @@ class _Text:
         self._line, self._column = self._place(self._pos)
         self._buffer, self._pos = self._buffer[self._pos :], 0
         if len(self._buffer) > self._max_row:
-            raise UserError(
+            raise LongRowError(
                 f"{self._path}: the row that begins in line {self._line} is longer than "
                 f"{self._max_row >> 20} MiB: a quotation mark or bracket is not closed there"
             )

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 from etils import epath
 
@@ -185,7 +185,7 @@ def _count_keys(path: epath.Path, layout: Layout) -> Counter[str]:
     """
     rows: Iterator[Any]
     if layout == "object":
-        rows = (value for _, value in json_stream.read_members(path))
+        rows = _members(path)
     else:
         rows = json_stream.read_rows(path, layout)
     found: Counter[str] = Counter()
@@ -194,11 +194,18 @@ def _count_keys(path: epath.Path, layout: Layout) -> Counter[str]:
         number += 1
         if isinstance(row, dict):
             found.update(row.keys())
-        elif layout == "object":
-            break  # no problems.json, and the next member may be long
     if not number:
         raise UserError(f"{path}: expected a JSON array of samples, found an empty one")
     return found
+
+
+def _members(path: epath.Path) -> Iterator[Any]:
+    """The problems of a problems.json, of some kilobytes each. A long value is a list of samples inside an object."""
+    try:
+        for _, value in json_stream.read_members(path, max_row=1 << 20):
+            yield value
+    except json_stream.LongRowError:
+        _refuse_object(path)
 
 
 def _missing(format: str, layout: Layout, keys: Mapping[str, int], least: float = 1) -> list[str]:
@@ -251,7 +258,7 @@ def _shown(keys: Counter[str]) -> str:
     return ", ".join(key for key, _ in keys.most_common(12)) or "none"
 
 
-def _refuse_object(path: epath.Path) -> None:
+def _refuse_object(path: epath.Path) -> NoReturn:
     keys = ", ".join(json_stream.first_keys(path)) or "no keys"
     raise UserError(
         f"{path}: expected a JSON array of samples, found an object with the keys {keys}. "

@@ -450,6 +450,11 @@ def test_an_option_that_is_not_given_has_its_default(tmp_path):
         ('{"data": [{"id": 1}], "info": 2}', "auto", r"found an object with the keys data, info"),
         ('{"data": [{"id": 1}]}', "llava", r"found an object with the keys data"),
         ('{"data": [{"id": 1}]}', "scienceqa", r"found an object with the keys data"),
+        (
+            '{"a": 1, "data": ["' + "x" * (3 << 20) + '"]}',
+            "scienceqa",
+            r"found an object with the keys a, data",
+        ),
         ('{"1": {"question": "x"}}', "auto", r"found an object with the keys 1"),
         ('{"1": {"question": "x", "choices": [], "answer": 0}}', "llava", r"Try --format=scienceqa"),
         ("7", "auto", r"expected a JSON array of samples, found 7"),
