@@ -225,6 +225,7 @@ def _recognise(path: epath.Path, layout: Layout, keys: Counter[str]) -> str:
                 return format
     if layout == "object":
         _refuse_object(path)
+    missing = {format: [key for key in needed[0] if key not in keys] for format, needed in _NEEDS.items()}
     near = min(missing, key=lambda format: len(missing[format]))
     known = "; ".join(f"{format} has {', '.join(needed[0])}" for format, needed in _NEEDS.items())
     raise UserError(

@@ -446,6 +446,11 @@ def test_an_option_that_is_not_given_has_its_default(tmp_path):
         ),
         ('[{"id": 1, "image": "x", "caption": "y"}]', "llava", r"'conversations'.*Try --format=llava_plain"),
         ('[1, "x"]', "auto", r"keys found: none"),
+        (
+            '[{"id": 1, "instruction": "x", "output": "y"}]',
+            "auto",
+            r"nearest is llava, but no sample has the key 'conversations'",
+        ),
         ("[]", "auto", r"expected a JSON array of samples, found an empty one"),
         ('{"data": [{"id": 1}], "info": 2}', "auto", r"found an object with the keys data, info"),
         ('{"data": [{"id": 1}]}', "llava", r"found an object with the keys data"),
