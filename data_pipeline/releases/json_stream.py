@@ -2,7 +2,8 @@
 
 Rows are cut out and parsed by the standard library's decoder (json.JSONDecoder.raw_decode), which tells where a value
 ends; so a value here means what json.loads would give, an error has its line and column, and half a surrogate pair,
-which JSON can spell and UTF-8 cannot, becomes U+FFFD. No more is held than one chunk and one row.
+which JSON can spell and UTF-8 cannot, becomes U+FFFD. No more is held than one chunk and one row. (ijson 3.6, the usual
+choice, makes another character of such a half and what follows it, gives up a whole file for a NaN, and has no line.)
 """
 
 from __future__ import annotations
