@@ -299,10 +299,14 @@ def _usage(usage: Any) -> Tokens | None:
     """What a chat completion says of its tokens, if it does."""
     if not isinstance(usage, dict):
         return None
-    counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    if not all(ID.holds(count) for count in counts):
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if (
+        not isinstance(prompt, int)
+        or not isinstance(completion, int)
+        or not (ID.holds(prompt) and ID.holds(completion))
+    ):
         return None
-    return Tokens(*map(int, counts))
+    return Tokens(prompt, completion)
 
 
 def stored_reply(stored: Stored) -> Reply:

@@ -64,7 +64,7 @@ Pairs = list[tuple[str, str]]  # (question, answer); of detail the question is "
 
 
 def judge(type: str, captions: Sequence[str], reply: Reply) -> Pairs | Reject:
-    """The questions and answers of a reply of type `type`, or why it is rejected; `captions`: what the model was told."""
+    """The questions and answers of a reply of type `type`, or why it is rejected; `captions` are what it was told."""
     pairs = _whole(reply) or (_paragraph(reply.text) if type == "detail" else _blocks(reply.text))
     if isinstance(pairs, Reject):
         return pairs
