@@ -235,7 +235,7 @@ class Asker:
                 if "insufficient_quota" in (code, error.type):
                     raise
                 wanted = _retry_after(error.response.headers)
-                raise _Transient(str(error.status_code), _one_line(error), False, wanted) from None
+                raise _Transient(str(error.status_code), self._said(error), False, wanted) from None
             raise
 
     def _read(self, request: Request, content: bytes) -> Stored:
@@ -251,9 +251,7 @@ class Asker:
         return Stored(200, json.dumps(body, ensure_ascii=True), tokens)
 
     def _permanent(self, error: openai.APIStatusError) -> str:
-        said = f"{error.status_code}: {_one_line(error)}"
-        if key := self._client.api_key:
-            said = said.replace(key, "***")
+        said = f"{error.status_code}: {self._said(error)}"
         where = f"the endpoint {self._client.base_url}"
         match error.status_code:
             case 401 | 403:
@@ -268,6 +266,10 @@ class Asker:
             case 429:
                 return f"the credit at {self._client.base_url} is used up ({said})"
         return f"{where} refuses the request ({said})"
+
+    def _said(self, error: openai.APIStatusError) -> str:
+        """The server's words on one line; some repeat the key."""
+        return " ".join(error.message.split()).replace(self._client.api_key, "***")[:300]
 
 
 def read_reply(body: Any) -> Reply:
@@ -334,7 +336,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     if not seconds < float("inf"):
         return None
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
-
-
-def _one_line(error: openai.APIStatusError) -> str:
-    return " ".join(str(error.message).split())[:300]

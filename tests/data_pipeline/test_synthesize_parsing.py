@@ -276,7 +276,7 @@ def test_a_damaged_folder_of_prompts_is_told_by_its_file(tmp_path, name, damage)
 def test_a_missing_type_is_told_by_its_folder(tmp_path):
     write_prompts(tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine/complex")
-    with pytest.raises(UserError, match="complex.*--write_prompts"):
+    with pytest.raises(UserError, match=r"complex.*--write_prompts"):
         read_prompts(tmp_path / "mine", "complex")
 
 
