@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.synthesize import prompts
+from data_pipeline.synthesize.draw import read_counts
 from data_pipeline.synthesize.output import REJECTS_FILE
 from data_pipeline.synthesize.parsing import TYPES
 from data_pipeline.synthesize.run import EXIT_DONE, EXIT_ERROR, Options, dry_run, synthesize
@@ -111,19 +112,9 @@ def _options(args: argparse.Namespace) -> Options:
         "parameters": parse_object(args.parameters, "--parameters"),
         "types": tuple(args.types.split(",")),
     }
-    values["count"] = _counts(args.count, values["types"])
+    values["count"] = read_counts(args.count, values["types"]) if args.count else {}
     del values["dry_run"], values["write_prompts"]
     return Options(**values)
-
-
-def _counts(text: str, types: Sequence[str]) -> dict[str, int]:
-    """`N` for every type, or `TYPE=N,...`."""
-    try:
-        if not text or "=" not in text:
-            return {name: int(text) for name in types} if text else {}
-        return {name: int(number) for name, number in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise UserError(f"--count={text}: expected a number, or e.g. conversation=40,detail=20") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

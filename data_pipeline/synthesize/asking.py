@@ -28,6 +28,9 @@ from vflax.values import ID
 
 LONGEST_WAIT = 60.0  # seconds, between two tries
 LONGEST_RETRY_AFTER = 900.0  # seconds; a server that asks for more gets this
+NO_KEY = (
+    "none"  # what is sent where there is no key: servers on one's own machine ask for none, the client does
+)
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -269,7 +272,9 @@ class Asker:
 
     def _said(self, error: openai.APIStatusError) -> str:
         """The server's words on one line; some repeat the key."""
-        return " ".join(error.message.split()).replace(self._client.api_key, "***")[:300]
+        words = " ".join(error.message.split())
+        key = self._client.api_key
+        return (words if key == NO_KEY else words.replace(key, "***"))[:300]
 
 
 def read_reply(body: Any) -> Reply:

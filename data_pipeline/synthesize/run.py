@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipeline.synthesize import prompts as prompts_
 from data_pipeline.synthesize.account import Account, Prices, Tokens
-from data_pipeline.synthesize.asking import TOKEN_LIMITS, Asker, Policy, Request, Stop, stored_reply
+from data_pipeline.synthesize.asking import NO_KEY, TOKEN_LIMITS, Asker, Policy, Request, Stop, stored_reply
 from data_pipeline.synthesize.contexts import Context, read_contexts
 from data_pipeline.synthesize.output import (
     ALL_FILE,
@@ -248,8 +248,7 @@ def _client(options: Options) -> openai.AsyncOpenAI:
     key = os.environ.get(KEY_VARIABLE)
     if not key and url == OPENAI_URL:
         raise UserError(f"the environment variable {KEY_VARIABLE} is not set; {url} needs a key")
-    # Servers on one's own machine ask for none, the client does.
-    return openai.AsyncOpenAI(api_key=key or "none", base_url=url, timeout=options.timeout, max_retries=0)
+    return openai.AsyncOpenAI(api_key=key or NO_KEY, base_url=url, timeout=options.timeout, max_retries=0)
 
 
 async def _ask(

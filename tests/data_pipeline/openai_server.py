@@ -19,13 +19,14 @@ from typing import Any
 @dataclass
 class Answer:
     """One answer. `body` is JSON or, as bytes, sent as it is; close_after: that many bytes of it, then the connection
-    goes; delay: seconds before it; hold: wait for this event first."""
+    goes; delay: seconds before it; hold: wait for this event first; trickle: seconds between its bytes."""
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     close_after: int | None = None
     delay: float = 0.0
+    trickle: float = 0.0
     hold: threading.Event | None = None
 
 
@@ -145,6 +146,12 @@ class Server:
             handler.send_header(name, value)
         handler.send_header("content-length", str(len(body)))
         handler.end_headers()
+        if answer.trickle:
+            for byte in body:
+                handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
+                time.sleep(answer.trickle)
+            return
         handler.wfile.write(body[: answer.close_after])
         handler.wfile.flush()
         if answer.close_after is not None:
