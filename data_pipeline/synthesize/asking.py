@@ -192,8 +192,8 @@ class Asker:
                 raise Stopped
             self.attempts += 1
             stored = await self._send(request)
-            self._responses.put(key, stored)
             spent, lost = stored.tokens, Tokens()
+            await self._responses.put(key, stored)
             self.answered += 1
             self.spent += spent
             return stored
@@ -209,17 +209,16 @@ class Asker:
             raise
         finally:
             if lost != Tokens():
-                self._responses.put_lost(key, "no reply", lost)
+                await self._responses.put_lost(key, "no reply", lost)
             await self._account.settle(bound, spent, lost)
 
     async def _send(self, request: Request) -> Stored:
         try:
             # The client's own limit holds for each read; this one for the whole.
             async with asyncio.timeout(self._policy.timeout):
+                # The body as it is: the client takes longer to look through messages than all else together.
                 raw = await self._client.chat.completions.with_raw_response.create(
-                    messages=request.messages,  # type: ignore[arg-type]
-                    model=request.model,
-                    extra_body=dict(request.parameters),
+                    messages=[], model=request.model, extra_body=request.body
                 )
             return self._read(request, raw.http_response.content)
         except (TimeoutError, openai.APITimeoutError) as error:

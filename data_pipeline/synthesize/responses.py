@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -46,35 +47,46 @@ class Stored:
     tokens: Tokens
 
 
-class Responses:
-    """The file; only one process has it open."""
+_Row = tuple[str, tuple[Any, ...], asyncio.Future[None]]  # statement, values, done
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self._path = path
-        self._connection = connection
+
+class Responses:
+    """The file; only one process has it open.
+
+    Replies that come while an fsync goes on share the next one, and the event loop waits for none: a thread writes
+    through a connection of its own. What is read is on the disk.
+    """
+
+    def __init__(self, path: Path, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+        self._path, self._reader, self._writer = path, reader, writer
+        self._rows: list[_Row] = []
+        self._writing: asyncio.Task[None] | None = None
 
     def get(self, key: str) -> Stored | None:
         query = "SELECT status, body, prompt_tokens, completion_tokens FROM responses WHERE key = ?"
         with _telling(self._path):
-            row = self._connection.execute(query, (key,)).fetchone()
+            row = self._reader.execute(query, (key,)).fetchone()
         return None if row is None else Stored(row[0], row[1], Tokens(row[2], row[3]))
 
-    def put(self, key: str, stored: Stored) -> None:
-        """Returns once it is on the disk.
+    async def put(self, key: str, stored: Stored) -> None:
+        """Returns once it is on the disk; it gets there also where the caller is cancelled meanwhile.
 
         Raises:
             UserError: the disk is full or broken.
         """
         tokens = stored.tokens
         row = (key, stored.status, stored.body, tokens.prompt, tokens.completion, time.time())
-        with _telling(self._path), self._connection:
-            self._connection.execute("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
+        await self._add("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
 
-    def put_lost(self, key: str, why: str, bound: Tokens) -> None:
+    async def put_lost(self, key: str, why: str, bound: Tokens) -> None:
         """A request that was sent and not answered: it may have been billed, at most so much."""
         row = (key, why, bound.prompt, bound.completion, time.time())
-        with _telling(self._path), self._connection:
-            self._connection.execute("INSERT INTO lost VALUES (?, ?, ?, ?, ?)", row)
+        await self._add("INSERT INTO lost VALUES (?, ?, ?, ?, ?)", row)
+
+    async def written(self) -> None:
+        """Returns once nothing is on its way to the disk."""
+        if self._writing is not None:
+            await self._writing
 
     def tokens(self) -> tuple[Tokens, Tokens]:
         """Of all replies in the file, and of all that were lost."""
@@ -84,8 +96,36 @@ class Responses:
                 f"SELECT COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM {table}"
             )
             with _telling(self._path):
-                sums.append(Tokens(*self._connection.execute(query).fetchone()))
+                sums.append(Tokens(*self._reader.execute(query).fetchone()))
         return sums[0], sums[1]
+
+    async def _add(self, statement: str, values: tuple[Any, ...]) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._rows.append((statement, values, done))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+        await done
+
+    async def _write_all(self) -> None:
+        while self._rows:
+            rows, self._rows = self._rows, []
+            error: UserError | None = None
+            try:
+                await asyncio.to_thread(self._commit, rows)
+            except UserError as raised:
+                error = raised
+            for _, _, done in rows:
+                if done.cancelled():
+                    continue
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+    def _commit(self, rows: list[_Row]) -> None:
+        with _telling(self._path), self._writer:
+            for statement, values, _ in rows:
+                self._writer.execute(statement, values)
 
 
 @contextlib.contextmanager
@@ -105,7 +145,9 @@ def open_responses(path: Path) -> Iterator[Responses]:
                 raise UserError(
                     f"{path}: another run has it open, and both would pay for the same; wait for its end"
                 ) from None
-            connection = stack.enter_context(contextlib.closing(sqlite3.connect(path)))
+            connection = stack.enter_context(
+                contextlib.closing(sqlite3.connect(path, check_same_thread=False))
+            )
             # In write-ahead mode FULL means one fsync for each commit.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -116,7 +158,8 @@ def open_responses(path: Path) -> Iterator[Responses]:
                 )
             connection.executescript(_TABLES)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
-        yield Responses(path, connection)
+            reader = stack.enter_context(contextlib.closing(sqlite3.connect(path)))
+        yield Responses(path, reader, connection)
 
 
 @contextlib.contextmanager
@@ -124,7 +167,7 @@ def open_nothing() -> Iterator[Responses]:
     """An empty one in memory, for a dry run before the first run."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(_TABLES)
-        yield Responses(Path(":memory:"), connection)
+        yield Responses(Path(":memory:"), connection, connection)
 
 
 @contextlib.contextmanager

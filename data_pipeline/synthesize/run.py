@@ -245,7 +245,11 @@ def synthesize(options: Options, *, show_progress: bool = True) -> tuple[dict[st
 
 def _client(options: Options) -> openai.AsyncOpenAI:
     url = options.url
-    key = os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise UserError(
+            f"the environment variable {KEY_VARIABLE} holds something that is no key; set it again"
+        )
     if not key and url == OPENAI_URL:
         raise UserError(f"the environment variable {KEY_VARIABLE} is not set; {url} needs a key")
     return openai.AsyncOpenAI(api_key=key or NO_KEY, base_url=url, timeout=options.timeout, max_retries=0)
@@ -273,14 +277,17 @@ async def _ask(
                 tasks.discard(task)
                 slots.release()
 
-            async with asyncio.TaskGroup() as group:
-                for sample in plan.samples:
-                    await slots.acquire()
-                    if stop:
-                        break
-                    task = group.create_task(one(sample))
-                    tasks.add(task)
-                    task.add_done_callback(ended)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for sample in plan.samples:
+                        await slots.acquire()
+                        if stop:
+                            break
+                        task = group.create_task(one(sample))
+                        tasks.add(task)
+                        task.add_done_callback(ended)
+            finally:
+                await responses.written()
     return asker, stop, time.monotonic() - begun
 
 

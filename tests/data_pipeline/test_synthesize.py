@@ -460,10 +460,8 @@ def broken(answer: Answer, after: int) -> Answer:
         (Answer(500, b"<html>oops</html>"), "500"),
         (broken(completion(REPLIES["detail"]), 0), "connection"),
         (broken(completion(REPLIES["detail"]), 100), "connection"),
-        (
-            completion(REPLIES["detail"]).__class__(body=completion(REPLIES["detail"]).body, delay=1.5),
-            "timeout",
-        ),
+        (dataclasses.replace(completion(REPLIES["detail"]), delay=1.5), "timeout"),
+        (dataclasses.replace(completion(REPLIES["detail"]), trickle=0.1), "timeout"),
         (Answer(body=b"{"), "malformed"),
         (Answer(body=b""), "malformed"),
         (Answer(body=b"<html>a proxy</html>", headers={"content-type": "text/html"}), "malformed"),
@@ -594,6 +592,16 @@ def test_a_local_server_needs_no_key_and_openais_does(tmp_path, monkeypatch, cap
         == 1
     )
     assert "OPENAI_API_KEY is not set" in capsys.readouterr().err
+
+
+def test_a_line_break_after_the_key_does_no_harm_and_what_is_no_key_is_told(tmp_path, monkeypatch, capsys):
+    with serving(good) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+        assert Job(tmp_path, server, 1).run() == 0
+        assert server.seen[0].authorization == f"Bearer {KEY}"
+        monkeypatch.setenv("OPENAI_API_KEY", "my kéy")
+        assert Job(tmp_path, server, 1).run() == 1
+    assert "OPENAI_API_KEY" in capsys.readouterr().err
 
 
 def test_no_more_requests_are_in_flight_than_allowed(tmp_path):
