@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Account:
 
     def bound(self, prompt: int, most: int) -> Tokens:
         """What a request of an estimated `prompt` tokens and at most `most` new ones may use."""
-        return Tokens(round(prompt * self._scale), most)
+        return Tokens(math.ceil(prompt * self._scale), most)
 
     async def reserve(self, bound: Tokens) -> None:
         """Waits until the budget has room for `bound`: what is in flight costs mostly less than it may.
@@ -78,15 +79,15 @@ class Account:
             self._in_flight += bound
             self._requests += 1
 
-    async def settle(self, bound: Tokens, spent: Tokens = Tokens(), lost: Tokens = Tokens()) -> None:
-        """Ends a reservation: with what it has cost, or may have."""
+    async def settle(self, bound: Tokens, prompt: int, spent: Tokens, lost: Tokens) -> None:
+        """Ends a reservation: with what it has cost, or may have. `prompt` is the estimate that `bound` was made of."""
         async with self._freed:
             self._in_flight -= bound
             self._requests -= 1
             self.spent += spent
             self.lost += lost
-            if bound.prompt and spent.prompt > bound.prompt:
-                self._scale *= spent.prompt / bound.prompt
+            if prompt:
+                self._scale = max(self._scale, spent.prompt / prompt)
             self._freed.notify_all()
 
     def _fits(self, bound: Tokens) -> bool:

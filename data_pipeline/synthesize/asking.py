@@ -183,7 +183,8 @@ class Asker:
         loop = asyncio.get_running_loop()
         while (pause := self._not_before - loop.time()) > 0:
             await self._stop.sleep(pause)
-        bound = self._account.bound(request.prompt_tokens, request.most_tokens)
+        prompt = request.prompt_tokens
+        bound = self._account.bound(prompt, request.most_tokens)
         await self._account.reserve(bound)
         spent, lost = Tokens(), bound  # until it is known better: cancelled, or an error nobody thought of
         try:
@@ -210,7 +211,7 @@ class Asker:
         finally:
             if lost != Tokens():
                 await self._responses.put_lost(key, "no reply", lost)
-            await self._account.settle(bound, spent, lost)
+            await self._account.settle(bound, prompt, spent, lost)
 
     async def _send(self, request: Request) -> Stored:
         try:

@@ -11,7 +11,7 @@ A reply of type conversation or complex is made of blocks, a line `===` between 
 The text may begin on the line of its label, and a `===` may close the last block. A reply of type detail is plain
 paragraphs. Nothing is mended: a reply is taken as it is or rejected.
 
-    whole reply     empty, refused, truncated, content_filter
+    whole reply     empty, refused, truncated, content_filter, thinking
     form            no_question, broken_alternation, missing_separator, several_questions, not_a_paragraph
     length          too_few_questions, too_many_questions, too_short, too_long
     leakage         mentions_caption, coordinates, as_an_ai, question_leaks_caption, image_marker
@@ -84,6 +84,9 @@ _REFUSAL = re.compile(
 )
 
 
+_THINKING = re.compile(r"</?think(ing)?>", re.IGNORECASE)
+
+
 def _whole(reply: Reply) -> Reject | None:
     if reply.finish == "content_filter":
         return Reject("content_filter", "the endpoint's filter held it back")
@@ -93,6 +96,10 @@ def _whole(reply: Reply) -> Reject | None:
         return Reject("truncated", "cut off at the limit of tokens; raise --max_tokens")
     if not reply.text.strip():
         return Reject("empty", f"no text (finish reason {reply.finish})")
+    if found := _THINKING.search(reply.text):
+        return Reject(
+            "thinking", f"holds {found[0]!r}; let the server take such parts out, or switch them off"
+        )
     return _refusal(reply.text)
 
 

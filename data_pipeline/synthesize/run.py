@@ -265,7 +265,7 @@ async def _ask(
     async with _client(options) as client:
         asker = Asker(client, responses, account, policy, stop)
         slots = asyncio.Semaphore(options.concurrency)
-        with _Line(len(plan.samples), account, asker, show_progress) as line, _signals(stop) as tasks:
+        with _Line(len(plan.samples), account, asker, show_progress) as line, _signals(stop, line) as tasks:
 
             async def one(sample: Sample) -> None:
                 try:
@@ -305,7 +305,7 @@ async def _settle(plan: Plan, asker: Asker, sample: Sample) -> Pairs | Reject | 
 
 
 @contextlib.contextmanager
-def _signals(stop: Stop) -> Iterator[set[asyncio.Task[None]]]:
+def _signals(stop: Stop, line: _Line) -> Iterator[set[asyncio.Task[None]]]:
     """The first Ctrl-C or SIGTERM lets what is in flight come home, the second cancels the tasks in the set."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
@@ -314,7 +314,9 @@ def _signals(stop: Stop) -> Iterator[set[asyncio.Task[None]]]:
         if stop:
             for task in tasks:
                 task.cancel()
-        stop.set("interrupted")
+        else:
+            stop.set("interrupted")
+            line.say("interrupted: waiting for the requests in flight; Ctrl-C again gives them up")
 
     installed = []
     for number in _STOP_SIGNALS:
@@ -352,6 +354,9 @@ class _Line:
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
+
+    def say(self, words: str) -> None:
+        self._progress.console.print(words, highlight=False, soft_wrap=True)
 
     def finished(self, judged: Pairs | Reject | None) -> None:
         if judged is None:

@@ -62,6 +62,7 @@ def test_a_description_is_taken_as_it_is():
         (Reply(blocks(*TALK), "length"), "truncated"),
         (Reply(blocks(*TALK), "content_filter"), "content_filter"),
         (Reply("", "stop", "I will not do that."), "refused"),
+        (Reply(f"<think>\nLet me see.\n</think>\n{LONG}"), "thinking"),
         (Reply("I'm sorry, I can't help with that."), "refused"),
         (Reply("I\u2019m really sorry, but no."), "refused"),
         (Reply("Sorry! This I cannot do."), "refused"),
