@@ -3,14 +3,13 @@
     vision_flan   {"id", "image", "task_name", "conversations": [{"from": "human"|"gpt", "value"}, ...]}
                   (the releases annotation_191-task_1k.json and vision_flan.json)
     llava         the same without task_name (blip_laion_cc_sbu_558k.json, llava_instruct_150k.json, ...): the
-                  task is the file's stem, and an id that comes again, as they do there, gets "#2", "#3", ...
+                  task is the file's stem
 
 "image" may be absent (text only), a path relative to the image folder, or a list of such paths.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 from collections import Counter
@@ -38,13 +37,8 @@ def read_annotations(path: Path, format: str) -> tuple[list[RawSample], list[Pro
     _check_keys(path, format, entries)
     samples: list[RawSample] = []
     problems: list[Problem] = []
-    seen: Counter[str] = Counter()
     for number, entry in enumerate(entries):
         read = _read_entry(number, entry, format, path.stem)
-        if isinstance(read, RawSample):
-            seen[read.id] += 1
-            if seen[read.id] > 1:
-                read = _repeated(read, seen[read.id], format)
         if isinstance(read, RawSample):
             samples.append(read)
         else:
@@ -111,15 +105,6 @@ def _read_entry(number: int, entry: Any, format: str, stem: str) -> RawSample | 
             number, str(entry.get("id", "")), str(task or ""), "", "broken_record", "; ".join(wrong)
         )
     return RawSample(number, str(entry["id"]), str(task), tuple(files), entry.get("conversations"))
-
-
-def _repeated(sample: RawSample, time: int, format: str) -> RawSample | Problem:
-    if format == "llava":
-        return dataclasses.replace(sample, id=f"{sample.id}#{time}")
-    file = ", ".join(sample.files)
-    return Problem(
-        sample.number, sample.id, sample.task, file, "duplicate_id", "an earlier sample has the same id"
-    )
 
 
 def _clean(value: Any) -> Any:
