@@ -289,17 +289,33 @@ class Stage:
         _write_json(self.new / CONTENTS_FILE, {"splits": dict(sorted(self._contents.items()))})
         for name in ("dataset_info.json", "features.json"):
             (self.new / name).unlink(missing_ok=True)
-        tfds.folder_dataset.write_metadata(
-            data_dir=os.fspath(self.new),
-            features=features(),
-            split_infos=infos,
-            check_data=False,
-            description=description or "Samples of conversations with images, written by vflax.",
-        )
+        with self._placeholders():
+            tfds.folder_dataset.write_metadata(
+                data_dir=os.fspath(self.new),
+                features=features(),
+                split_infos=infos,
+                check_data=False,
+                description=description or "Samples of conversations with images, written by vflax.",
+            )
         if is_remote(self._out):
             publish.upload(self.new, self._out)
         else:
             folders.swap(self.new, Path(self._out))
+
+    @contextlib.contextmanager
+    def _placeholders(self) -> Iterator[None]:
+        """Empty files in the place of shards that are on a bucket only: TFDS looks for their names."""
+        made = []
+        for split, entry in self._contents.items():
+            count = len(entry["shard_lengths"])
+            for i in range(count):
+                name = _template(self.new, split).sharded_filepath(shard_index=i, num_shards=count)
+                if not name.exists():
+                    name.touch()
+                    made.append(name)
+        yield
+        for name in made:
+            name.unlink()
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON file beside the data, e.g. a report."""

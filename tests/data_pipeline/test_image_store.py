@@ -26,7 +26,9 @@ MEMBERS = {
 }
 
 
-def write_zip(path: Path, members: dict[str, bytes], top: str = "", method: int = zipfile.ZIP_DEFLATED) -> Path:
+def write_zip(
+    path: Path, members: dict[str, bytes], top: str = "", method: int = zipfile.ZIP_DEFLATED
+) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(top + name, data)
@@ -120,7 +122,11 @@ def spell(tmp_path: Path, how: str) -> str:
 def test_several_archives_without_suffixes_are_one_store(tmp_path, how):
     (tmp_path / "images").mkdir()
     images = spell(tmp_path, how)
-    for name in ("vision_flan.json", "unzip.sh", ".gitattributes"):  # what lies beside the shards of the release
+    for name in (
+        "vision_flan.json",
+        "unzip.sh",
+        ".gitattributes",
+    ):  # what lies beside the shards of the release
         (tmp_path / "images" / name).write_text("{}")
     if how == "pattern":
         assert "*" in images
@@ -143,7 +149,11 @@ def test_a_folder_and_an_archive_together_are_looked_through_in_their_order(tmp_
     write_folder(tmp_path / "f", {"a.jpg": b"folder", "c.jpg": b"only here"})
     write_zip(tmp_path / "z", {"a.jpg": b"zip", "b.jpg": b"only there"})
     one = open_store(f"{tmp_path}/f,{tmp_path}/z", tmp_path)
-    assert [read(one, name) for name in ("a.jpg", "b.jpg", "c.jpg")] == [b"folder", b"only there", b"only here"]
+    assert [read(one, name) for name in ("a.jpg", "b.jpg", "c.jpg")] == [
+        b"folder",
+        b"only there",
+        b"only here",
+    ]
     two = open_store(f"{tmp_path}/z,{tmp_path}/f", tmp_path)
     assert [read(two, name) for name in ("a.jpg", "b.jpg", "c.jpg")] == [b"zip", b"only there", b"only here"]
 
@@ -178,7 +188,9 @@ def test_in_one_archive_the_last_member_of_a_name_counts_as_when_it_is_unpacked(
 
 
 @pytest.mark.parametrize("write", [write_folder, write_zip, write_tar])
-@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "a\\..\\b.jpg", "a\0.jpg"])
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "a\\..\\b.jpg", "a\0.jpg"]
+)
 def test_a_name_that_leads_out_is_refused_even_where_an_archive_has_it(tmp_path, write, name):
     members = {"a.jpg": b"1"} if write is write_folder or "\0" in name else {"a.jpg": b"1", name: b"2"}
     store = open_store(write(tmp_path / "images", members), tmp_path)
