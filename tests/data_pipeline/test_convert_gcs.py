@@ -1,4 +1,4 @@
-"""gs:// for annotations, images and OUT, against a server that speaks Google Cloud Storage's protocol on this machine."""
+"""gs:// for annotations, images and OUT, against a server that speaks Google Cloud Storage's protocol."""
 
 from __future__ import annotations
 

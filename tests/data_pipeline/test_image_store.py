@@ -307,7 +307,7 @@ def test_a_cut_off_archive_is_refused(tmp_path):
     for write in (write_zip, write_tar):
         path = write(tmp_path / "z", {f"{i}.jpg": os.urandom(5000) for i in range(5)})
         path.write_bytes(path.read_bytes()[:14000])
-        with pytest.raises(UserError, match="not a whole (zip|tar) archive"):
+        with pytest.raises(UserError, match=r"not a whole (zip|tar) archive"):
             open_store(path, tmp_path)
 
 
