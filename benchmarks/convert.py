@@ -2,11 +2,11 @@
 
     python -m benchmarks.convert --work=DIR --out=benchmarks/results/convert.json
 
-Writes a release into DIR that looks like the full one (1,664,261 rows of 187 tasks in one JSON array, texts of about 128
-tokens) but shares 50 small pictures, converts its first tenth and then all of it, and measures each conversion: wall time,
-and the peaks of resident memory (VmHWM) of the parent process and of every worker, added up. Exit status 1 when they
-add up to over 1 GB, or grow by more than 64 bytes a row from the tenth to the whole. DIR needs 20 GB; --rows makes
-it smaller. Linux only.
+Writes a release into DIR that looks like the full one (1,664,261 rows of 187 tasks in one JSON array, texts of about
+128 tokens) but shares 50 small pictures, converts its first tenth and then all of it, and measures each conversion:
+wall time, and the peaks of resident memory (VmHWM) of the parent process and of every worker, added up. Exit status 1
+when they add up to over 1 GB, or grow by more than 64 bytes a row from the tenth to the whole. DIR needs 20 GB; --rows
+makes it smaller. Linux only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,19 @@ TASKS = 187
 IMAGES = 50
 MAX_TOTAL = 1 << 30  # bytes, parent and workers together
 MAX_PER_ROW = 64  # bytes
-_WORDS = "what which shown picture object red left answer describe category small street person because of the".split()
+_WORDS = (
+    "what",
+    "shown",
+    "picture",
+    "object",
+    "red",
+    "left",
+    "answer",
+    "describe",
+    "category",
+    "street",
+    "because",
+)
 _LINES_OF_MEMORY = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
