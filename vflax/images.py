@@ -28,6 +28,9 @@ _KINDS: dict[str, Kind] = {"size": COUNT, "mean": NUMBER.listed(3), "std": NUMBE
 # ever held here either: a picture of 1 x 60000 padded to a square would take 10 GB, its resized strip 20 GB.
 MAX_PIXELS = 178_956_970
 
+# How JPEG, PNG, GIF, WebP and TIFF files begin: one that Pillow does not know all the same is damaged.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+
 
 class ImageError(UserError):
     """An image that cannot be used.
@@ -153,7 +156,10 @@ def _as_image_error(data: bytes = b"") -> Iterator[None]:
     except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError(f"not an image ({len(data)} bytes beginning with {data[:8]!r})", "unknown") from None
+        what = f"({len(data)} bytes beginning with {data[:8]!r})"
+        if data.startswith(_MAGIC):
+            raise ImageError(f"damaged image: truncated or broken in its header {what}") from None
+        raise ImageError(f"not an image {what}", "unknown") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"decompression bomb: {error}", "bomb") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error ...

@@ -70,6 +70,8 @@ LEFT_OUT = {
     "a GIF cut off": (encoded(noise(64, 64), "GIF")[:-200], "image_damaged"),
     "a WebP cut off": (encoded(noise(64, 64), "WEBP")[:-200], "image_damaged"),
     "the head of a JPEG": (encoded(noise(64, 64), "JPEG")[:30], "image_damaged"),
+    "the head of a PNG": (encoded(noise(64, 64), "PNG")[:20], "image_damaged"),
+    "the head of a GIF": (encoded(noise(64, 64), "GIF")[:8], "image_damaged"),
     "a bomb": (bomb(), "image_bomb"),
 }
 
