@@ -27,3 +27,15 @@ class Problem:
     file: str
     reason: str  # one word for counting
     detail: str  # one line for a person
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What is odd about a sample that is in the dataset all the same."""
+
+    number: int
+    id: str
+    task: str
+    file: str  # the image it is about, or ""
+    kind: str  # one word for counting
+    detail: str  # one line for a person

@@ -8,7 +8,10 @@ A directory holds, beside what TFDS itself reads (dataset_info.json, features.js
                          not decoded it}, so that lengths are measured, mixtures drawn and copies of a picture found
                          without reading the images
 
-The directory as a whole is replaced by a rename: a reader sees the old one or the new one, never a mix.
+The directory as a whole is replaced by a rename: a reader sees the old one or the new one, never a mix. On a bucket,
+which has no renames, dataset_info.json is put there last (data_pipeline.publish).
+
+Nothing grows with the number of samples but the files.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,8 +32,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from etils import epath
 from tensorflow_datasets.core import example_serializer
 
+from data_pipeline import publish
+from data_pipeline.remote import is_remote
 from vflax import folders
 from vflax.errors import UserError
 
@@ -37,6 +44,7 @@ DATASET_NAME = "vflax"
 CONTENTS_FILE = "contents.json"
 INDEX_DIR = "index"
 DEFAULT_SHARD_BYTES = 256 << 20
+_BLOCK = 1 << 20  # bytes that are copied at once
 # Groups of one record: larger ones make random reads ten times slower. Images are compressed already.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -63,36 +71,42 @@ def features() -> tfds.features.FeaturesDict:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A finished shard that still bears a temporary name."""
+    """A finished shard that still bears a temporary name.
+
+    Beside it lie PATH.jsonl, its part of the index, and PATH.digests, the sha256 of each sample, 32 bytes each.
+    """
 
     path: Path
-    index_path: Path
     samples: int
     num_bytes: int
-    digests: bytes  # sha256 of each sample, 32 bytes each
     tasks: Mapping[str, int]
+
+    @property
+    def index_path(self) -> Path:
+        return self.path.with_name(self.path.name + ".jsonl")
+
+    @property
+    def digests_path(self) -> Path:
+        return self.path.with_name(self.path.name + ".digests")
 
 
 class ShardWriter:
-    """Writes one shard and its part of the index; `close` gives the Shard.
-
-    Args:
-        path: where the shard goes; the index part is written beside it as PATH.jsonl.
-    """
+    """Writes one shard, its part of the index and its samples' digests (see Shard); `close` gives the Shard."""
 
     def __init__(self, path: Path) -> None:
+        files = Shard(path, 0, 0, {})
         self._path = path
-        self._index_path = path.with_name(path.name + ".jsonl")
         self._features = features()
         self._serializer = example_serializer.ExampleSerializer(self._features.get_serialized_info())
         self._records = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-        self._index = open(self._index_path, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._digests: list[bytes] = []
+        self._index = open(files.index_path, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._digests = open(files.digests_path, "wb")  # noqa: SIM115 (closed by close)
+        self._samples = 0
         self._tasks: Counter[str] = Counter()
         self.num_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return self._samples
 
     def write(self, example: Mapping[str, Any], hashes: Sequence[int] | None = None) -> None:
         """Append one sample: {id, task, conversations, images, sizes, source}.
@@ -111,7 +125,8 @@ class ShardWriter:
         record = self._serialize({**example, "conversations": conversations})
         self._records.write(record)
         self.num_bytes += len(record)
-        self._digests.append(_digest(example, conversations))
+        self._digests.write(_digest(example, conversations))
+        self._samples += 1
         self._tasks[example["task"]] += 1
         line = {
             "id": example["id"],
@@ -135,14 +150,8 @@ class ShardWriter:
         """Finish the files."""
         self._records.close()
         self._index.close()
-        return Shard(
-            self._path,
-            self._index_path,
-            len(self._digests),
-            self.num_bytes,
-            b"".join(self._digests),
-            dict(self._tasks),
-        )
+        self._digests.close()
+        return Shard(self._path, self._samples, self.num_bytes, dict(self._tasks))
 
 
 def _digest(example: Mapping[str, Any], conversations: str) -> bytes:
@@ -177,7 +186,7 @@ def write_dataset(
     """
     for split in splits:
         check_split(split)
-    with staging(Path(out)) as stage:
+    with staging(out) as stage:
         for split, examples in splits.items():
             stage.add_split(split, _write_shards(stage.scratch / split, examples, shard_bytes))
         stage.commit(description)
@@ -206,9 +215,12 @@ def _write_shards(scratch: Path, examples: Iterable[Mapping[str, Any]], shard_by
 
 
 class Stage:
-    """A directory in the making: begins with what `out` holds, gains splits, becomes `out`."""
+    """A directory in the making: begins with what `out` holds, gains splits, becomes `out`.
 
-    def __init__(self, out: Path, root: Path) -> None:
+    Where `out` is on a bucket it begins with the small files only, and what it gained is uploaded.
+    """
+
+    def __init__(self, out: epath.Path, root: Path) -> None:
         self._out = out
         self.new = root / "new"
         self.scratch = root / "scratch"
@@ -216,7 +228,10 @@ class Stage:
         self._contents = _copy_existing(out, self.new)
 
     def add_split(self, split: str, shards: Sequence[Shard]) -> None:
-        """Take finished shards, in their order, as the split; a split of that name is replaced."""
+        """Take finished shards, in their order, as the split; a split of that name is replaced.
+
+        The shards' own files stay where they are as well (hard links): who was killed before `commit` has them still.
+        """
         check_split(split)
         shards = [shard for shard in shards if shard.samples]
         if not shards:
@@ -224,29 +239,41 @@ class Stage:
         for old in self.new.glob(f"{DATASET_NAME}-{split}.array_record-*"):
             old.unlink()
         template = _template(self.new, split)
-        index_path = self.new / INDEX_DIR / f"{split}.jsonl"
-        index_path.parent.mkdir(exist_ok=True)
-        index_path.unlink(missing_ok=True)  # not truncated: the old name is a hard link into `out`
-        index_digest = hashlib.sha256()
-        with open(index_path, "wb") as index:
-            for i, shard in enumerate(shards):
-                path = template.sharded_filepath(shard_index=i, num_shards=len(shards))
-                os.replace(shard.path, os.fspath(path))
-                part = shard.index_path.read_bytes()
-                index.write(part)
-                index_digest.update(part)
+        for i, shard in enumerate(shards):
+            name = template.sharded_filepath(shard_index=i, num_shards=len(shards))
+            _link(os.fspath(shard.path), os.fspath(name))
+        index = self.add_file(f"{INDEX_DIR}/{split}.jsonl", [shard.index_path for shard in shards])
+        digest = hashlib.sha256()
+        for shard in shards:
+            with open(shard.digests_path, "rb") as digests:
+                for block in iter(lambda: digests.read(_BLOCK), b""):
+                    digest.update(block)
         tasks: Counter[str] = Counter()
         for shard in shards:
             tasks.update(shard.tasks)
         self._contents[split] = {
             "samples": sum(shard.samples for shard in shards),
             # Over the samples, not the files: how they were cut into shards makes no difference.
-            "sha256": hashlib.sha256(b"".join(shard.digests for shard in shards)).hexdigest(),
-            "index_sha256": index_digest.hexdigest(),
+            "sha256": digest.hexdigest(),
+            "index_sha256": index,
             "shard_lengths": [shard.samples for shard in shards],
             "num_bytes": sum(shard.num_bytes for shard in shards),
             "tasks": dict(sorted(tasks.items())),
         }
+
+    def add_file(self, name: str, parts: Sequence[Path]) -> str:
+        """Write these files, one after the other, as one file of the directory; gives its sha256."""
+        path = self.new / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # not truncated: the old name is a hard link into `out`
+        digest = hashlib.sha256()
+        with open(path, "wb") as file:
+            for part in parts:
+                with open(part, "rb") as source:
+                    for block in iter(lambda: source.read(_BLOCK), b""):
+                        file.write(block)
+                        digest.update(block)
+        return digest.hexdigest()
 
     def commit(self, description: str = "") -> None:
         """Write the metadata and let the new directory take the place of the old."""
@@ -262,14 +289,33 @@ class Stage:
         _write_json(self.new / CONTENTS_FILE, {"splits": dict(sorted(self._contents.items()))})
         for name in ("dataset_info.json", "features.json"):
             (self.new / name).unlink(missing_ok=True)
-        tfds.folder_dataset.write_metadata(
-            data_dir=os.fspath(self.new),
-            features=features(),
-            split_infos=infos,
-            check_data=False,
-            description=description or "Samples of conversations with images, written by vflax.",
-        )
-        folders.swap(self.new, self._out)
+        with self._placeholders():
+            tfds.folder_dataset.write_metadata(
+                data_dir=os.fspath(self.new),
+                features=features(),
+                split_infos=infos,
+                check_data=False,
+                description=description or "Samples of conversations with images, written by vflax.",
+            )
+        if is_remote(self._out):
+            publish.upload(self.new, self._out)
+        else:
+            folders.swap(self.new, Path(self._out))
+
+    @contextlib.contextmanager
+    def _placeholders(self) -> Iterator[None]:
+        """Empty files in the place of shards that are on a bucket only: TFDS looks for their names."""
+        made = []
+        for split, entry in self._contents.items():
+            count = len(entry["shard_lengths"])
+            for i in range(count):
+                name = _template(self.new, split).sharded_filepath(shard_index=i, num_shards=count)
+                if not name.exists():
+                    name.touch()
+                    made.append(name)
+        yield
+        for name in made:
+            name.unlink()
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON file beside the data, e.g. a report."""
@@ -282,12 +328,21 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staging(out: Path) -> Iterator[Stage]:
-    """A Stage beside `out` that is removed, whatever happens; `out` changes only by Stage.commit."""
-    out = Path(os.path.abspath(out))
-    check_target(out)
-    with folders.beside(out) as root:
-        yield Stage(out, root)
+def staging(out: str | os.PathLike[str], scratch: Path | None = None) -> Iterator[Stage]:
+    """A Stage that is removed, whatever happens; `out` changes only by Stage.commit.
+
+    It lies beside `out`, where `out` is local; else in the folder `scratch`.
+    """
+    if not is_remote(out):
+        local = Path(os.path.abspath(out))
+        check_target(epath.Path(local))
+        with folders.beside(local) as root:
+            yield Stage(epath.Path(local), root)
+        return
+    target = epath.Path(out)
+    check_target(target)
+    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
+        yield Stage(target, Path(temporary))
 
 
 def check_split(split: str) -> None:
@@ -300,27 +355,37 @@ def check_split(split: str) -> None:
         raise UserError(f"split {split!r}: expected a lower-case letter, then letters, digits or _")
 
 
-def check_target(out: Path) -> None:
+def check_target(out: epath.Path) -> None:
     """Refuse to write over something that is not a vflax dataset.
 
     Raises:
         UserError: `out` is a file, or a directory with other things in it.
     """
-    if out.is_file():
+    if not out.exists():
+        return
+    if not out.is_dir():
         raise UserError(f"{out} is a file; expected a directory, or nothing, to write the dataset to")
-    if out.is_dir() and any(out.iterdir()) and not (out / CONTENTS_FILE).is_file():
+    if any(out.iterdir()) and not (out / CONTENTS_FILE).exists():
         raise UserError(
             f"{out} holds files, but no {CONTENTS_FILE}: it was not written by vflax. "
             "Name a new directory, or one that an earlier conversion wrote (its other splits are kept)."
         )
 
 
-def _copy_existing(out: Path, new: Path) -> dict[str, Any]:
-    """Hard links to all that `out` holds (a copy costs 36 GB for Vision-Flan); gives its splits."""
-    if not (out / CONTENTS_FILE).is_file():
+def _copy_existing(out: epath.Path, new: Path) -> dict[str, Any]:
+    """Hard links to all that `out` holds (a copy costs 36 GB for Vision-Flan); gives its splits.
+
+    Of a directory on a bucket only JSON files are fetched: the others stay there as they are.
+    """
+    if not (out / CONTENTS_FILE).exists():
         new.mkdir()
         return {}
-    shutil.copytree(out, new, copy_function=_link)
+    if is_remote(out):
+        new.mkdir()
+        for path in out.glob("*.json"):
+            path.copy(new / path.name)
+    else:
+        shutil.copytree(out, new, copy_function=_link)
     return json.loads((new / CONTENTS_FILE).read_text("utf-8"))["splits"]
 
 

@@ -18,14 +18,18 @@ from pathlib import Path
 from vflax.errors import UserError
 
 
+class NotWritten(UserError):
+    """The system's fault, not the input's: the same may go well later."""
+
+
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
     """An empty folder beside `out` that is removed in the end. Build in a folder inside it (mkdtemp's own mode of 0700
     would keep others out), then `swap`.
 
     Raises:
-        UserError: the disk is full, or `out` cannot be written for another reason of the system's. What was there under
-            that name is there still.
+        NotWritten: the disk is full, or `out` cannot be written for another reason of the system's. What was there
+            under that name is there still.
     """
     out = Path(os.path.abspath(out))
     root = None
@@ -38,7 +42,7 @@ def beside(out: Path) -> Iterator[Path]:
     except OSError as error:
         recover(out)
         full = "no space left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        raise UserError(f"{out}: not written: {full}; nothing is left behind") from None
+        raise NotWritten(f"{out}: not written: {full}; nothing is left behind") from None
     finally:
         if root is not None:
             shutil.rmtree(root, ignore_errors=True)

@@ -7,6 +7,8 @@ Pillow's antialiased bicubic filter. The result stays uint8; the model normalise
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any, Literal, get_args
@@ -26,13 +28,25 @@ _KINDS: dict[str, Kind] = {"size": COUNT, "mean": NUMBER.listed(3), "std": NUMBE
 # ever held here either: a picture of 1 x 60000 padded to a square would take 10 GB, its resized strip 20 GB.
 MAX_PIXELS = 178_956_970
 
+# How JPEG, PNG, GIF, WebP and TIFF files begin: one that Pillow does not know all the same is damaged.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+
 
 class ImageError(UserError):
-    """An image that cannot be used; `reason` is one line for a report."""
+    """An image that cannot be used.
 
-    def __init__(self, reason: str):
+    reason: one line for a report.
+    kind: for counting: "empty" (no bytes), "unknown" (no format that Pillow reads), "bomb" (over MAX_PIXELS) or
+        "damaged" (all else: truncated, a checksum that does not fit, ...).
+    """
+
+    def __init__(self, reason: str, kind: str = "damaged"):
         super().__init__(reason)
         self.reason = reason
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.kind)
 
 
 @dataclass(frozen=True)
@@ -87,36 +101,69 @@ class ImageRules:
 def decode(data: bytes) -> Image.Image:
     """Decodes an encoded picture (JPEG, PNG, ... whatever Pillow reads) to the last byte, as RGB.
 
-    The EXIF orientation is not applied and transparency is dropped, as in LLaVA (a plain `.convert("RGB")`).
-    Of an animation the first frame is taken.
+    `load`, then `to_rgb`: see there for what becomes of animations, transparency and 16 bits.
+
+    Raises:
+        ImageError: empty, not a picture, truncated or damaged, or over MAX_PIXELS.
+    """
+    return to_rgb(load(data))
+
+
+def load(data: bytes) -> Image.Image:
+    """Decodes an encoded picture to the last byte, in the colours that it is stored in.
+
+    The EXIF orientation is not applied, as in LLaVA and Hugging Face. Of an animation the first frame is taken.
 
     Raises:
         ImageError: empty, not a picture, truncated or damaged, or over MAX_PIXELS.
     """
     if not data:
-        raise ImageError("empty file (0 bytes)")
+        raise ImageError("empty file (0 bytes)", "empty")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated pictures would pass as whole"
         )
-    try:
+    with _as_image_error(data):
         image = Image.open(BytesIO(data))
         _refuse_bomb(*image.size)
         image.load()
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: Pillow's plain `.convert("RGB")`, as in LLaVA and Hugging Face, with one exception.
+
+    Transparency is dropped (what lies under it shows), CMYK and palettes become RGB by Pillow's rules. The exception
+    are whole numbers of more than 8 bits (modes I;16, I;16B and I: PNG, TIFF and PGM of 16 bits): they are divided by
+    256, rounded down, and what is over 255 then is 255. Pillow would clip them instead, so that all but the darkest
+    256th of a picture were white. Mode F has no agreed range and is clipped to 0..255 as Pillow does.
+
+    Raises:
+        ImageError: the pixels cannot be converted.
+    """
+    with _as_image_error():
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            values = np.clip(np.asarray(image).astype(np.int32) >> 8, 0, 255)
+            image = Image.fromarray(values.astype(np.uint8))
         return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _as_image_error(data: bytes = b"") -> Iterator[None]:
+    """What Pillow raises on a bad picture, as an ImageError."""
+    try:
+        yield
     except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError(f"not an image ({len(data)} bytes beginning with {data[:8]!r})") from None
+        what = f"({len(data)} bytes beginning with {data[:8]!r})"
+        if data.startswith(_MAGIC):
+            raise ImageError(f"damaged image: truncated or broken in its header {what}") from None
+        raise ImageError(f"not an image {what}", "unknown") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"decompression bomb: {error}") from error
+        raise ImageError(f"decompression bomb: {error}", "bomb") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error ...
         raise ImageError(f"damaged image: {error or type(error).__name__}") from error
-
-
-def verify(data: bytes) -> tuple[int, int]:
-    """(width, height) of a picture that decodes in full; raises ImageError as `decode` does."""
-    return decode(data).size
 
 
 def perceptual_hash(image: Image.Image) -> int:
@@ -135,14 +182,14 @@ def perceptual_hash(image: Image.Image) -> int:
 def preprocess(image: Image.Image, rules: ImageRules) -> np.ndarray:
     """The model's input for one picture: uint8 [size, size, 3]."""
     if image.mode != "RGB":
-        image = image.convert("RGB")
+        image = to_rgb(image)
     resized = _pad(image, rules) if rules.mode == "pad" else _crop(image, rules.size)
     return np.asarray(resized)
 
 
 def _refuse_bomb(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageError(f"decompression bomb: {width} x {height} is over {MAX_PIXELS:,} pixels")
+        raise ImageError(f"decompression bomb: {width} x {height} is over {MAX_PIXELS:,} pixels", "bomb")
 
 
 def _pad(image: Image.Image, rules: ImageRules) -> Image.Image:

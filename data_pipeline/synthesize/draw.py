@@ -13,15 +13,17 @@ The draw depends on the seed and the samples only. The samples are written in th
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from data_pipeline.records import Problem
+from data_pipeline.releases import json_stream, open_release
 from data_pipeline.synthesize.output import write_array
-from data_pipeline.vision_flan import read_annotations
 from vflax.errors import UserError
 
 
@@ -53,11 +55,11 @@ def _some(samples: list[dict[str, Any]], count: int, seed: str, name: str) -> li
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    _, problems = read_annotations(path, "llava")
-    if problems:
-        raise UserError(f"{path}: sample {problems[0].number} is broken: {problems[0].detail}")
-    samples: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return samples
+    for row in open_release(path, "llava"):
+        if isinstance(row, Problem):
+            raise UserError(f"{path}: sample {row.number} is broken: {row.detail}")
+    file = epath.Path(path)
+    return list(json_stream.read_rows(file, json_stream.find_layout(file)))
 
 
 def read_counts(text: str, names: Sequence[str] = ()) -> dict[str, int] | int:

@@ -73,7 +73,10 @@ def test_good_samples_keep_their_bytes_sizes_and_words(tmp_path):
     assert got["s1"]["source"] == b"annotation.json"
     assert (report["read"], report["written"], report["quarantined"]) == (2, 2, 0)
     assert report["tasks"] == {"task+0": 1, "task+1": 1}
-    assert report["annotations_sha256"] == hashlib.sha256(release.annotations.read_bytes()).hexdigest()
+    data = release.annotations.read_bytes()
+    assert report["sources"] == [
+        {"file": "annotation.json", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    ]
 
 
 def test_the_index_holds_the_hash_of_each_picture(tmp_path):
@@ -100,8 +103,8 @@ def test_text_only_and_multi_image_samples_are_kept(tmp_path):
         ({"image": "nowhere.png"}, "image_missing", "No such file"),
         ({"image": "cut.png"}, "image_damaged", "damaged image"),
         ({"image": "cut.jpg"}, "image_damaged", "truncated"),
-        ({"image": "text.png"}, "image_damaged", "not an image"),
-        ({"image": "empty.png"}, "image_damaged", "empty file"),
+        ({"image": "text.png"}, "image_unknown", "not an image"),
+        ({"image": "empty.png"}, "image_empty", "empty file"),
         ({"image": ["img0.png", "nowhere.png"]}, "image_missing", "No such file"),
         ({"image": "../secret.png"}, "path_outside", "inside the image folder"),
         ({"image": "a/../../secret.png"}, "path_outside", "inside the image folder"),
@@ -141,10 +144,11 @@ def test_a_bad_sample_is_left_out_and_named_with_its_reason(tmp_path, changes, r
     assert problem["number"] == 1
     assert problem["id"] == str(entry(1, **changes).get("id", ""))
     assert detail in problem["detail"]
-    if reason in ("image_missing", "image_damaged", "path_outside"):
+    if reason.startswith(("image_", "path_")):
         image = changes["image"]
         assert problem["file"] == (image[-1] if isinstance(image, list) else image)
-    assert json.loads((release.out / "report.json").read_text())["splits"]["train"] == report
+    manifest = json.loads((release.out / "manifest.json").read_text())["splits"]["train"]
+    assert manifest | {"quarantine": [problem]} == report
 
 
 def test_an_entry_that_is_no_object_is_named_by_its_place(tmp_path):
@@ -187,8 +191,11 @@ def test_a_second_split_keeps_the_first_and_its_report(tmp_path):
     first = release.convert()
     second = release.convert(split="test")
     assert len(release.read("train")) == len(release.read("test")) == 4
-    report = json.loads((release.out / "report.json").read_text())
-    assert report["splits"] == {"train": first, "test": second}
+    splits = json.loads((release.out / "manifest.json").read_text())["splits"]
+    assert {split: report | {"quarantine": []} for split, report in splits.items()} == {
+        "train": first,
+        "test": second,
+    }
 
 
 def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
@@ -203,7 +210,7 @@ def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
     [
         (["--format=vision_flam"], None, r"--format=vision_flam: expected .*did you mean vision_flan"),
         (["--annotations=MISSING.json"], None, r"--annotations=MISSING.json: there is no such file"),
-        (["--images=MISSING"], None, r"--images=MISSING: there is no such folder"),
+        (["--images=MISSING"], None, r"--images=MISSING: there is no such folder or archive"),
         ([], '[{"id": 1},', r"not valid JSON: .* line 1, column 12"),
         ([], '{"id": 1}\n{"id": 2}', r"no sample has the key 'task_name', 'conversations'"),
         ([], '{"annotations": []}', r"expected a JSON array of samples, found an object.*annotations"),
@@ -215,7 +222,7 @@ def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
         (["--split=../x/y"], None, r"split '../x/y'"),
         (["--shard_size_mb=0"], None, r"--shard_size_mb=0, .*expected at least 1"),
         (["--workers=0"], None, r"--workers=0: expected at least 1"),
-        (["--out=gs://bucket/data"], None, r"written to a local disk"),
+        (["--out=gs:/bucket/data"], None, r"--out=gs:/bucket/data: a slash is missing"),
     ],
 )
 def test_a_wrong_argument_or_file_ends_with_one_clear_line_and_leaves_nothing(
@@ -269,7 +276,14 @@ def test_real_samples_are_kept_byte_for_byte_and_exactly_the_undecodable_ones_ar
             damaged.add(item["id"])
     assert victim["id"] in damaged
 
-    report = convert("vision_flan", folder / "annotation.json", images, tmp_path / "out", show_progress=False)
+    report = convert(
+        "vision_flan",
+        folder / "annotation.json",
+        images,
+        tmp_path / "out",
+        follow_links=True,
+        show_progress=False,
+    )
     assert report["read"] == 204
     assert report["written"] == 204 - len(damaged)
     assert {problem["id"] for problem in report["quarantine"]} == damaged
@@ -282,12 +296,26 @@ def test_real_samples_are_kept_byte_for_byte_and_exactly_the_undecodable_ones_ar
         assert json.loads(record["conversations"]) == item["conversations"]
 
 
-def test_a_link_in_the_image_folder_may_point_elsewhere(tmp_path):
-    """Image folders are often made of links; only the path in the annotations must stay inside."""
-    release = Release(tmp_path, [entry(0)])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_out_of_the_image_folder_is_followed_only_when_asked_for(tmp_path, kind):
+    image = "img0.png" if kind == "file" else "link/real.png"
+    release = Release(tmp_path, [entry(0, image=image), entry(1)])
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/real.png").write_bytes(png(5))
     (release.images / "img0.png").unlink()
-    os.symlink(tmp_path / "elsewhere/real.png", release.images / "img0.png")
-    release.convert()
+    if kind == "file":
+        os.symlink(tmp_path / "elsewhere/real.png", release.images / image)
+    else:
+        os.symlink(tmp_path / "elsewhere", release.images / "link")
+    [problem] = release.convert()["quarantine"]
+    assert (problem["reason"], problem["file"]) == ("path_outside", image)
+    assert "--follow_links" in problem["detail"]
+    release.convert(follow_links=True)
     assert release.read()["s0"]["images"] == [png(5)]
+
+
+def test_a_link_that_stays_in_the_image_folder_is_followed(tmp_path):
+    release = Release(tmp_path, [entry(0, image="alias.png"), entry(1)])
+    os.symlink("img1.png", release.images / "alias.png")
+    release.convert()
+    assert release.read()["s0"]["images"] == [png(1)]

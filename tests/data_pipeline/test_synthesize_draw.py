@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.records import RawSample
+from data_pipeline.releases import open_release
 from data_pipeline.synthesize.draw import draw, main
-from data_pipeline.vision_flan import read_annotations
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ def test_the_same_seed_draws_the_same_and_another_one_others(files):
 def test_what_is_drawn_is_a_file_in_llavas_form(files, tmp_path, capsys):
     out = tmp_path / "stage2.json"
     assert main([*map(str, files), "--count=conversation=5,detail=5", f"--out={out}"]) == 0
-    samples, problems = read_annotations(out, "llava")
-    assert (len(samples), problems) == (10, [])
+    samples = list(open_release(out, "llava"))
+    assert len(samples) == 10 and all(isinstance(sample, RawSample) for sample in samples)
     assert "10 samples" in capsys.readouterr().out
 
 

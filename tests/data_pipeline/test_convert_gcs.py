@@ -1,0 +1,209 @@
+"""gs:// for annotations, images and OUT, against a server that speaks Google Cloud Storage's protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from data_pipeline import publish
+from tests.data_pipeline.test_convert import Release, entry, files, png
+
+pytest.importorskip("gcsfs")
+emulator = pytest.importorskip("gcp_storage_emulator.server")
+from google.auth.credentials import AnonymousCredentials  # noqa: E402 (comes with gcsfs)
+from google.cloud import storage  # noqa: E402
+
+
+class Bucket:
+    """A bucket of the server: not through gcsfs, which is what is tested."""
+
+    def __init__(self, port: int, environment: dict[str, str]) -> None:
+        self.environment = environment
+        options = {"api_endpoint": f"http://localhost:{port}"}
+        client = storage.Client("test", AnonymousCredentials(), client_options=options)
+        self._bucket = client.create_bucket("vflax")
+
+    def upload(self, folder: Path, prefix: str) -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self._bucket.blob(f"{prefix}/{path.relative_to(folder)}").upload_from_filename(path)
+
+    def download(self, prefix: str, folder: Path) -> Path:
+        for blob in self._bucket.list_blobs(prefix=prefix + "/"):
+            path = folder / blob.name.removeprefix(prefix + "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            blob.download_to_filename(path)
+        return folder
+
+    def generations(self, prefix: str) -> dict[str, int]:
+        blobs = self._bucket.list_blobs(prefix=prefix + "/")
+        return {blob.name.removeprefix(prefix + "/"): blob.generation for blob in blobs}
+
+    def put(self, name: str, data: bytes) -> None:
+        self._bucket.blob(name).upload_from_string(data)
+
+    def convert(self, *arguments: str, status: int = 0) -> str:
+        command = [sys.executable, "-m", "data_pipeline.convert", "--format=vision_flan", *arguments]
+        result = subprocess.run(
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=Path(__file__).parents[2],
+        )
+        assert result.returncode == status, result.stderr[-3000:]
+        return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    server = emulator.create_server("localhost", port, in_memory=True)
+    server.start()
+    environment = os.environ | {
+        "STORAGE_EMULATOR_HOST": f"http://localhost:{port}",
+        "FSSPEC_GS_TOKEN": "anon",
+        # gcsfs would ask what kind of bucket it is over gRPC, which this server does not speak.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        "VFLAX_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+    yield Bucket(port, environment)
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: Bucket, request: pytest.FixtureRequest) -> tuple[Bucket, str]:
+    """The bucket and a prefix of the test's own."""
+    return server, request.node.name.partition("[")[0]
+
+
+def local(tmp_path: Path) -> Release:
+    release = Release(tmp_path / "in", [entry(i) for i in range(6)])
+    for i in range(6):
+        (release.images / f"img{i}.png").write_bytes(png(i, (500, 300)))
+    (release.images / "img4.png").unlink()
+    (release.images / "img5.png").write_bytes(png(5)[:-20])
+    release.convert(shard_size_mb=1)
+    return release
+
+
+def test_a_release_on_a_bucket_becomes_the_same_dataset_on_a_bucket(tmp_path, bucket):
+    server, prefix = bucket
+    release = local(tmp_path)
+    server.upload(release.annotations.parent, prefix)
+    url = f"gs://vflax/{prefix}"
+    server.convert(
+        f"--annotations={url}/annotation.json", f"--images={url}/images", f"--out={url}/made",
+        "--shard_size_mb=1", "--workers=2",
+    )  # fmt: skip
+    assert files(server.download(f"{prefix}/made", tmp_path / "got")) == files(release.out)
+    assert os.listdir(server.environment["VFLAX_CACHE"]) == []
+
+
+@pytest.mark.slow
+def test_an_archive_on_a_bucket_gives_the_same_samples(tmp_path, bucket):
+    server, prefix = bucket
+    release = local(tmp_path)
+    with zipfile.ZipFile(tmp_path / "shard_01", "w") as archive:
+        for path in release.images.iterdir():
+            archive.write(path, path.name)
+    server.put(f"{prefix}/shards/shard_01", (tmp_path / "shard_01").read_bytes())
+    out = tmp_path / "out"
+    images = f"gs://vflax/{prefix}/shards"
+    server.convert(f"--annotations={release.annotations}", f"--images={images}", f"--out={out}")
+    contents = [json.loads((path / "contents.json").read_text()) for path in (out, release.out)]
+    assert contents[0]["splits"]["train"]["sha256"] == contents[1]["splits"]["train"]["sha256"]
+
+
+def test_a_second_split_joins_on_a_bucket_and_the_first_is_not_touched(tmp_path, bucket):
+    server, prefix = bucket
+    release = local(tmp_path)
+    server.upload(release.out, prefix)
+    before = server.generations(prefix)
+    arguments = [f"--annotations={release.annotations}", f"--images={release.images}", "--shard_size_mb=1"]
+    server.convert(*arguments, f"--out=gs://vflax/{prefix}", "--split=test")
+    after = server.generations(prefix)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"contents.json", "dataset_info.json", "manifest.json", "features.json"}
+    release.convert(shard_size_mb=1, split="test")
+    assert files(server.download(prefix, tmp_path / "got")) == files(release.out)
+
+
+@pytest.mark.slow
+def test_a_replaced_split_leaves_none_of_its_old_shards_on_a_bucket(tmp_path, bucket):
+    server, prefix = bucket
+    release = local(tmp_path)
+    server.upload(release.out, prefix)
+    assert sum("array_record" in name for name in server.generations(prefix)) > 1
+    arguments = [f"--annotations={release.annotations}", f"--images={release.images}"]
+    server.convert(*arguments, f"--out=gs://vflax/{prefix}")
+    release.convert()
+    assert files(server.download(prefix, tmp_path / "got")) == files(release.out)
+
+
+@pytest.mark.slow
+def test_other_things_on_a_bucket_are_refused_and_left_alone(tmp_path, bucket):
+    server, prefix = bucket
+    release = local(tmp_path)
+    server.put(f"{prefix}/thesis.txt", b"years of work")
+    arguments = [f"--annotations={release.annotations}", f"--images={release.images}"]
+    error = server.convert(*arguments, f"--out=gs://vflax/{prefix}", status=1)
+    assert "holds files, but no contents.json" in error.splitlines()[-1]
+    assert list(server.generations(prefix)) == ["thesis.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["annotations", "images"])
+def test_what_is_not_on_the_bucket_is_said_in_one_line(tmp_path, bucket, option):
+    server, prefix = bucket
+    release = Release(tmp_path, [entry(0)])
+    options = {
+        "annotations": str(release.annotations),
+        "images": str(release.images),
+        "out": str(release.out),
+    }
+    options[option] = f"gs://vflax/{prefix}/none"
+    error = server.convert(*(f"--{name}={value}" for name, value in options.items()), status=1).splitlines()[
+        -1
+    ]
+    assert error.startswith("error: ") and f"gs://vflax/{prefix}/none" in error
+    assert not release.out.exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_file_that_readers_open_first_goes_first_where_shards_change_and_comes_last(
+    tmp_path, monkeypatch, replaced
+):
+    """publish.upload on any path that epath knows: here a local folder, to see the order."""
+    new, out = tmp_path / "new", tmp_path / "out"
+    shard = "vflax-train.array_record-00000-of-00001"
+    for folder in (new, out):
+        folder.mkdir()
+        for name in ("contents.json", "dataset_info.json", "features.json"):
+            (folder / name).write_text(folder.name)
+    (new / shard).write_text("new")
+    (out / (shard if replaced else shard.replace("train", "test"))).write_text("out")
+    copied = []
+    copy = publish._copy
+
+    def recording(new: Path, out: epath.Path, name: str) -> None:
+        assert (out / "dataset_info.json").exists() is not replaced
+        copied.append(name)
+        copy(new, out, name)
+
+    monkeypatch.setattr(publish, "_copy", recording)
+    publish.upload(new, epath.Path(out))
+    assert copied[-2:] == ["contents.json", "dataset_info.json"]
+    assert set(copied) == {path.name for path in new.iterdir()}

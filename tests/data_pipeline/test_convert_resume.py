@@ -1,0 +1,237 @@
+"""data_pipeline/convert.py: killed at any instant, the same command goes on; what is not whole does not count."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from data_pipeline import pool, shard
+from data_pipeline.convert import convert, main
+from tests.data_pipeline.test_convert import Release, entry, files
+from vflax.errors import UserError
+
+SHARDS = 8
+MANY = 30  # so many that a kill meets some of them undone
+
+
+def picture(seed: int) -> bytes:
+    """Just over 1 MiB: with --shard_size_mb=1 a shard each."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (520, 700, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    return buffer.getvalue()
+
+
+def release_of_many_shards(root: Path, count: int = SHARDS) -> Release:
+    release = Release(root, [entry(i) for i in range(count)])
+    for i in range(count):
+        (release.images / f"img{i}.png").write_bytes(picture(i))
+    return release
+
+
+def finished(work: Path) -> dict[str, tuple[int, int]]:
+    """{shard: (inode, time of the last change)} of those that bear the record of a finished one."""
+    found = {}
+    for done in work.glob("*.done"):
+        status = done.with_suffix("").stat()
+        found[done.stem] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def kill_in_the_middle(release: Release, out: Path, work: Path) -> dict[str, tuple[int, int]]:
+    command = [
+        sys.executable, "-m", "data_pipeline.convert", "--format=vision_flan", f"--annotations={release.annotations}",
+        f"--images={release.images}", f"--out={out}", "--workers=2", "--shard_size_mb=1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(finished(work)) < 3:
+        time.sleep(0.01)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return finished(work)
+
+
+def test_after_kill_9_of_all_processes_only_unfinished_shards_are_made_again(tmp_path):
+    release = release_of_many_shards(tmp_path / "in", MANY)
+    work = tmp_path / ".out.converting-train"
+    before = kill_in_the_middle(release, tmp_path / "out", work)
+    out = tmp_path / "out"
+    assert 3 <= len(before) < MANY
+    assert not out.exists()
+
+    made: list[str] = []
+    make = shard.make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool.shard, "make", lambda job, *rest: made.append(job.base.name) or make(job, *rest))
+        convert(
+            "vision_flan", release.annotations, release.images, out,
+            workers=1, shard_size_mb=1, show_progress=False,
+        )  # fmt: skip
+    assert len(made) == MANY - len(before)
+    assert not set(made) & set(before)
+    # The files of the shards that were finished before are the very same ones, under their last names.
+    after = {(p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.array_record-*")}
+    assert set(before.values()) <= after
+    release.convert(out=tmp_path / "whole", shard_size_mb=1)
+    assert files(out) == files(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(count: int, patch: pytest.MonkeyPatch) -> None:
+    """The conversion breaks once it has made so many shards, in a way that is nobody's input."""
+    make = shard.make
+    left = [count]
+
+    def stopping(*args):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        return make(*args)
+
+    patch.setattr(pool.shard, "make", stopping)
+
+
+def convert_and_count(release: Release, monkeypatch, **kw) -> int:
+    """How many shards were made."""
+    made = []
+    make = shard.make
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.shard, "make", lambda *args: made.append(1) or make(*args))
+        release.convert(shard_size_mb=1, **kw)
+    return len(made)
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> Release:
+    """A release whose conversion has 5 finished shards."""
+    release = release_of_many_shards(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(Stopped):
+            release.convert(shard_size_mb=1)
+    assert len(finished(tmp_path / ".out.converting-train")) == 5
+    return release
+
+
+def test_a_stopped_conversion_goes_on(stopped, monkeypatch):
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 5
+
+
+def test_a_changed_image_is_converted_again_and_no_other(stopped, monkeypatch):
+    (stopped.images / "img1.png").write_bytes(picture(99))
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 5 + 1
+    assert stopped.read()["s1"]["images"] == [picture(99)]
+
+
+def test_a_changed_text_is_converted_again_and_no_other(stopped, monkeypatch):
+    entries = json.loads(stopped.annotations.read_text())
+    entries[2]["conversations"][1]["value"] = "Another answer."
+    stopped.annotations.write_text(json.dumps(entries))
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 5 + 1
+    assert b"Another answer." in stopped.read()["s2"]["conversations"]
+
+
+def test_shards_of_another_version_of_the_code_are_made_again(stopped, monkeypatch):
+    monkeypatch.setattr("data_pipeline.convert.code_version", lambda: "another")
+    assert convert_and_count(stopped, monkeypatch) == SHARDS
+
+
+@pytest.mark.parametrize("suffix", ["", ".jsonl", ".digests", ".quarantine", ".findings"])
+def test_a_shard_that_lacks_a_file_or_a_byte_is_made_again(stopped, monkeypatch, suffix):
+    file = stopped.out.parent / f".out.converting-train/00003{suffix}"
+    if file.stat().st_size:
+        os.truncate(file, file.stat().st_size - 1)
+    else:
+        file.unlink()
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 5 + 1
+
+
+def test_a_record_that_is_no_json_does_not_count(stopped, monkeypatch):
+    (stopped.out.parent / ".out.converting-train/00003.done").write_text("{")
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 5 + 1
+
+
+def test_a_conversion_that_was_killed_after_the_swap_gives_the_same_files(stopped, monkeypatch):
+    work = stopped.out.parent / ".out.converting-train"
+    stopped.convert(shard_size_mb=1, out=stopped.out.parent / "whole")
+    rmtree = shutil.rmtree
+
+    def killed(path, *args, **kw):
+        if Path(path) == work:
+            raise KeyboardInterrupt
+        rmtree(path, *args, **kw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.work_folder.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.convert(shard_size_mb=1)
+    assert work.is_dir()
+    assert convert_and_count(stopped, monkeypatch) == 0
+    assert files(stopped.out) == files(stopped.out.parent / "whole")
+    assert not work.exists()
+
+
+def test_two_conversions_to_one_place_do_not_meet(tmp_path, capsys):
+    release = Release(tmp_path, [entry(0)])
+    arguments = [f"--annotations={release.annotations}", f"--images={release.images}", f"--out={release.out}"]
+    with FileLock(tmp_path / ".out.converting.lock"):
+        assert main(["--format=vision_flan", *arguments]) == 1
+    assert "another conversion is writing there" in capsys.readouterr().err
+    assert main(["--format=vision_flan", *arguments]) == 0
+    assert not (tmp_path / ".out.converting.lock").exists()
+
+
+def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, monkeypatch):
+    release = release_of_many_shards(tmp_path)
+    make = shard.make
+
+    def full(job, *rest):
+        if job.base.name == "00004":
+            raise OSError(28, "No space left on device")
+        return make(job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.shard, "make", full)
+        with pytest.raises(UserError, match=r"no space left on the disk.*\.out\.converting-train.*goes on"):
+            release.convert(shard_size_mb=1)
+    assert convert_and_count(release, monkeypatch) == SHARDS - 4
+
+
+def test_a_killed_worker_is_told_and_what_is_finished_stays(tmp_path):
+    release = release_of_many_shards(tmp_path)
+    program = f"""
+import os, signal, sys
+from data_pipeline.convert import main
+if __name__ == "__main__":
+    import threading, time, multiprocessing, glob
+    def kill():
+        while not glob.glob({str(tmp_path / ".out.converting-train/*.done")!r}):
+            time.sleep(0.01)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    threading.Thread(target=kill, daemon=True).start()
+    sys.exit(main(["--format=vision_flan", "--annotations={release.annotations}", "--images={release.images}",
+                   "--out={release.out}", "--workers=2", "--shard_size_mb=1"]))
+"""
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    result = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "a worker process was killed" in result.stderr.splitlines()[-1]
+    assert finished(tmp_path / ".out.converting-train")
