@@ -9,6 +9,7 @@ choice, makes another character of such a half and what follows it, gives up a w
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def find_layout(path: epath.Path) -> Layout:
     Raises:
         UserError: the file is empty, not UTF-8, or begins with something else.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         # Of the bytes: a line that is not UTF-8 may be one of many.
         start = file.readline(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
         while not start and (line := file.readline(_CHUNK)):
@@ -84,7 +85,7 @@ def read_rows(path: epath.Path, layout: Layout) -> Iterator[Any]:
     Raises:
         UserError: the array ends too early or is not JSON; none of the first lines is JSON, or the last one is cut off.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         yield from _Text(path, file).elements() if layout == "array" else _lines(path, file)
 
 
@@ -95,14 +96,14 @@ def read_members(path: epath.Path, max_row: int = MAX_ROW) -> Iterator[tuple[str
         UserError: it ends too early or is not JSON.
         LongRowError: a value has more than max_row characters, about.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         yield from _Text(path, file, max_row).members()
 
 
 def first_keys(path: epath.Path, count: int = 6) -> list[str]:
     """The first keys of the object that the file holds, as far as they can be read without reading much."""
     keys: list[str] = []
-    with path.open("rb") as file:
+    with _open(path) as file:
         text = _Text(path, file, max_row=_CHUNK)
         try:
             for key, _ in islice(text.members(), count):
@@ -112,13 +113,19 @@ def first_keys(path: epath.Path, count: int = 6) -> list[str]:
     return keys
 
 
+def _open(path: epath.Path) -> IO[bytes]:
+    """A file on a bucket has no readline that stops at a length, unless it is buffered once more."""
+    file: Any = path.open("rb")
+    return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _CHUNK)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # JSON lines
 
 
 def _is_lines(path: epath.Path) -> bool:
     """The first line that is not blank is a JSON object, and others follow."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         lines = (line for line in iter(lambda: file.readline(MAX_ROW), b"") if line.strip())
         first, second = next(lines, b"").removeprefix(codecs.BOM_UTF8), next(lines, b"")
     try:

@@ -90,15 +90,16 @@ def reason_of(kind: str, fault: str) -> str | None:
 
 _REASONS = {
     "image_missing": "image_missing",
-    "image_empty": "image_damaged",
+    "image_empty": "image_empty",
     "image_cut": "image_damaged",
-    "image_html": "image_damaged",
+    "image_html": "image_unknown",
     "path_outside": "path_outside",
     "path_absolute": "path_outside",
     "doubled_turns": "broken_conversation",
     "no_turns": "broken_conversation",
     "value_null": "broken_conversation",
     "answer_missing": "broken_conversation",
+    "empty_answer": "empty_answer",
     "duplicate_id": "duplicate_id",
     "id_missing": "broken_record",
     "image_number": "broken_record",
@@ -109,6 +110,25 @@ _REASONS = {
     "choices_text": "broken_record",
     "question_missing": "broken_record",
     "pid_without_problem": "broken_record",
+}
+
+
+def finding_of(kind: str, fault: str) -> str | None:
+    """What is told of a row with the fault that is in the dataset; None: nothing, or it is not in it."""
+    return None if reason_of(kind, fault) else _FINDINGS.get(fault)
+
+
+_FINDINGS = {
+    "gif_as_jpg": "animated",
+    "first_turn_gpt": "first_turn_dropped",
+    "unanswered": "unanswered",
+    "several_markers": "extra_image_marker",
+    "marker_in_answer": "extra_image_marker",
+    "marker_without_image": "extra_image_marker",
+    "literal_marker": "extra_image_marker",
+    "marker_in_text": "extra_image_marker",
+    "image_without_marker": "image_without_marker",
+    "empty_question": "empty_question",
 }
 
 

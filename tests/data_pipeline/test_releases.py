@@ -20,7 +20,14 @@ from data_pipeline.convert import convert
 from data_pipeline.records import Problem, RawSample
 from data_pipeline.releases import FORMATS, OPTIONS, open_release
 from tests.data_pipeline import release_files
-from tests.data_pipeline.release_files import FORMAT_OF, KINDS, OPTIONS_OF, reason_of, write_release
+from tests.data_pipeline.release_files import (
+    FORMAT_OF,
+    KINDS,
+    OPTIONS_OF,
+    finding_of,
+    reason_of,
+    write_release,
+)
 from vflax.errors import UserError
 
 READER_REASONS = ("broken_record", "not_a_caption")
@@ -69,10 +76,18 @@ def test_each_row_of_a_release_comes_once_and_those_without_use_are_told(tmp_pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_a_converted_release_exactly_the_faulty_rows_are_missing(tmp_path, kind):
+def test_of_a_converted_release_exactly_the_faulty_rows_are_missing_and_what_is_odd_is_named(tmp_path, kind):
     annotations, images, expected = write_release(tmp_path / "in", kind)
-    report = convert(FORMAT_OF[kind], annotations, images, tmp_path / "out", workers=1, show_progress=False)
+    report = convert(
+        FORMAT_OF[kind], annotations, images, tmp_path / "out", workers=1, show_progress=False,
+        **OPTIONS_OF[kind],
+    )  # fmt: skip
     assert report["reasons"] == reasons(kind, expected)
+    findings = Counter()
+    for fault, count in expected.items():
+        if kind_of_finding := finding_of(kind, fault):
+            findings[kind_of_finding] += count
+    assert report["findings"] == findings
     assert report["read"] == 50
     assert report["written"] == 50 - sum(reasons(kind, expected).values())
 
