@@ -17,10 +17,12 @@ bucket (gs://...).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,11 @@ from etils import epath
 from data_pipeline import manifest, pool
 from data_pipeline.image_store import ImageStore
 from data_pipeline.manifest import MANIFEST_FILE
-from data_pipeline.releases import FORMATS, OPTIONS, open_release
+from data_pipeline.releases import FORMATS, OPTIONS, Release, open_release
 from data_pipeline.remote import to_path
 from data_pipeline.shard import Result, code_version
-from data_pipeline.spool import SeenIds, cut
-from data_pipeline.tfds_writer import check_split, check_target, staging
+from data_pipeline.spool import Job, SeenIds, cut
+from data_pipeline.tfds_writer import Shard, check_split, check_target, staging
 from data_pipeline.work_folder import work_folder
 from vflax.errors import UserError
 
@@ -82,42 +84,118 @@ def convert(
     """
     if shard_size_mb < 1 or (workers is not None and workers < 1):
         raise UserError(f"--shard_size_mb={shard_size_mb}, --workers={workers}: expected at least 1 of each")
-    check_split(split)
-    target = to_path(out, "--out")
-    check_target(target)
-    reader = {"style": style, "split": source_split, "task_from": task_from}
-    release = open_release(to_path(annotations, "--annotations"), format, **reader)
-    chosen = {name: value for name, value in reader.items() if value is not None}
-    options = chosen | {"follow_links": follow_links, "shard_size_mb": shard_size_mb}
-    source = release.files[0].name if len(release.files) == 1 else release.name
+    request = Request(
+        format,
+        os.fspath(annotations),
+        None if images is None else os.fspath(images),
+        os.fspath(out),
+        split,
+        style,
+        source_split,
+        task_from,
+        follow_links,
+        shard_size_mb,
+    )
+    target = request.target()
+    release = request.release()
     with work_folder(target, split) as work:
-        store = ImageStore(images, work, follow_links)
-        ids = SeenIds(work / "ids.sqlite", number_repeated=release.format not in _UNIQUE_IDS)
-        try:
-            salt = json.dumps([code_version(), source])
-            jobs = cut(release, store, ids, work, shard_size_mb << 20, salt)
+        with request.cutting(release, work) as (jobs, store):
             count = workers or os.cpu_count() or 1
-            results = pool.run(jobs, count, store.reader, source, show_progress)
-            files = [epath.Path(file) for file in release.files]
-            report = manifest.split_report(release.format, files, store, split, options, results)
+            results = pool.run(jobs, count, store.reader, source_name(release), show_progress)
+            sources, places = manifest.sources(release.files), store.report()
+        report = manifest.split_report(release.format, sources, places, split, request.options(), results)
+        return finish(request, target, report, results, [result.shard for result in results], work)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What data_pipeline.beam does alike
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert: arguments of `convert`, paths as text."""
+
+    format: str
+    annotations: str
+    images: str | None
+    out: str
+    split: str
+    style: str | None
+    source_split: str | None
+    task_from: str | None
+    follow_links: bool
+    shard_size_mb: int
+
+    def target(self) -> epath.Path:
+        """Where the dataset will be.
+
+        Raises:
+            UserError: that place or the split's name will not do.
+        """
+        check_split(self.split)
+        target = to_path(self.out, "--out")
+        check_target(target)
+        return target
+
+    def release(self) -> Release:
+        """The annotations, opened.
+
+        Raises:
+            UserError: see open_release.
+        """
+        path = to_path(self.annotations, "--annotations")
+        return open_release(path, self.format, **self._reader())
+
+    def options(self) -> dict[str, Any]:
+        """As the manifest names them."""
+        chosen = {name: value for name, value in self._reader().items() if value is not None}
+        return chosen | {"follow_links": self.follow_links, "shard_size_mb": self.shard_size_mb}
+
+    @contextlib.contextmanager
+    def cutting(self, release: Release, folder: Path) -> Iterator[tuple[Iterator[Job], ImageStore]]:
+        """The release's jobs, spooled in `folder` as they are asked for, and the images that they speak of."""
+        store = ImageStore(self.images, folder, self.follow_links)
+        ids = SeenIds(folder / "ids.sqlite", number_repeated=release.format not in _UNIQUE_IDS)
+        try:
+            salt = json.dumps([code_version(), source_name(release)])
+            yield cut(release, store, ids, folder, self.shard_size_mb << 20, salt), store
         finally:
             ids.close()
             store.close()
-        shown = report | {"quarantine": manifest.first_problems(results)}
-        if not report["written"]:
-            raise UserError(_nothing_left(annotations, images, shown))
-        _write(target, split, report, results, work)
+
+    def _reader(self) -> dict[str, str | None]:
+        return {"style": self.style, "split": self.source_split, "task_from": self.task_from}
+
+
+def source_name(release: Release) -> str:
+    """What samples bear as their source."""
+    return release.files[0].name if len(release.files) == 1 else release.name
+
+
+def finish(
+    request: Request,
+    target: epath.Path,
+    report: dict[str, Any],
+    results: list[Result],
+    shards: Sequence[Shard],
+    work: Path,
+) -> dict[str, Any]:
+    """Commit what was made; gives what `convert` gives.
+
+    Raises:
+        UserError: not one sample survived.
+    """
+    shown = report | {"quarantine": manifest.first_problems(results)}
+    if not report["written"]:
+        raise UserError(_nothing_left(request.annotations, request.images, shown))
+    with staging(target, work) as stage:
+        stage.add_split(request.split, shards)
+        manifest.add_to(stage, request.split, report, results)
+        stage.commit(f"Converted from {report['format']} annotations.")
     return shown
 
 
-def _write(out: epath.Path, split: str, report: dict[str, Any], results: list[Result], work: Path) -> None:
-    with staging(out, work) as stage:
-        stage.add_split(split, [result.shard for result in results])
-        manifest.add_to(stage, split, report, results)
-        stage.commit(f"Converted from {report['format']} annotations.")
-
-
-def _nothing_left(annotations: Any, images: Any, report: dict[str, Any]) -> str:
+def _nothing_left(annotations: str, images: str | None, report: dict[str, Any]) -> str:
     if not report["read"]:
         return f"{annotations}: it holds no sample"
     first = report["quarantine"][0]
@@ -128,10 +206,11 @@ def _nothing_left(annotations: Any, images: Any, report: dict[str, Any]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of every conversion: their names are the fields of Request."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.convert",
-        description=__doc__,
+        prog=f"python -m {program}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -159,12 +238,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
     )
     add(
-        "workers",
-        "processes (default: one per core); the result does not depend on it",
-        type=int,
-        metavar="N",
-    )
-    add(
         "shard_size_mb", "size of a shard in MiB, about (default: %(default)s)",
         type=int, default=DEFAULT_SHARD_MB, metavar="MB",
     )  # fmt: skip
@@ -173,17 +246,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
-    args = _parser().parse_args(argv)
+    options = parser("data_pipeline.convert", __doc__)
+    text = "processes (default: one per core); the result does not depend on it"
+    options.add_argument("--workers", help=text, type=int, metavar="N")
+    args = options.parse_args(argv)
+    return told(args.out, args.split, lambda: convert(**vars(args)))
+
+
+def told(out: str, split: str, run: Callable[[], dict[str, Any]]) -> int:
+    """Run a conversion, print what came of it, or the error; gives the exit status."""
     try:
-        report = convert(**vars(args))
+        report = run()
     except (UserError, OSError) as error:  # OSError: a bucket that does not answer
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with what is finished", file=sys.stderr)
         return 130
-    out = args.out.rstrip("/")
-    print(f"{out}: {report['written']} samples of {len(report['tasks'])} tasks in split {args.split}")
+    out = out.rstrip("/")
+    print(f"{out}: {report['written']} samples of {len(report['tasks'])} tasks in split {split}")
     if report["quarantined"]:
         print(
             f"{report['quarantined']} of {report['read']} samples left out, see {out}/{report['quarantine_file']}:"

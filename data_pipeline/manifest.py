@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,6 @@ from typing import Any
 from etils import epath
 
 import vflax
-from data_pipeline.image_store import ImageStore
 from data_pipeline.shard import Result, code_version
 from data_pipeline.tfds_writer import Stage
 
@@ -36,20 +36,20 @@ SHOWN = 20  # of the samples left out, in what `convert` returns
 
 def split_report(
     format: str,
-    files: Iterable[epath.Path],
-    store: ImageStore,
+    sources: Sequence[Mapping[str, Any]],
+    images: Sequence[Mapping[str, Any]],
     split: str,
     options: Mapping[str, Any],
     results: Sequence[Result],
 ) -> dict[str, Any]:
-    """A split's part of the manifest."""
+    """A split's part of the manifest; sources are those of `sources`, images those of ImageStore.report."""
     rows, written = (sum(getattr(result, name) for result in results) for name in ("rows", "samples"))
     return {
         "format": format,
         "tool": {"vflax": vflax.__version__, "code": code_version()[:12]},
         "options": dict(options),
-        "sources": [_source(file) for file in files],
-        "images": store.report(),
+        "sources": list(sources),
+        "images": list(images),
         "read": rows,
         "written": written,
         "quarantined": rows - written,
@@ -86,6 +86,11 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     for count in counts:
         total.update(count)
     return total
+
+
+def sources(files: Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """[{file: name, bytes, sha256}] of annotation files, local or on a bucket."""
+    return [_source(epath.Path(file)) for file in files]
 
 
 def _source(file: epath.Path) -> dict[str, Any]:

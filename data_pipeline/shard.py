@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from etils import epath
 
 import vflax.conversation
 import vflax.images
@@ -34,6 +36,8 @@ from data_pipeline.tfds_writer import Shard, ShardWriter
 
 # Images of a bucket that a worker fetches at once.
 _AHEAD = 16
+_SUFFIXES = (".jsonl", ".digests", ".quarantine", ".findings")
+AnyPath = TypeVar("AnyPath", Path, epath.Path)
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,16 @@ def code_files() -> list[Path]:
     return [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
 
 
-def finished(job: Job) -> Result | None:
-    """The shard of this job, if an earlier run finished it and its files are there."""
+def finished(job: Job, base: epath.Path | None = None) -> Result | None:
+    """The shard of this job, if an earlier run finished it and its files are there.
+
+    base: the path that its files' names begin with, where they lie elsewhere than the job's (on a bucket).
+    """
+    place = base or epath.Path(job.base)
     try:
-        record = json.loads(_done_path(job.base).read_bytes())
+        record = json.loads(done_path(place).read_bytes())
         sizes = record.pop("files")
-        if record["digest"] != job.digest or sizes != _sizes(job.base):
+        if record["digest"] != job.digest or sizes != [path.stat().length for path in files(place)]:
             return None
         return Result(base=job.base, **record)
     except (OSError, ValueError, KeyError, TypeError):
@@ -100,7 +108,7 @@ def make(job: Job, reader: ImageReader, source: str, tick: Callable[[int], None]
         source: the release, for the examples.
         tick: called after each entry of the release with the number of its images.
     """
-    _done_path(job.base).unlink(missing_ok=True)
+    done_path(job.base).unlink(missing_ok=True)
     blank = Result(job.base, job.digest, job.rows, 0, 0, {}, {}, {})
     reasons: collections.Counter[str] = collections.Counter()
     kinds: collections.Counter[str] = collections.Counter()
@@ -192,27 +200,24 @@ def _line(value: Problem | Finding) -> str:
     return json.dumps(value.__dict__, ensure_ascii=False) + "\n"
 
 
-def _done_path(base: Path) -> Path:
+def done_path(base: AnyPath) -> AnyPath:
+    """The record that says that the shard is finished."""
     return base.with_name(base.name + ".done")
 
 
-def _files(base: Path) -> list[Path]:
-    shard = Shard(base, 0, 0, {})
-    result = Result(base, "", 0, 0, 0, {}, {}, {})
-    return [base, shard.index_path, shard.digests_path, result.quarantine_path, result.findings_path]
-
-
-def _sizes(base: Path) -> list[int]:
-    return [path.stat().st_size for path in _files(base)]
+def files(base: AnyPath) -> list[AnyPath]:
+    """The files of a shard without that record; the first holds the samples."""
+    return [base, *(base.with_name(base.name + suffix) for suffix in _SUFFIXES)]
 
 
 def _finish(result: Result) -> None:
     """First the files are on the disk, then the record that says so."""
-    for path in _files(result.base):
+    for path in files(result.base):
         _sync(path)
-    record: dict[str, Any] = {**result.__dict__, "files": _sizes(result.base)}
+    sizes = [path.stat().st_size for path in files(result.base)]
+    record: dict[str, Any] = {**result.__dict__, "files": sizes}
     del record["base"]
-    done = _done_path(result.base)
+    done = done_path(result.base)
     part = done.with_name(done.name + ".part")
     part.write_text(json.dumps(record), encoding="utf-8")
     _sync(part)

@@ -80,6 +80,7 @@ class Shard:
     samples: int
     num_bytes: int
     tasks: Mapping[str, int]
+    on_bucket: epath.Path | None = None  # where the samples are, if not at `path`: copied from there, unseen
 
     @property
     def index_path(self) -> Path:
@@ -226,6 +227,7 @@ class Stage:
         self.scratch = root / "scratch"
         self.scratch.mkdir(parents=True)
         self._contents = _copy_existing(out, self.new)
+        self._on_bucket: dict[str, epath.Path] = {}
 
     def add_split(self, split: str, shards: Sequence[Shard]) -> None:
         """Take finished shards, in their order, as the split; a split of that name is replaced.
@@ -241,7 +243,11 @@ class Stage:
         template = _template(self.new, split)
         for i, shard in enumerate(shards):
             name = template.sharded_filepath(shard_index=i, num_shards=len(shards))
-            _link(os.fspath(shard.path), os.fspath(name))
+            if shard.on_bucket is None:
+                _link(os.fspath(shard.path), os.fspath(name))
+            else:
+                name.touch()
+                self._on_bucket[name.name] = shard.on_bucket
         index = self.add_file(f"{INDEX_DIR}/{split}.jsonl", [shard.index_path for shard in shards])
         digest = hashlib.sha256()
         for shard in shards:
@@ -298,7 +304,7 @@ class Stage:
                 description=description or "Samples of conversations with images, written by vflax.",
             )
         if is_remote(self._out):
-            publish.upload(self.new, self._out)
+            publish.upload(self.new, self._out, self._on_bucket)
         else:
             folders.swap(self.new, Path(self._out))
 
