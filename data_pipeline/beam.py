@@ -93,7 +93,7 @@ def convert(request: Request, beam_arguments: Sequence[str] = ()) -> dict[str, A
 def _check(request: Request, target: epath.Path, beam_arguments: Sequence[str]) -> None:
     if request.shard_size_mb < 1:
         raise UserError(f"--shard_size_mb={request.shard_size_mb}: expected at least 1")
-    if is_remote(target) and not target.name:
+    if is_remote(target) and not os.fspath(target).partition("://")[2].strip("/").count("/"):
         raise UserError(f"--out={request.out}: name a folder on the bucket; beside it shards are staged")
     if "DataflowRunner" not in " ".join(beam_arguments):
         return
@@ -266,6 +266,8 @@ def make_shard(name: str, parts: Iterable[Part], staged: epath.Path, tick: Calla
                 file.seek(part.offset)
                 file.write(part.samples)
         job = Job(base, part.digest, part.rows, part.images)
+        if shard.finished(job, staged / name) is not None:
+            return  # a runner may start a job twice
         with contextlib.closing(part.reader) as reader:
             shard.make(job, reader, part.source, tick)
         _put(base, staged / name)
@@ -282,7 +284,7 @@ def _put(base: Path, staged: epath.Path) -> None:
         if is_remote(target):
             epath.Path(source).copy(target, overwrite=True)
         else:
-            # A runner may start a job twice: neither writes into the other's file.
+            # Of a job that was started twice neither writes into the other's file.
             part = f"{target}.{uuid.uuid4().hex}.part"
             shutil.copyfile(source, part)
             os.replace(part, target)

@@ -198,6 +198,13 @@ def test_a_wrong_argument_is_told_before_beam_is_asked_for(tmp_path, capsys, mor
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_a_bucket_itself_is_no_place_for_a_dataset(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data_pipeline.convert.check_target", lambda out: None)  # it would ask the bucket
+    release = Release(tmp_path / "in", [entry(0)])
+    assert beam.main(arguments(release, "gs://bucket/")) == 1
+    assert "error: --out=gs://bucket/: name a folder on the bucket" in capsys.readouterr().err
+
+
 def request(release: Release, out: Path) -> convert.Request:
     images = os.fspath(release.images)
     return convert.Request(
@@ -222,6 +229,10 @@ def test_a_job_in_many_parts_in_any_order_gives_the_same_shard(tmp_path, monkeyp
     assert (staged / "00000").read_bytes() == made.read_bytes()
     [job] = json.loads((staged / beam.JOBS_FILE).read_text())["jobs"]
     assert shard.finished(Job(staged / "00000", *job[1:])) is not None
+    # Started again, as runners do: nothing is made, nothing is left.
+    before = files(staged)
+    beam.make_shard("00000", [part for _, part in parts], epath.Path(staged), ticks.append)
+    assert len(ticks) == 20 and files(staged) == before
 
 
 def test_a_finished_shard_sends_no_part(tmp_path):
