@@ -26,7 +26,7 @@ own=${PYTHON:-python}
 if [ -z "${BEAM_PYTHON:-}" ]; then
   BEAM_PYTHON=$work/venv/bin/python
   [ -x "$BEAM_PYTHON" ] || "$own" -m venv "$work/venv"
-  "$BEAM_PYTHON" -m pip install -q 'apache-beam>=2.77' 'sentencepiece<0.2.3' -e "$root"
+  "$BEAM_PYTHON" -m pip install -q 'apache-beam>=2.77' 'sentencepiece<0.2.3' -e "${root}[gcs]"
 fi
 export PYTHONPATH=$root
 rm -rf "$work/release" "$work"/out-*
@@ -103,6 +103,7 @@ speed = {
 found = {
     "command": f"benchmarks/beam.sh WORK {rows}",
     "machine": f"{os.cpu_count()} cores, {platform.machine()}; 2 workers each, starting them included",
+    "load_average": round(os.getloadavg()[1], 1),  # over 5 minutes; above 2, others were at work too
     "versions": {"beam": beam_versions, "own": own_versions},
     "rows": rows,
     "written": report["written"],
