@@ -329,9 +329,12 @@ def test_a_file_that_is_not_there_and_a_folder_of_others_are_refused(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     path = write(tmp_path / "in.json", entries({"dog": 4}))
-    monkeypatch.setattr(
-        "data_pipeline.balance.select", lambda table, *_: path.write_text("[1]") and ~select(table, 99, 1, 0)
-    )
+
+    def change_it(table: PhraseTable, *args: int) -> np.ndarray:
+        path.write_text(json.dumps(entries({"cat": 4})))
+        return np.ones(table.captions, bool)
+
+    monkeypatch.setattr("data_pipeline.balance.select", change_it)
     with pytest.raises(UserError, match="was changed while it was read"):
         run(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
