@@ -195,12 +195,12 @@ def _nothing_left(file: CaptionFile, table: PhraseTable, problems: Sequence[Prob
 
 
 class PhraseTable:
-    """Which caption has which phrases, in 4 bytes a phrase of a caption and 2 a caption, beside the phrases' texts."""
+    """Which caption has which phrases, in 4 bytes a phrase of a caption and 4 a caption, beside the phrases' texts."""
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
         self._flat = array("I")
-        self._lengths = array("H")
+        self._lengths = array("I")
 
     def add(self, phrases: Sequence[str]) -> None:
         """The next caption's phrases, each once."""
@@ -225,7 +225,7 @@ class PhraseTable:
     @property
     def owners(self) -> np.ndarray:
         """uint32 [n]: the caption of each of `flat`."""
-        lengths = np.frombuffer(self._lengths, np.uint16) if self._lengths else np.zeros(0, np.uint16)
+        lengths = np.frombuffer(self._lengths, np.uint32) if self._lengths else np.zeros(0, np.uint32)
         return np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
 
     def counts(self, kept: np.ndarray | None = None) -> np.ndarray:
