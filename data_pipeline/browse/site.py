@@ -166,7 +166,9 @@ class _Task:
     def add(self, number: int, text: SampleText) -> None:
         self.numbers.append(number)
         self.images += text.num_images
-        turns = [turn for turn in text.conversations if isinstance(turn, dict)]
+        # Another writer's conversations may be anything; a page is for finding that out, too.
+        found = text.conversations if isinstance(text.conversations, list) else []
+        turns = [turn for turn in found if isinstance(turn, dict)]
         answers = [turn.get("value") for turn in turns if turn.get("from") in ("gpt", "assistant")]
         self.turns += len(answers)
         self.words += sum(len(answer.split()) for answer in answers if isinstance(answer, str))
