@@ -418,7 +418,7 @@ def test_the_lists_of_the_conversion_are_counted_by_reason(tmp_path, view):
         ("quarantine", "image_damaged", 1, 1),
         ("findings", "extra_image_marker", 1, 1),
     ]
-    assert found[0]["lines"][0] == {"id": "gone", "task": "t", "file": "a.jpg", "detail": "No such file"}
+    assert found[0]["lines"][0] == shown
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def test_a_click_on_a_task_shows_its_samples_with_coloured_tokens(open_page):
     assert page.locator(".sample .head a").all_inner_texts() == ["s1", "s4", "s7", "s10"]
     first = page.locator(".sample").first
     assert "".join(first.locator(".t.sup").all_inner_texts()) == " red 1EOS"
-    assert first.locator(".t.image").all_inner_texts() == ["▣ image × 4"]
+    assert first.locator(".t.image").all_inner_texts() == ["▣ image \N{MULTIPLICATION SIGN} 4"]
     colour = "node => getComputedStyle(node).backgroundColor"
     assert first.locator(".t.sup").first.evaluate(colour) != first.locator(
         ".t:not([class*=' '])"
@@ -620,7 +620,9 @@ def test_the_page_is_used_by_keyboard(open_page):
     press("ArrowUp")
     assert page.inner_text(".sample.now .head a") == "s0"
     press("Enter")
-    assert page.locator("dialog[open] #caption").inner_text() == "s0: image 1 of 1, 9 × 6"
+    assert (
+        page.locator("dialog[open] #caption").inner_text() == "s0: image 1 of 1, 9 \N{MULTIPLICATION SIGN} 6"
+    )
     press("Escape")
     assert page.locator("dialog[open]").count() == 0
     press("ArrowRight")
