@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 from PIL import Image
 
 from data_pipeline.browse import write_site
@@ -165,6 +166,20 @@ def test_the_texts_of_the_pieces_joined_are_the_text_of_the_ids(view, tokenizer,
     )
     assert plain == tokenizer.decode(found.ids)
     assert text.strip() in plain
+
+
+def test_a_tokenizer_of_bytes_gives_the_same_text_piece_by_piece(tmp_path):
+    """As LLaMA-3's: byte-level BPE in a tokenizer.json; "é" and "日" are two and three tokens here."""
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(WORDS * 20, vocab_size=300, special_tokens=["<s>", "</s>"])
+    trained.save(str(tmp_path / "tokenizer.json"))
+    view = choose(tmp_path, tokenizer=str(tmp_path), image_tokens=4)
+    text = "café red  green\n日本 </s> " * 5
+    found = pieces(turns(f"<image>{text}", text), 1, view, "s")
+    plain = "".join(of_kind(found, 0))
+    assert plain == format_of(view).tokenizer.decode(found.ids)
+    assert plain.count("café red  green\n日本 </s>") == 10
+    assert of_kind(found, SPECIAL)[-1] == "EOS"
 
 
 def test_a_space_before_a_word_belongs_to_the_word_after_an_image_too(view):
@@ -395,14 +410,8 @@ def test_a_conversation_that_cannot_be_rendered_is_shown_as_it_stands(tmp_path, 
 
 def test_the_lists_of_the_conversion_are_counted_by_reason(tmp_path, view):
     write_dataset(tmp_path / "data", {"train": [example(0)]})
-    line = {
-        "number": 1,
-        "id": "gone",
-        "task": "t",
-        "file": "a.jpg",
-        "reason": "image_missing",
-        "detail": "No such file",
-    }
+    told = {"id": "gone", "task": "t", "file": "a.jpg", "detail": "No such file"}
+    line = told | {"number": 1, "reason": "image_missing"}
     for folder, lines in {
         "quarantine": [line] * 250 + [line | {"reason": "image_damaged"}],
         "findings": [line | {"id": "s0", "reason": "extra_image_marker"}],
@@ -418,7 +427,7 @@ def test_the_lists_of_the_conversion_are_counted_by_reason(tmp_path, view):
         ("quarantine", "image_damaged", 1, 1),
         ("findings", "extra_image_marker", 1, 1),
     ]
-    assert found[0]["lines"][0] == shown
+    assert found[0]["lines"][0] == told
 
 
 @pytest.mark.parametrize(
