@@ -13,6 +13,7 @@ do not bring, simplemma and lemminflect give lemmas and no phrases.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,11 +92,14 @@ def choose(phrases: str, spacy_model: str | None = None) -> Choice:
 
 
 def _spacy_is_there() -> bool:
-    try:
-        import spacy
-    except ImportError:
+    """Whether spaCy and its usual pipeline are installed, without the seconds that importing it takes."""
+    if importlib.util.find_spec("spacy") is None:
         return False
-    return bool(spacy.util.is_package(DEFAULT_SPACY_MODEL))
+    try:
+        importlib.metadata.distribution(DEFAULT_SPACY_MODEL)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _load_spacy(model: str) -> Any:

@@ -14,6 +14,8 @@ from vflax.tokenizer import load_tokenizer
 
 DEFAULT_TEMPLATE, DEFAULT_POSITION = "vicuna_v1", "auto"
 _STAGES = ("stage0", "stage1", "stage2")
+# The first of the tiny configs: its model starts from random numbers, with the built-in tokenizer.
+_MAKES_MINI_MODEL = "configs/stage0.py:tiny"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def choose(
     if config:
         return _of_config(config)
     if not given and (own := _config_of_mini(path)):
-        return _of_config(own)
+        return _of_config(own, model=_MAKES_MINI_MODEL)
     if image_tokens is not None or max_length is not None:
         raise UserError("--image_tokens and --max_length count tokens: name a --tokenizer, too")
     template, position = _check(template, position)
@@ -154,12 +156,13 @@ def _of_workdir(workdir: Path) -> View:
     )
 
 
-def _of_config(flag: str) -> View:
+def _of_config(flag: str, model: str | None = None) -> View:
+    """`model`: the config that says which tokenizer and model; None: the same."""
     from vflax.config import load_config
     from vflax.start import checkpoint_path, open_start
 
     config = load_config(flag)
-    start = config
+    start = load_config(model or flag)
     # The weights that a tiny config starts from are made by another config on first use. A page need not wait for
     # that: the tokenizer and the shape of the model are those of the first in the chain.
     while start.init.make and not _exists(checkpoint_path(start)):

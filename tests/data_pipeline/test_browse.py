@@ -309,10 +309,13 @@ def test_built_in_data_are_shown_with_their_own_tokenizer(tmp_path):
     from data_pipeline import mini
 
     data = mini.ensure()
-    view = choose(data.stage1)
-    assert view.words.startswith("As the model sees it: config configs/stage1.py:tiny, template mistral")
-    page = write_site(data.stage1, tmp_path / "page", view, samples_per_task=2, show_progress=False)
-    assert page["problems"] == 0 and page["shown"] == 2 * page["tasks"] > 60
+    for path, template in ((data.stage0, "plain"), (data.stage1, "mistral"), (data.stage2, "mistral")):
+        view = choose(path)
+        assert view.words.startswith(
+            f"As the model sees it: config configs/{path.name}.py:tiny, template {template}"
+        )
+        page = write_site(path, tmp_path / path.name, view, samples_per_task=2, show_progress=False)
+        assert page["problems"] == 0 and page["shown"] >= 2
 
 
 @pytest.mark.parametrize(
