@@ -30,6 +30,7 @@ def build(dataset, row_format):
             "packing": True,
             "max_length": 256,
             "slots": 3,
+            "supervised": 0,
             "max_problem_share": 0.0,
             "threads": 2,
         }

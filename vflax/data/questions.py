@@ -8,7 +8,7 @@ import numpy as np
 
 from vflax.conversation import Conversation, expand, read_llava, render
 from vflax.data.mixture import first_per_task
-from vflax.data.packing import permutation
+from vflax.data.draw import permutation
 from vflax.data.rows import RowFormat, decode_images
 from vflax.data.source import Sample
 
