@@ -26,7 +26,14 @@ def row_source(path, format, multiple: int = 4, epochs: int = 2) -> RowSource:
     lengths = measure(source, format, show_progress=False)
     mixture = Mixture([SourceSpec(str(path))], [source.tasks], [lengths.kept], budget=None, seed=0)
     plan = PackPlan(
-        lengths.tokens, lengths.images, lengths.supervised, samples=10, max_length=256, slots=3, packing=True, seed=0
+        lengths.tokens,
+        lengths.images,
+        lengths.supervised,
+        samples=10,
+        max_length=256,
+        slots=3,
+        packing=True,
+        seed=0,
     )
     total = plan.total_steps(epochs=epochs)
     return RowSource([source], mixture, plan, format, total_steps=total, rows_multiple=multiple)

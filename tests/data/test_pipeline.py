@@ -93,9 +93,17 @@ def test_steps_take_the_place_of_epochs(build):
 def test_no_row_has_more_supervised_tokens_than_the_capacity(build):
     data = build()
     most = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in batches(data.loader()))
-    assert most <= data.capacity < most + 32
+    assert most <= data.capacity <= data.plan.capacity.tokens
+    assert f"{data.capacity} supervised tokens" in data.describe()
     heldout = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in data.heldout_batches())
-    assert heldout <= data.heldout_capacity < heldout + 32
+    assert heldout <= data.heldout_capacity
+
+
+def test_a_capacity_that_is_given_is_the_one_that_is_used(build):
+    data = build(supervised=100)
+    assert data.capacity == 100 != build().capacity
+    most = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in batches(data.loader()))
+    assert most <= 100
 
 
 def test_held_out_batches_hold_each_held_out_sample_once(build, dataset):
@@ -161,7 +169,7 @@ def test_the_identity_follows_everything_that_is_learned_and_nothing_else(build,
     changes = {
         "plan": [
             {"seed": 1}, {"samples": 7}, {"slots": 2}, {"packing": False}, {"order": "sequential"},
-            {"max_length": 250}, {"budget": 20},
+            {"max_length": 250}, {"budget": 20}, {"supervised": 100},
         ],
         "rendering": [{"template": "llava_v1"}, {"position": "inline"}],
         "samples": [{"sources": [source(dataset, split="test")]}, {"sources": [source(dataset, cap=3)]}],
@@ -194,6 +202,7 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     assert f"batch.samples=8, planned {data.stats.samples_per_step:.2f} samples" in text
     assert f"{data.stats.images_per_step:.1f} images" in text
     assert f"filled {data.stats.fill:.1%}" in text
+    assert f"{data.stats.supervised_fill:.1%} of the supervised" in text
     assert data.findings == {str(tmp_path / "d"): {"train": {"truncated": ["novel"]}}}
     assert abs(data.stats.samples_per_step / 8 - 1) <= 0.02
 
@@ -203,6 +212,8 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     [
         ({"max_length": 60}, "more than data.max_problem_share=0.0: truncated: 17"),
         ({"slots": 1}, "data.slots=1, but .* Set data.slots=2"),
+        ({"supervised": 9}, "data.supervised=9, but .* Set data.supervised="),
+        ({"order": "random"}, "data.order='random': expected 'shuffle' or 'sequential'"),
         ({"sources": ()}, "data.sources is empty"),
         ({"sources": (source("/nowhere"),)}, "/nowhere: there is no such directory"),
         ({"epochs": 0}, "expected at least one step or one epoch"),

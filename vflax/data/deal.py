@@ -8,13 +8,14 @@ mean, are scarcest where the row has many of them. Inside a step the rows with t
 
 from __future__ import annotations
 
+import array
 import dataclasses
 
 import numpy as np
 
 from vflax.data.draw import permutation
 
-_DEAL = 5  # the first word of the key of a permutation, see vflax.data.draw
+_DEAL, _STEPS = 11, 12  # the first words of the keys of permutations, see vflax.data.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Steps:
         self.waiting = no_rows()
         self._rows, self._key, self._windows = rows, key, 0
         self._places = spread(rows)
-        self._lengths: list[np.ndarray] = []  # of the rows of each step, int64 [R]
-        self._samples: list[np.ndarray] = []  # of each step, row after row, int32
+        # Of every row so far, and the samples row after row: arrays, for there may be millions.
+        self._lengths, self._samples = array.array("i"), array.array("i")
 
     def add(self, rows: Rows) -> None:
         """Deal the rows of a window; what makes no whole step waits for the next window."""
@@ -81,7 +82,8 @@ class Steps:
             if len(self.waiting) == self._rows:
                 self.flush()
         rest, rows = rows.split(len(rows) % self._rows)
-        for part in deal(rows.loads, len(rows) // self._rows):
+        whole = len(rows) // self._rows
+        for part in deal(rows.loads, whole)[permutation(whole, _STEPS, *self._key, self._windows)]:
             self._append(rows.take(part))
         self.waiting += rest
 
@@ -94,16 +96,16 @@ class Steps:
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """(samples int32 [n], row after row; lengths of the rows, int64 [steps * R])."""
         self.flush()
-        return np.concatenate(self._samples), np.concatenate(self._lengths)
+        return np.array(self._samples, np.int32), np.array(self._lengths, np.int64)
 
     def _append(self, step: Rows) -> None:
         """Lay out the rows of one step."""
         images, _, supervised = step.loads.T
         layout = np.empty(self._rows, np.int64)
         layout[self._places] = np.lexsort((-supervised, -images))
-        step = step.take(layout)
-        self._lengths.append(step.loads[:, 1])
-        self._samples.append(np.array([sample for row in step.samples for sample in row], np.int32))
+        for place in layout.tolist():
+            self._lengths.append(len(step.samples[place]))
+            self._samples.extend(step.samples[place])
 
 
 def deal(loads: np.ndarray, steps: int) -> np.ndarray:
@@ -116,9 +118,9 @@ def deal(loads: np.ndarray, steps: int) -> np.ndarray:
     Returns:
         int64 [steps, R], numbers of rows.
     """
-    if steps <= 1:
-        return np.arange(len(loads)).reshape(steps, -1 if steps else 0)
-    rows = len(loads) // steps
+    rows = len(loads) // max(steps, 1)
+    if steps <= 1 or rows == 1:
+        return np.arange(len(loads)).reshape(steps, rows)
     shares = _shares(loads)
     totals = np.zeros((steps, loads.shape[1]))
     full = np.zeros(steps)  # infinite where a step has all its rows
@@ -141,15 +143,17 @@ def _shares(loads: np.ndarray) -> np.ndarray:
 
 
 def spread(n: int) -> np.ndarray:
-    """Places in which neighbours of a sorted list lie far apart: van der Corput's sequence.
+    """Places in which neighbours of a sorted list lie far apart: the bits of a Gray code, mirrored.
 
-    Row k of the list goes to place spread(n)[k]. Of n = 8 the places are 0 4 2 6 1 5 3 7: each half then holds every
-    other row of the list, each quarter every fourth.
+    Row k of the list goes to place spread(n)[k]. Of n = 8 the places are 0 4 6 2 3 7 5 1: the halves get rows 0 3 4 7
+    and 1 2 5 6, as when two captains choose their teams, and the quarters in each half likewise. (Plain numbers mirrored
+    are van der Corput's sequence, by which the first of two parts always has the larger of two rows.)
 
     Returns:
         int64 [n], a permutation.
     """
     numbers = np.arange(n)
+    code = numbers ^ (numbers >> 1)
     bits = max(1, (n - 1).bit_length())
-    mirrored = sum(((numbers >> bit) & 1) << (bits - 1 - bit) for bit in range(bits))
+    mirrored = sum(((code >> bit) & 1) << (bits - 1 - bit) for bit in range(bits))
     return np.argsort(np.argsort(mirrored, kind="stable"), kind="stable")

@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vflax.data.deal import Rows, Steps, no_rows
+from vflax.data.deal import Rows, Steps, deal, no_rows
 from vflax.data.draw import permutation
 from vflax.data.fill import Capacity, fill_rows
 from vflax.errors import UserError
@@ -50,7 +50,7 @@ _WINDOW = 8192
 _CACHED_EPOCHS = 3
 # Short epochs are cheap to pack and differ more: R is judged by several.
 _TRIAL_EPOCHS = 4
-_ORDER = 1  # the first word of the key of a permutation, see vflax.data.draw
+_ORDER, _STEPS = 1, 13  # the first words of the keys of permutations, see vflax.data.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,39 @@ class _Epoch:
 
 @dataclasses.dataclass(frozen=True)
 class _Pace:
-    """How a group is taken: steps of a window, samples that it may hold, samples that a row aims at."""
+    """How a group is taken."""
 
-    steps: int
-    most: int
-    aim: int
+    steps: int  # of a window
+    most: int  # samples of a window
+    aim: int  # samples of a row
+    exact: bool  # whether samples, not rows, are dealt to the steps
+
+
+class _Queue:
+    """The samples of a group, some of which come back."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        self._order, self._taken, self._back = order, 0, order[:0]
+
+    def __len__(self) -> int:
+        return len(self._back) + len(self._order) - self._taken
+
+    def next(self, count: int) -> np.ndarray:
+        """The next samples, at most `count`, those that came back before the others."""
+        new = max(0, count - len(self._back))
+        return np.concatenate([self._back[:count], self._order[self._taken : self._taken + new]])
+
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the next samples, bool: which of them came back); they leave the queue."""
+        samples = self.next(count)
+        waited = np.arange(len(samples)) < len(self._back)
+        self._taken += len(samples) - int(waited.sum())
+        self._back = self._back[count:]
+        return samples, waited
+
+    def put_back(self, samples: np.ndarray) -> None:
+        """Before all others."""
+        self._back = np.concatenate([samples, self._back])
 
 
 class PackPlan:
@@ -279,35 +307,54 @@ class PackPlan:
         steps = Steps(rows, self.seed, epoch)
         for order in self._orders(epoch):
             pace = self._pace(order, rows)
-            carried, taken = order[:0], 0
-            while taken < len(order):
+            queue = _Queue(order)
+            while len(queue):
                 if steps.waiting.count >= self.samples:
                     steps.flush()
-                places = pace.steps * rows - len(steps.waiting)
-                count = self._take(carried, order[taken:], places, pace.most - steps.waiting.count)
-                window = np.concatenate([carried, order[taken : taken + count]])
-                taken += count
-                if taken < len(order):
-                    kept, carried = self._fullest(window, len(carried), places, pace.aim)
-                    steps.add(kept)
+                if not pace.exact:
+                    self._add_window(steps, queue, rows, pace.steps, pace)
+                elif len(steps.waiting) or len(queue) < self.samples:
+                    self._add_window(steps, queue, rows, 1, pace)
                 else:
-                    steps.add(self._rows(window, self._fill(window, pace.aim)))
+                    self._add_exact(steps, queue, rows, pace, epoch)
         samples, lengths = steps.finish()
         return _Epoch(samples, np.concatenate([[0], np.cumsum(lengths)]), len(lengths) // rows)
 
-    def _take(self, carried: np.ndarray, new: np.ndarray, places: int, most: int) -> int:
-        """How many new samples make `places` rows full together with the carried ones, up to `most` in all."""
-        new = new[: max(0, most - len(carried))]
-        full = np.zeros(len(new), bool)
+    def _add_window(self, steps: Steps, queue: _Queue, rows: int, count: int, pace: _Pace) -> None:
+        """Fill the rows of `count` steps; at the end of the group those of as many as there are."""
+        places = count * rows - len(steps.waiting)
+        most = pace.most * count // pace.steps - steps.waiting.count
+        window, waited = queue.take(self._until_full(queue.next(most), places))
+        kept, rest = self._fullest(window, waited, places if len(queue) else None, pace.aim)
+        queue.put_back(rest)
+        steps.add(kept)
+
+    def _add_exact(self, steps: Steps, queue: _Queue, rows: int, pace: _Pace, epoch: int) -> None:
+        """Deal samples to whole steps, the longest first, and fill the rows of each."""
+        count = min(pace.steps, len(queue) // self.samples)
+        window, waited = queue.take(count * self.samples)
+        longest = np.argsort(-self._tokens[window], kind="stable")
+        window, waited = window[longest], waited[longest]
+        loads = np.stack([self._tokens[window], self._images[window], self._supervised[window]], axis=1)
+        left = []
+        # The longest were dealt to the first steps first: in any order but that.
+        for part in deal(loads, count)[permutation(count, _STEPS, self.seed, epoch, len(queue))]:
+            kept, rest = self._fullest(window[part], waited[part], rows, pace.aim)
+            steps.add(kept)
+            left.append(rest)
+        queue.put_back(np.concatenate(left))
+
+    def _until_full(self, samples: np.ndarray, places: int) -> int:
+        """How many of these samples make so many rows full; at least one."""
+        full = np.zeros(len(samples), bool)
         for values, size in (
             (self._tokens, self.capacity.tokens),
             (self._images, self.capacity.images),
             (self._supervised, self.capacity.supervised),
         ):
-            missing = places * size - int(values[carried].sum(dtype=np.int64))
-            # Those before it do not make the rows full.
-            full |= np.cumsum(values[new], dtype=np.int64) - values[new] >= max(missing, 1 - bool(size))
-        return int(np.argmax(full)) if full.any() else len(new)
+            if size:
+                full |= np.cumsum(values[samples], dtype=np.int64) >= places * size
+        return int(np.argmax(full)) + 1 if full.any() else len(samples)
 
     def _fill(self, window: np.ndarray, aim: int, supervised: int = 0) -> list[list[int]]:
         """Rows of numbers from range(len(window)); at another C where one is given."""
@@ -316,23 +363,27 @@ class PackPlan:
         capacity = self.capacity
         if supervised:
             capacity = dataclasses.replace(capacity, supervised=supervised)
-        return fill_rows(
-            self._tokens[window], self._images[window], self._supervised[window], capacity, aim
-        )
+        return fill_rows(self._tokens[window], self._images[window], self._supervised[window], capacity, aim)
 
-    def _fullest(self, window: np.ndarray, old: int, places: int, aim: int) -> tuple[Rows, np.ndarray]:
-        """(`places` rows, the samples of the others); the first `old` samples have waited once and go first."""
+    def _fullest(
+        self, window: np.ndarray, waited: np.ndarray, places: int | None, aim: int
+    ) -> tuple[Rows, np.ndarray]:
+        """(the fullest `places` rows, the samples of the others); None keeps all.
+
+        Rows with a sample that was left before go first: none waits for more than one window.
+        """
         found = self._fill(window, aim)
         rows = self._rows(window, found)
-        if len(rows) <= places:
-            return rows + no_rows(places - len(rows)), window[:0]
-        sums = np.array([self._tokens[row].sum() for row in rows.samples])
+        if places is None or len(rows) <= places:
+            return rows + no_rows((places or len(rows)) - len(rows)), window[:0]
         size = self.capacity
+        sums = np.array([self._tokens[row].sum() for row in rows.samples])
         images, _, supervised = rows.loads.T
-        fullness = np.maximum(sums / size.tokens, supervised / size.supervised)
-        fullness = np.maximum(fullness, images / max(size.images, 1))
-        waited = np.array([min(row) < old for row in found])
-        best = np.lexsort((-fullness, ~waited))
+        fullness = np.max(
+            [sums / size.tokens, images / max(size.images, 1), supervised / size.supervised], axis=0
+        )
+        first = np.array([waited[row].any() for row in found])
+        best = np.lexsort((-fullness, ~first))
         left = sorted(i for row in best[places:].tolist() for i in found[row])
         return rows.take(np.sort(best[:places])), window[left]
 
@@ -367,14 +418,16 @@ class PackPlan:
 
     def _pace(self, order: np.ndarray, rows: int) -> _Pace:
         if not self.packing:
-            return _Pace(1, self.samples, 1)
+            return _Pace(1, self.samples, 1, False)
         trial = self._trial(order)
         aim, needed = self._best_aim(trial)
+        steps = max(1, min(math.ceil(_WINDOW / self.samples), len(order) // (4 * self.samples)))
+        if not self.shuffle:
+            steps = 1  # a longer window would take the samples out of the order that was asked for
         most = (1 + TOLERANCE) * self.samples
         if len(trial) / needed * rows > most:
-            return _Pace(1, self.samples, aim)
-        steps = max(1, min(math.ceil(_WINDOW / self.samples), len(order) // (4 * self.samples)))
-        return _Pace(steps, int(steps * most), aim)
+            return _Pace(steps, steps * self.samples, aim, True)
+        return _Pace(steps, int(steps * most), aim, False)
 
     def _enough_supervised(self, used: np.ndarray) -> int:
         """The smallest C that costs next to nothing."""

@@ -136,9 +136,8 @@ def join(samples: Sequence[Prepared], format: RowFormat) -> Row:
 class RowSource:
     """Every row of a run: `len`, `rows[i]` -> Row. A pure function of i; picklable; for many threads.
 
-    Row i is row i % rows_per_step of step i // rows_per_step. Between the plan's rows of a step lie empty ones, evenly,
-    up to a multiple of rows_multiple: the mesh may change and every step still has the same samples, and each device
-    its share of them.
+    Row i is row i % rows_per_step of step i // rows_per_step. The plan's rows of a step are followed by empty
+    ones, up to a multiple of rows_multiple: the mesh may change and every step still has the same samples.
 
     Args:
         sources: where the samples are.
@@ -176,12 +175,9 @@ class RowSource:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         step, row = divmod(index, self.rows_per_step)
-        # Row r of the plan's R has the place floor(r * rows_per_step / R).
-        count = self._plan.rows_per_step
-        planned = -(-row * count // self.rows_per_step)
-        if planned == count or planned * self.rows_per_step // count != row:
+        if row >= self._plan.rows_per_step:
             return join([], self._format)
-        return join([self._prepare(number) for number in self._plan.row(step, planned)], self._format)
+        return join([self._prepare(number) for number in self._plan.row(step, row)], self._format)
 
     def _prepare(self, number: int) -> Prepared:
         k, index = self._mixture.locate(number)
