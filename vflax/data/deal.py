@@ -1,8 +1,8 @@
 """Rows dealt to steps, so that every step and every device's part of it has as much to do as the next.
 
-The rows of a window are dealt one by one, those with the most images first and otherwise in random order, each to the
-step with which it has the least in common: the step in which images, samples and supervised tokens, each over its
-mean, are scarcest where the row has many of them. Inside a step the rows with the most images then lie far apart
+The rows of a window are dealt one by one, those that hold most first, equal ones in random order, each to the step with
+which it has the least in common: the step in which images, samples and supervised tokens, each over its mean, are
+scarcest where the row has many of them. Inside a step the rows with the most images then lie far apart
 (`spread`), so that the halves, quarters, ... that go to the devices hold about as many images each.
 """
 
@@ -146,8 +146,8 @@ def spread(n: int) -> np.ndarray:
     """Places in which neighbours of a sorted list lie far apart: the bits of a Gray code, mirrored.
 
     Row k of the list goes to place spread(n)[k]. Of n = 8 the places are 0 4 6 2 3 7 5 1: the halves get rows 0 3 4 7
-    and 1 2 5 6, as when two captains choose their teams, and the quarters in each half likewise. (Plain numbers mirrored
-    are van der Corput's sequence, by which the first of two parts always has the larger of two rows.)
+    and 1 2 5 6, as when two captains choose their teams, and the quarters in each half likewise. (Plain numbers
+    mirrored are van der Corput's sequence, by which the first of two parts always has the larger of two rows.)
 
     Returns:
         int64 [n], a permutation.

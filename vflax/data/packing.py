@@ -2,24 +2,24 @@
 
 The order of an epoch is taken in windows of K steps. A window takes new samples until K * R rows could hold no more,
 fills rows with them (vflax.data.fill), keeps the fullest K * R and leaves the samples of the others to the next
-window. Its rows are dealt to its steps so that each step has as many samples, images and supervised tokens as the
-next. R is fixed for the run: the smallest number of rows that keeps up with `samples` per step. So a step means what
-the papers mean by a batch, and the plan knows nothing of devices, hosts or threads:
+window. The rows are dealt to the steps so that each has as many samples, images and supervised tokens as the next
+(vflax.data.deal). R is fixed for the run: the smallest number of rows that keeps up with `samples` per step. So a step
+means what the papers mean by a batch, and the plan knows nothing of devices, hosts or threads:
 
-    order of epoch e    |  s7  s2  s9  s4  s1  s8  s3  s6  s5 ...            samples = 4, R = 2, K = 2
-                           '--------- window 0 ---------'  '- window 1 ...
-    rows of window 0    |  s9 s9 s9 s9 s4 s4      s7 s7 s7 s2 s2 s2
-                        |  s8 s8 s8 s1 s1 s1      s3 s3 s3 s6 s6 .           s5 s5 . . . .   goes to window 1
-    step 0              |  row s9 s4, row s3 s6
-    step 1              |  row s7 s2, row s8 s1
-    step 2              |  ...
+    order of epoch e    s7 s2 s9 s4 s1 s8 s3 s6 s5 ...                       samples = 4, R = 2, K = 2
+                        '------ window 0 -------'
 
-Where no R comes near to `samples` with full rows (8 samples of which 3 fill a row), K is 1: a step has exactly
-`samples` samples, and its rows are as full as they then are. At the end of an epoch every row is kept; its last step
-is partial. An epoch may consist of groups, one after the other: no row holds samples of two groups.
+    rows of window 0    s9 s9 s9 s9 s4 s4    step 0    (a row holds T tokens, S images, C supervised tokens)
+                        s7 s7 s7 s2 s2 s2    step 1
+                        s8 s8 s8 s1 s1 s1    step 1
+                        s3 s3 s3 s6 s6 .     step 0
+                        s5 s5 . . . .        to window 1, where its row is kept however empty it is
 
-Inside a step the rows with the most images lie far apart (`spread`), so that its halves, quarters, ... which go to
-the devices hold about as many images each.
+Where no R brings full rows near to `samples` (8 samples of which 2.9 fill a row), samples are dealt to the steps of a
+window instead, `samples` to each, long and short ones evenly, and then the R rows of each step are filled.
+
+At the end of an epoch every row is kept; its last step is partial. An epoch may consist of groups, one after the
+other: no row holds samples of two groups, and the last rows of one share a step with the first of the next.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ class PackPlan:
         steps.add(kept)
 
     def _add_exact(self, steps: Steps, queue: _Queue, rows: int, pace: _Pace, epoch: int) -> None:
-        """Deal samples to whole steps, the longest first, and fill the rows of each."""
+        """Deal samples to whole steps, the longest first, and fill the rows of each step."""
         count = min(pace.steps, len(queue) // self.samples)
         window, waited = queue.take(count * self.samples)
         longest = np.argsort(-self._tokens[window], kind="stable")
