@@ -7,7 +7,7 @@ distribution with a mean of 128 tokens and a 90th percentile of 210, and, where 
 tokenizer/llama2-tokenizer.model, `real`, lengths resampled from real Vision-Flan samples in vicuna_v1. For each T
 (tokens of a row) and S (images) every packer gets the same T, S and C (supervised tokens):
 
-    plan        vflax.data.packing, 128 samples per step: used tokens over all rows of an epoch, the last step's included
+    plan        vflax.data.packing, 128 samples per step: used tokens over all rows of an epoch, the last step included
     offline     best fit in decreasing order, over the whole epoch at once
     streaming   first fit into 64 open rows, which are given out when a sample fits into none: what Grain's
                 FirstFitPackIterDataset does (it is run on the first 2,000 samples, and must make as many rows)

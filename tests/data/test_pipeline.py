@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from data_pipeline.tfds_writer import write_dataset
+from vflax.config import load_config
 from vflax.constants import IGNORE_LABEL
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
+from vflax.images import ImageRules
+from vflax.start import resolve_path
+from vflax.tokenizer import load_tokenizer
 
 
 def source(path, **changes) -> SimpleNamespace:
@@ -231,3 +235,29 @@ def test_other_sources_can_be_asked_too_without_being_part_of_the_held_out_loss(
     more = data.heldout_questions(2)[len(plain.heldout_questions(2)) :]
     assert more and {q.task for q in more} == {"task1"}
     assert len(list(data.heldout_batches())) == len(list(plain.heldout_batches()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_tiny_recipes_fill_their_rows(stage):
+    """On the built-in data, which is made where it is not there yet."""
+    config = load_config(f"configs/stage{stage}.py:tiny")
+    data = build_data(
+        config.data,
+        resolve_path,
+        tokenizer=load_tokenizer(resolve_path("mini:tokenizer")),
+        template=config.template,
+        position=config.image.position,
+        rules=ImageRules(config.image.mode, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        num_image_tokens=16,
+        samples=config.batch.samples,
+        rows_multiple=8,
+        seed=config.seed,
+        epochs=1,
+        steps=0,
+        process_index=0,
+        process_count=1,
+        show_progress=False,
+    )
+    assert data.stats.fill >= 0.95
+    assert data.rows_per_step == data.plan.rows_per_step == 8
