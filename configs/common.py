@@ -89,8 +89,11 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "order": "shuffle",
                 "budget": 0,  # samples drawn from all sources together, by the seed; 0: all
                 "packing": True,
-                "max_length": 2048,  # [LLaVA-1.5] model_max_length
-                "slots": 3,  # images per row: 3 x 576 tokens leave 320 for text
+                # Tokens and images of a row: four Vision-Flan samples, 576 + 128 tokens each on average, make one; no
+                # sample is cut that LLaVA-1.5 (model_max_length 2048) keeps whole. docs/benchmarks.md has others.
+                "max_length": 2944,
+                "slots": 4,
+                "supervised": 0,  # supervised tokens per row; 0: as few as cost next to no row
                 "max_problem_share": 0.01,  # more samples than this dropped: the run refuses to start
                 "threads": 8,
             },
@@ -142,7 +145,8 @@ def tiny(config: ConfigDict) -> ConfigDict:
         # The one template without a system prompt, which would be half of what a short sample costs.
         config.template = "mistral"
     config.data.sources = (source(f"mini:stage{config.stage}"),)
-    config.data.max_length = 160
+    # Four samples to a row, which a stage's own lengths decide.
+    config.data.max_length = {0: 184, 1: 164, 2: 512}[config.stage]
     config.data.slots = 4
     config.data.threads = 2
     config.optimizer.b2 = 0.99

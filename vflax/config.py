@@ -81,8 +81,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 # Keys that count something, with the least that makes sense.
 _LEAST = {
     "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
-    "data.threads": 1, "data.budget": 0, "checkpoint.every": 0, "checkpoint.keep": 1, "evaluate.every": 0,
-    "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1, "epochs": 0, "steps": 0,
+    "data.supervised": 0, "data.threads": 1, "data.budget": 0, "checkpoint.every": 0, "checkpoint.keep": 1,
+    "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1, "epochs": 0, "steps": 0,
 }  # fmt: skip
 _DTYPES = ("float32", "bfloat16")
 
@@ -133,6 +133,8 @@ def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
         # Without adapters their other keys say nothing; a run of before there were any has none of them.
         if before == after or (key.startswith("lora.") and not adapters):
             continue
+        if key == "data.supervised" and key not in old and not after:
+            continue  # a run of before there was this key: what it then packed is compared by the fingerprint
         line = f"config.{key}: {before!r} -> {after!r}"
         if any(fnmatch.fnmatchcase(key, pattern) for pattern in ELASTIC):
             notes.append(line)

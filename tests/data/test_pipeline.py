@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from data_pipeline.tfds_writer import write_dataset
+from vflax.config import load_config
 from vflax.constants import IGNORE_LABEL
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
+from vflax.images import ImageRules
+from vflax.start import resolve_path
+from vflax.tokenizer import load_tokenizer
 
 
 def source(path, **changes) -> SimpleNamespace:
@@ -30,6 +34,7 @@ def build(dataset, row_format):
             "packing": True,
             "max_length": 256,
             "slots": 3,
+            "supervised": 0,
             "max_problem_share": 0.0,
             "threads": 2,
         }
@@ -92,9 +97,17 @@ def test_steps_take_the_place_of_epochs(build):
 def test_no_row_has_more_supervised_tokens_than_the_capacity(build):
     data = build()
     most = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in batches(data.loader()))
-    assert most <= data.capacity < most + 32
+    assert most <= data.capacity <= data.plan.capacity.tokens
+    assert f"{data.capacity} supervised tokens" in data.describe()
     heldout = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in data.heldout_batches())
-    assert heldout <= data.heldout_capacity < heldout + 32
+    assert heldout <= data.heldout_capacity
+
+
+def test_a_capacity_that_is_given_is_the_one_that_is_used(build):
+    data = build(supervised=100)
+    assert data.capacity == 100 != build().capacity
+    most = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in batches(data.loader()))
+    assert most <= 100
 
 
 def test_held_out_batches_hold_each_held_out_sample_once(build, dataset):
@@ -160,7 +173,7 @@ def test_the_identity_follows_everything_that_is_learned_and_nothing_else(build,
     changes = {
         "plan": [
             {"seed": 1}, {"samples": 7}, {"slots": 2}, {"packing": False}, {"order": "sequential"},
-            {"max_length": 250}, {"budget": 20},
+            {"max_length": 250}, {"budget": 20}, {"supervised": 100},
         ],
         "rendering": [{"template": "llava_v1"}, {"position": "inline"}],
         "samples": [{"sources": [source(dataset, split="test")]}, {"sources": [source(dataset, cap=3)]}],
@@ -193,6 +206,7 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     assert f"batch.samples=8, planned {data.stats.samples_per_step:.2f} samples" in text
     assert f"{data.stats.images_per_step:.1f} images" in text
     assert f"filled {data.stats.fill:.1%}" in text
+    assert f"{data.stats.supervised_fill:.1%} of the supervised" in text
     assert data.findings == {str(tmp_path / "d"): {"train": {"truncated": ["novel"]}}}
     assert abs(data.stats.samples_per_step / 8 - 1) <= 0.02
 
@@ -202,6 +216,8 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     [
         ({"max_length": 60}, "more than data.max_problem_share=0.0: truncated: 17"),
         ({"slots": 1}, "data.slots=1, but .* Set data.slots=2"),
+        ({"supervised": 9}, "data.supervised=9, but .* Set data.supervised="),
+        ({"order": "random"}, "data.order='random': expected 'shuffle' or 'sequential'"),
         ({"sources": ()}, "data.sources is empty"),
         ({"sources": (source("/nowhere"),)}, "/nowhere: there is no such directory"),
         ({"epochs": 0}, "expected at least one step or one epoch"),
@@ -219,3 +235,29 @@ def test_other_sources_can_be_asked_too_without_being_part_of_the_held_out_loss(
     more = data.heldout_questions(2)[len(plain.heldout_questions(2)) :]
     assert more and {q.task for q in more} == {"task1"}
     assert len(list(data.heldout_batches())) == len(list(plain.heldout_batches()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_tiny_recipes_fill_their_rows(stage):
+    """On the built-in data, which is made where it is not there yet."""
+    config = load_config(f"configs/stage{stage}.py:tiny")
+    data = build_data(
+        config.data,
+        resolve_path,
+        tokenizer=load_tokenizer(resolve_path("mini:tokenizer")),
+        template=config.template,
+        position=config.image.position,
+        rules=ImageRules(config.image.mode, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        num_image_tokens=16,
+        samples=config.batch.samples,
+        rows_multiple=8,
+        seed=config.seed,
+        epochs=1,
+        steps=0,
+        process_index=0,
+        process_count=1,
+        show_progress=False,
+    )
+    assert data.stats.fill >= 0.95
+    assert data.rows_per_step == data.plan.rows_per_step == 8

@@ -40,7 +40,7 @@ def make_rows(dataset, row_format):
             "packing": True,
             "seed": 0,
         }
-        plan = PackPlan(lengths.tokens, lengths.images, **settings | changes)
+        plan = PackPlan(lengths.tokens, lengths.images, lengths.supervised, **settings | changes)
         total = plan.total_steps(epochs=epochs)
         return RowSource([source], mixture, plan, format, total_steps=total, rows_multiple=rows_multiple)
 

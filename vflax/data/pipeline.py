@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -26,9 +27,6 @@ from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.tokenizer import Tokenizer
 
-# The loss gathers supervised positions into an array of static size; small changes shall not recompile it.
-_CAPACITY_UNIT = 32
-
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
@@ -39,11 +37,6 @@ class _Part:
     mixture: Mixture
     plan: PackPlan
     rows: RowSource
-
-    def capacity(self, max_length: int) -> int:
-        supervised = np.concatenate([lengths.supervised for lengths in self.lengths])
-        most = self.plan.max_per_row(supervised, self.rows.total_steps)
-        return min(max_length, -(-most // _CAPACITY_UNIT) * _CAPACITY_UNIT)
 
 
 class Data:
@@ -81,7 +74,7 @@ class Data:
         self.stats: PlanStats = train.plan.stats()
         self.total_steps = train.rows.total_steps
         self.rows_per_step = train.rows.rows_per_step
-        self.capacity = train.capacity(format.max_length)
+        self.capacity = train.plan.capacity.supervised
         self.findings = _findings([train, heldout] if heldout else [train])
 
     # -- training ---------------------------------------------------------------------------------------
@@ -157,7 +150,7 @@ class Data:
     @property
     def heldout_capacity(self) -> int:
         """C of the held-out rows."""
-        return self._need_heldout().capacity(self._format.max_length)
+        return self._need_heldout().plan.capacity.supervised
 
     def heldout_batches(self) -> Iterator[Row]:
         """This host's part of batches that hold every held-out sample once: {name: numpy [rows, ...]}."""
@@ -213,9 +206,12 @@ class Data:
             f"  a step: batch.samples={asked}, planned {stats.samples_per_step:.2f} samples on average "
             f"({stats.samples_per_step / asked - 1:+.1%}), {stats.images_per_step:.1f} images, "
             f"{stats.tokens_per_step:,.0f} tokens",
-            f"  in {plan.rows_per_step} rows of {plan.max_length} tokens and {plan.slots} images"
-            + (f" (and {empty} empty ones, for the devices)" if empty else "")
-            + f"; filled {stats.fill:.1%} of the tokens, {stats.slot_fill:.1%} of the image slots",
+            f"  in {plan.rows_per_step} rows of {plan.capacity.tokens} tokens, {plan.capacity.images} images and "
+            f"{plan.capacity.supervised} supervised tokens"
+            + (f" (and {empty} empty rows, for the devices)" if empty else "")
+            + f"; filled {stats.fill:.1%} of the tokens, {stats.slot_fill:.1%} of the image slots, "
+            f"{stats.supervised_fill:.1%} of the supervised; images differ by {stats.images_spread:.1f} from step "
+            "to step",
         ]
         return "\n".join(lines)
 
@@ -245,7 +241,7 @@ def build_data(
 
     Args:
         config: config.data, with sources (path, split, weight, cap, include, exclude), eval_split, order, budget,
-            packing, max_length, slots, max_problem_share, threads. A cap or budget of 0 is none.
+            packing, max_length, slots, supervised, max_problem_share, threads. A cap or budget of 0 is none.
         resolve_path: from the path in a source to a directory.
         tokenizer, template, position, rules, num_image_tokens: how a sample is rendered (rows.RowFormat).
         samples: batch.samples, per optimizer step over all hosts.
@@ -277,6 +273,8 @@ def build_data(
     format = RowFormat(
         tokenizer, template, position, rules, num_image_tokens, config.max_length, config.slots
     )
+    if config.order not in ("shuffle", "sequential"):
+        raise UserError(f"data.order={config.order!r}: expected 'shuffle' or 'sequential'")
     specs = [_spec(entry, resolve_path) for entry in config.sources]
     if not specs:
         raise UserError("data.sources is empty: name at least one dataset directory")
@@ -294,13 +292,15 @@ def build_data(
     plan = PackPlan(
         np.concatenate([found.tokens for found in lengths]),
         np.concatenate([found.images for found in lengths]),
+        np.concatenate([found.supervised for found in lengths]),
         samples=samples,
         max_length=config.max_length,
         slots=config.slots,
+        supervised_capacity=config.supervised,
         packing=config.packing,
         seed=seed,
-        order=config.order,
-        epoch_samples=mixture.epoch,
+        shuffle=config.order == "shuffle",
+        epoch_samples=functools.partial(_groups, mixture),
         pool=mixture.pool,
     )
     total_steps = plan.total_steps(steps=steps) if steps else plan.total_steps(epochs=epochs)
@@ -312,6 +312,7 @@ def build_data(
         "samples": samples,
         "max_length": config.max_length,
         "slots": config.slots,
+        "supervised": config.supervised,
         "packing": bool(config.packing),
         "order": config.order,
         "budget": config.budget,
@@ -350,6 +351,10 @@ class _Measure:
         return found
 
 
+def _groups(mixture: Mixture, epoch: int) -> list[np.ndarray]:
+    return [mixture.epoch(epoch)]
+
+
 def _heldout(
     specs: Sequence[SourceSpec],
     split: str,
@@ -385,13 +390,14 @@ def _heldout(
     plan = PackPlan(
         np.concatenate([found.tokens for found in lengths]),
         np.concatenate([found.images for found in lengths]),
+        np.concatenate([found.supervised for found in lengths]),
         samples=max(1, train.samples // accumulation),
-        max_length=train.max_length,
-        slots=train.slots,
+        max_length=train.capacity.tokens,
+        slots=train.capacity.images,
         packing=train.packing,
         seed=train.seed,
-        order="sequential",
-        epoch_samples=mixture.epoch,
+        shuffle=False,
+        epoch_samples=functools.partial(_groups, mixture),
     )
     rows = RowSource(
         sources, mixture, plan, format, total_steps=plan.total_steps(epochs=1), rows_multiple=rows_multiple

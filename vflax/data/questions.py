@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 
 from vflax.conversation import Conversation, expand, read_llava, render
+from vflax.data.draw import permutation
 from vflax.data.mixture import first_per_task
-from vflax.data.packing import permutation
 from vflax.data.rows import RowFormat, decode_images
 from vflax.data.source import Sample
 
-_DRAW = 5  # first word of the key; vflax.data.packing and mixture have others
+_DRAW = 5  # first word of the key, see vflax.data.draw
 
 
 @dataclasses.dataclass(frozen=True)
