@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_a_count_gives_so_many_samples_of_a_source_the_same_in_every_epoch():
 def test_so_many_tasks_are_drawn_and_more_tasks_hold_the_fewer_ones():
     drawn = [_tasks_in(n, seed=0) for n in range(1, 13)]
     assert [len(names) for names in drawn] == list(range(1, 13))
-    assert all(few < more for few, more in zip(drawn, drawn[1:], strict=False))
+    assert all(few < more for few, more in itertools.pairwise(drawn))
     assert _tasks_in(6, seed=1) != drawn[5]
 
 
