@@ -33,6 +33,7 @@ def source(path: str, split: str = "train") -> ConfigDict:
             "path": path,
             "split": split,
             "weight": 1.0,  # how often an epoch holds each sample; 0.5 is a fresh half each epoch
+            "count": 0,  # or: so many samples of it in an epoch, the same in each; 0: what the weight gives
             "cap": 0,  # at most so many samples per task; 0: all
             "include": (),  # task names or globs; empty: all
             "exclude": (),
@@ -86,8 +87,10 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             "data": {
                 "sources": (source("data/vision-flan"),),
                 "eval_split": "test",  # held-out samples, where a source has such a split
-                "order": "shuffle",
-                "budget": 0,  # samples drawn from all sources together, by the seed; 0: all
+                "order": "mixed",  # "sequence": one source after the other, each shuffled
+                "tasks": 0,  # so many tasks, drawn by the seed; 0: all that the sources' filters leave
+                "budget": 0,  # samples an epoch drawn from all sources together, by the seed; 0: all
+                "spread": "samples",  # "tasks": the budget as evenly over the tasks as they allow ([VF] Table 3)
                 "packing": True,
                 # Tokens and images of a row: four Vision-Flan samples, 576 + 128 tokens each on average, make one; no
                 # sample is cut that LLaVA-1.5 (model_max_length 2048) keeps whole. docs/benchmarks.md has others.

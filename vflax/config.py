@@ -81,7 +81,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 # Keys that count something, with the least that makes sense.
 _LEAST = {
     "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
-    "data.supervised": 0, "data.threads": 1, "data.budget": 0, "checkpoint.every": 0, "checkpoint.keep": 1,
+    "data.supervised": 0, "data.threads": 1, "data.tasks": 0, "data.budget": 0, "checkpoint.every": 0,
+    "checkpoint.keep": 1,
     "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1, "epochs": 0, "steps": 0,
 }  # fmt: skip
 _DTYPES = ("float32", "bfloat16")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from vflax.conversation import Position
 from vflax.data import lengths as lengths_lib
 from vflax.data.lengths import Lengths
 from vflax.data.loader import Loader
-from vflax.data.mixture import Mixture, SourceSpec, select
+from vflax.data.mixture import Mixture, MixtureRules, SourceSpec, TaskCount, select
 from vflax.data.packing import PLAN_VERSION, PackPlan, PlanStats
 from vflax.data.questions import Question, ask, choose
 from vflax.data.rows import Row, RowFormat, RowSource
@@ -111,6 +110,7 @@ class Data:
                 source.fingerprint,
                 spec.split,
                 spec.weight,
+                spec.count,
                 spec.cap,
                 sorted(spec.include),
                 sorted(spec.exclude),
@@ -180,6 +180,35 @@ class Data:
 
     # -- what a person reads ----------------------------------------------------------------------------
 
+    def task_counts(self) -> list[TaskCount]:
+        """What an epoch holds of each task of each source, beside what the config asks for."""
+        return self._train.mixture.counts()
+
+    def _describe_mixture(self) -> list[str]:
+        """How the realised counts differ from those asked for; nothing where each sample comes once."""
+        counts = self.task_counts()
+        if all(count.samples == count.available == count.asked for count in counts):
+            return []
+        by_task: dict[str, int] = {}
+        for count in counts:
+            by_task[count.task] = by_task.get(count.task, 0) + count.samples
+        held = sorted(by_task.values())
+        lines = [
+            f"  an epoch holds {len(held)} tasks with {held[0]:,} to {held[-1]:,} samples each, half of them "
+            f"{held[len(held) // 2]:,} or more"
+        ]
+        for k, (source, spec) in enumerate(zip(self._train.sources, self._specs, strict=True)):
+            own = [count for count in counts if count.source == k]
+            short = [count for count in own if count.samples < count.asked - 1]
+            shown = ", ".join(f"{c.task} {c.samples:,} of {c.asked:,.0f}" for c in short[:3])
+            lines.append(
+                f"  {source.path} ({spec.split}): {sum(c.samples for c in own):,} samples an epoch, "
+                f"{sum(c.asked for c in own):,.0f} asked for"
+                + (f"; {len(short)} tasks have fewer than asked for: {shown}" if short else "")
+                + (", ..." if len(short) > 3 else "")
+            )
+        return lines
+
     def describe(self) -> str:
         """A few lines: what there is, what the preflight found, what a step holds."""
         stats, plan, asked = self.stats, self.plan, self.plan.samples
@@ -197,6 +226,7 @@ class Data:
                 "  held out: nothing, so no held-out loss and no best checkpoint: of the splits "
                 f"{', '.join(there)} none is data.eval_split={self._eval_split!r}"
             )
+        lines += self._describe_mixture()
         for path, by_split in self.findings.items():
             for split, kinds in by_split.items():
                 lines += [
@@ -240,8 +270,9 @@ def build_data(
     """Open the sources, measure them, draw the mixture and plan the rows.
 
     Args:
-        config: config.data, with sources (path, split, weight, cap, include, exclude), eval_split, order, budget,
-            packing, max_length, slots, supervised, max_problem_share, threads. A cap or budget of 0 is none.
+        config: config.data, with sources (path, split, weight, count, cap, include, exclude), eval_split, order,
+            tasks, budget, spread, packing, max_length, slots, supervised, max_problem_share, threads. 0 for a count, a
+            cap, tasks or a budget is none.
         resolve_path: from the path in a source to a directory.
         tokenizer, template, position, rules, num_image_tokens: how a sample is rendered (rows.RowFormat).
         samples: batch.samples, per optimizer step over all hosts.
@@ -273,8 +304,6 @@ def build_data(
     format = RowFormat(
         tokenizer, template, position, rules, num_image_tokens, config.max_length, config.slots
     )
-    if config.order not in ("shuffle", "sequential"):
-        raise UserError(f"data.order={config.order!r}: expected 'shuffle' or 'sequential'")
     specs = [_spec(entry, resolve_path) for entry in config.sources]
     if not specs:
         raise UserError("data.sources is empty: name at least one dataset directory")
@@ -286,7 +315,7 @@ def build_data(
         specs,
         [source.tasks for source in sources],
         [found.kept for found in lengths],
-        budget=config.budget or None,
+        rules=MixtureRules(config.tasks or None, config.budget or None, config.spread, config.order),
         seed=seed,
     )
     plan = PackPlan(
@@ -299,8 +328,7 @@ def build_data(
         supervised_capacity=config.supervised,
         packing=config.packing,
         seed=seed,
-        shuffle=config.order == "shuffle",
-        epoch_samples=functools.partial(_groups, mixture),
+        epoch_samples=mixture.epoch,
         pool=mixture.pool,
     )
     total_steps = plan.total_steps(steps=steps) if steps else plan.total_steps(epochs=epochs)
@@ -315,7 +343,9 @@ def build_data(
         "supervised": config.supervised,
         "packing": bool(config.packing),
         "order": config.order,
+        "tasks": config.tasks,
         "budget": config.budget,
+        "spread": config.spread,
     }
     return Data(
         _Part(sources, lengths, mixture, plan, rows),
@@ -351,10 +381,6 @@ class _Measure:
         return found
 
 
-def _groups(mixture: Mixture, epoch: int) -> list[np.ndarray]:
-    return [mixture.epoch(epoch)]
-
-
 def _heldout(
     specs: Sequence[SourceSpec],
     split: str,
@@ -370,8 +396,7 @@ def _heldout(
     for path in dict.fromkeys(spec.path for spec in specs if split in splits(spec.path)):
         source = open_source(path, split)
         found = measure(source)
-        tasks = np.asarray(source.tasks, object)
-        chosen = np.any([select(spec, tasks, strict=False) for spec in specs if spec.path == path], axis=0)
+        chosen = np.any([select(s, source.tasks, strict=False) for s in specs if s.path == path], axis=0)
         tokens, images, supervised = (
             np.where(chosen, a, 0) for a in (found.tokens, found.images, found.supervised)
         )
@@ -384,7 +409,6 @@ def _heldout(
         [SourceSpec(str(source.path), source.split) for source in sources],
         [source.tasks for source in sources],
         [found.kept for found in lengths],
-        budget=None,
         seed=train.seed,
     )
     plan = PackPlan(
@@ -397,7 +421,7 @@ def _heldout(
         packing=train.packing,
         seed=train.seed,
         shuffle=False,
-        epoch_samples=functools.partial(_groups, mixture),
+        epoch_samples=mixture.epoch,
     )
     rows = RowSource(
         sources, mixture, plan, format, total_steps=plan.total_steps(epochs=1), rows_multiple=rows_multiple
@@ -417,7 +441,7 @@ def _asked(
     )
     source = open_source(spec.path, spec.split)
     found = measure(source)
-    chosen = select(spec, np.asarray(source.tasks, object), strict=True)
+    chosen = select(spec, source.tasks, strict=True)
     tokens, images, supervised = (
         np.where(chosen, a, 0) for a in (found.tokens, found.images, found.supervised)
     )
@@ -432,6 +456,7 @@ def _spec(entry: Any, resolve_path: Callable[[str], str | os.PathLike[str]]) -> 
         cap=entry.cap or None,
         include=tuple(entry.include),
         exclude=tuple(entry.exclude),
+        count=entry.count or None,
     )
 
 

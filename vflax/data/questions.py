@@ -63,4 +63,4 @@ def choose(tasks: list[str], usable: np.ndarray, per_task: int, seed: int) -> li
         seed: of the draw.
     """
     draw = permutation(len(tasks), _DRAW, seed)
-    return np.flatnonzero(first_per_task(np.asarray(tasks, object), usable, draw, per_task)).tolist()
+    return np.flatnonzero(first_per_task(tasks, usable, draw, per_task)).tolist()
