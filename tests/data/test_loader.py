@@ -169,7 +169,7 @@ def test_a_program_that_forgets_to_close_ends_at_once_and_silently(tmp_path, dat
         source = SimpleNamespace(path={str(dataset)!r}, split="train", weight=1.0, cap=0, include=(), exclude=())
         config = SimpleNamespace(
             sources=(source,), eval_split="test", order="shuffle", budget=0, packing=True, max_length=256, slots=3,
-            max_problem_share=0.0, threads=4)
+            max_problem_share=0.0, max_duplicate_share=0.0, duplicate_distance=4, threads=4)
         data = build_data(
             config, str, tokenizer=load_tokenizer({str(tmp_path / "tokenizer")!r}), template="vicuna_v1",
             position="front", rules=ImageRules("pad", 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), num_image_tokens=4,

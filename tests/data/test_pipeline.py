@@ -31,6 +31,8 @@ def build(dataset, row_format):
             "max_length": 256,
             "slots": 3,
             "max_problem_share": 0.0,
+            "max_duplicate_share": 1.0,  # some tests ask what they train on
+            "duplicate_distance": 4,
             "threads": 2,
         }
         arguments = {

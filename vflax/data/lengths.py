@@ -32,7 +32,6 @@ from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.conversation import ConversationError, expand
 from vflax.data.rows import RowFormat, render_sample
 from vflax.data.source import SampleText, Source
-from vflax.errors import UserError
 
 # Raise it when the arrays or the rules above change meaning.
 _VERSION = 2
@@ -74,23 +73,20 @@ class Lengths:
         return {kind: ids for kind, ids in self.findings.items() if kind in kinds}
 
 
-def check_problems(lengths: Lengths, source: Source, max_share: float) -> None:
-    """Refuse a source of which too much is lost.
-
-    Raises:
-        UserError: the share of dropped and truncated samples is over `max_share`.
-    """
+def problem(lengths: Lengths, source: Source, max_share: float) -> str | None:
+    """The line that refuses a source of which a share over `max_share` is dropped or truncated, else None."""
     count = sum(len(ids) for ids in lengths.problems.values())
-    if count > max_share * len(source):
-        kinds = "; ".join(
-            f"{kind}: {len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-            for kind, ids in lengths.problems.items()
-        )
-        raise UserError(
-            f"{source.path} (split {source.split}): {count} of {len(source)} samples would be dropped or "
-            f"truncated, {count / len(source):.1%}, more than data.max_problem_share={max_share}: {kinds}. "
-            "Raise data.max_length for the long ones, mend the data, or raise data.max_problem_share."
-        )
+    if count <= max_share * len(source):
+        return None
+    kinds = "; ".join(
+        f"{kind}: {len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+        for kind, ids in lengths.problems.items()
+    )
+    return (
+        f"{source.path} (split {source.split}): {count} of {len(source)} samples would be dropped or "
+        f"truncated, {count / len(source):.1%}, more than data.max_problem_share={max_share}: {kinds}. "
+        "Raise data.max_length for the long ones, mend the data, or raise data.max_problem_share."
+    )
 
 
 def measure(
@@ -164,13 +160,13 @@ def _measure_one(text: SampleText, format: RowFormat) -> _Measured:
     except ConversationError as error:
         return (0, 0, 0, 0), [], error.kind
     length = len(rendered.ids) + text.num_images * (format.num_image_tokens - 1)
-    supervised = np.count_nonzero(rendered.supervised)
+    supervised = int(np.count_nonzero(rendered.supervised))
     if not supervised:
         return (0, length, 0, 0), findings, "nothing_supervised"
     if length <= format.max_length:
         return (length, length, text.num_images, supervised), findings, None
     ids, labels = expand(rendered, format.num_image_tokens)
-    supervised = np.count_nonzero(labels[: format.max_length] != IGNORE_LABEL)
+    supervised = int(np.count_nonzero(labels[: format.max_length] != IGNORE_LABEL))
     if not supervised or (ids[format.max_length :] == IMAGE_TOKEN_ID).any():
         return (0, length, 0, 0), findings, "too_long"
     return (format.max_length, length, text.num_images, supervised), [*findings, "truncated"], None
@@ -252,7 +248,7 @@ def _load(folder: Path, name: str, count: int) -> Lengths | None:
         return None
     if arrays.shape != (4, count):
         return None
-    return Lengths(*arrays, findings, dropped)
+    return Lengths(arrays[0], arrays[1], arrays[2], arrays[3], findings, dropped)
 
 
 def _save(folder: Path, name: str, lengths: Lengths) -> None:
