@@ -257,7 +257,7 @@ def find_copies(asked: Side, training: Sequence[Side], distance: int, caches: Se
         caches: folders; the result is kept in the first one that can be written, under the fingerprints of both sides.
     """
     sides = [
-        [side.source.fingerprint, hashlib.sha256(np.packbits(side.mask)).hexdigest()]
+        [side.source.fingerprint, hashlib.sha256(np.packbits(side.mask).tobytes()).hexdigest()]
         for side in [asked, *training]
     ]
     name = f"duplicates-{_digest(_VERSION, sides, distance)}.json"

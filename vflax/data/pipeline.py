@@ -51,7 +51,7 @@ class Data:
 
     Attributes:
         plan: which samples share a row (vflax.data.packing).
-        stats: fill and means of an epoch.
+        stats, heldout_stats: fill and means of an epoch; heldout_stats is None where nothing is held out.
         total_steps: optimizer steps of the run.
         rows_per_step: rows of a global step, empty ones included: a multiple of rows_multiple.
         capacity: C, no row of the run has more supervised tokens.
@@ -79,6 +79,7 @@ class Data:
         self._process = {"process_index": process_index, "process_count": process_count}
         self.plan = train.plan
         self.stats: PlanStats = train.plan.stats()
+        self.heldout_stats: PlanStats | None = heldout.plan.stats() if heldout else None
         self.total_steps = train.rows.total_steps
         self.rows_per_step = train.rows.rows_per_step
         self.capacity = train.capacity(format.max_length)
