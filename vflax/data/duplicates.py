@@ -1,9 +1,14 @@
-"""Evaluation pictures that the training data holds too, in another size or quality: found by perceptual hashes.
+"""Evaluation pictures that the training data holds too, in another size or quality.
 
-Two pictures are near copies when their hashes (vflax.images.perceptual_hash, 64 bits) differ in at most `distance`
-bits. The search is exact: of two hashes that differ in at most d of 64 bits, cut into d + 1 bands, at least one band
-is equal (the pigeonhole principle of Norouzi, Punjani and Fleet's multi-index hashing, arXiv 1307.2982), so only
-hashes with an equal band are compared.
+Two pictures are near copies when
+
+    their hashes (vflax.images.perceptual_hash, 64 bits) differ in at most `distance` bits, and
+    their colours, averaged in 8 x 8 cells, differ by at most _COLOUR in the root mean square.
+
+Hashes alone see rough light and dark, and find drawings, digits and pages of text alike that are not. They are in the
+dataset's index, so only the pictures that they find are decoded. Their search is exact: of two hashes that differ in at
+most d of 64 bits, cut into d + 1 bands, at least one band is equal (the pigeonhole principle of multi-index hashing,
+Norouzi, Punjani and Fleet, arXiv 1307.2982), so only hashes with an equal band are compared.
 
 What a copy is worth to a model that remembers it depends on the texts:
 
@@ -26,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -40,8 +46,10 @@ MAX_DISTANCE = 10
 # A picture of one colour, or that changes in one direction only, has at most 8 DCT coefficients that are not 0: all
 # such look alike to the hash. Of a picture with detail half of the 64 bits are set, as the median divides them.
 _MIN_BITS = 9
-_CANDIDATES = 1 << 22  # compared at a time: about 200 MB
-_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+# Of 255. Copies of real photographs in half the size, or at a JPEG quality of 20, stay below; see docs/preflight.md.
+_COLOUR = 6.0
+_CANDIDATES = 1 << 22  # hashes compared at a time: about 200 MB
+_LOOKS = 1 << 18  # colours compared at a time: 200 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,14 +232,14 @@ def _decoded(
                 result.append(None)
         return result
 
-    with (
-        Progress(console=Console(stderr=True), disable=not show_progress, transient=True) as progress,
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-    ):
-        task = progress.add_task(f"looking at the pictures of {source.split} of {source.path.name}")
-        yield from progress.track(
-            zip(numbers, pool.map(hashes, numbers), strict=True), total=len(numbers), task_id=task
-        )
+    what = f"looking at the pictures of {source.split} of {source.path.name}"
+    with _bar(show_progress) as progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = zip(numbers, pool.map(hashes, numbers), strict=True)
+        yield from progress.track(found, len(numbers), description=what)
+
+
+def _bar(show: bool) -> Progress:
+    return Progress(console=Console(stderr=True), disable=not show, transient=True)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -247,7 +255,13 @@ class Side:
     traits: Traits
 
 
-def find_copies(asked: Side, training: Sequence[Side], distance: int, caches: Sequence[Path]) -> Copies:
+def find_copies(
+    asked: Side,
+    training: Sequence[Side],
+    distance: int,
+    caches: Sequence[Path],
+    show_progress: bool = True,
+) -> Copies:
     """Look for the images of an evaluation split among those of the training data.
 
     Args:
@@ -255,6 +269,7 @@ def find_copies(asked: Side, training: Sequence[Side], distance: int, caches: Se
         training: the splits that are trained on, and which of their samples may be.
         distance: bits in which the hashes of two near copies may differ.
         caches: folders; the result is kept in the first one that can be written, under the fingerprints of both sides.
+        show_progress: draw a progress bar on stderr.
     """
     sides = [
         [side.source.fingerprint, hashlib.sha256(np.packbits(side.mask).tobytes()).hexdigest()]
@@ -267,7 +282,7 @@ def find_copies(asked: Side, training: Sequence[Side], distance: int, caches: Se
             return Copies(**facts | {"pairs": [Pair(*values) for values in facts["pairs"]]})
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    found = _find(asked, training, distance)
+    found = _find(asked, training, distance, show_progress)
     facts = vars(found) | {"pairs": [dataclasses.astuple(pair) for pair in found.pairs]}
     _keep(caches, name, lambda path: path.write_text(json.dumps(facts, ensure_ascii=False), "utf-8"))
     return found
@@ -298,15 +313,18 @@ class _Images:
             )  # fmt: skip
         return cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
+    def take(self, which: np.ndarray) -> _Images:
+        return _Images(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
+
     def detailed(self) -> _Images:
-        keep = np.bitwise_count(self.hashes) >= _MIN_BITS
-        return _Images(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
+        """Those with enough detail to be compared."""
+        return self.take(np.bitwise_count(self.hashes) >= _MIN_BITS)
 
 
-def _find(asked: Side, training: Sequence[Side], distance: int) -> Copies:
+def _find(asked: Side, training: Sequence[Side], distance: int, show_progress: bool) -> Copies:
     everything, trained = _Images.of([asked]), _Images.of(training).detailed()
     compared = everything.detailed()
-    best = _best_pairs(compared, trained, distance)
+    best = _best_pairs(compared, trained, [asked], training, distance, show_progress)
     ids = sample_ids(asked.source, {int(compared.owner[i]) for i, *_ in best})
     copy_ids = [
         sample_ids(side.source, {int(trained.owner[j]) for _, j, *_ in best if trained.source[j] == number})
@@ -328,52 +346,69 @@ def _find(asked: Side, training: Sequence[Side], distance: int) -> Copies:
     return Copies(len(everything.hashes), plain, len(pairs), samples, _same_text(asked, training), pairs)
 
 
-def _best_pairs(compared: _Images, trained: _Images, distance: int) -> list[tuple[int, int, int, int]]:
+def _best_pairs(
+    compared: _Images,
+    trained: _Images,
+    asked: Sequence[Side],
+    training: Sequence[Side],
+    distance: int,
+    show_progress: bool,
+) -> list[tuple[int, int, int, int]]:
     """(evaluation image, training image, bits, level) of each evaluation image with a copy: its worst, then nearest."""
-    values, inverse = np.unique(compared.hashes, return_inverse=True)
-    others = np.unique(trained.hashes)
-    v, w, bits = near_pairs(values, others, distance)
-    # From hashes to images: each evaluation image with each hash of the training data that is near its own.
-    starts = np.searchsorted(v, np.arange(len(values) + 1))
-    first, last = starts[inverse], starts[inverse + 1]
-    best: dict[int, tuple[int, int, int, int]] = {}
-    levels = [_Lookup(trained, level) for level in range(len(LEVELS))]
-    for i, place in _ranges(first, last):
-        near = others[w[place]]
-        level, image = np.zeros(len(i), int), np.zeros(len(i), int)
-        for k, lookup in enumerate(levels):
-            hit, where = lookup(near, compared.question[i], compared.answer[i])
-            level[hit], image[hit] = k, where[hit]
-        order = np.lexsort((bits[place], -level, i))
-        _, leaders = np.unique(i[order], return_index=True)
-        for row in order[leaders].tolist():
-            best[int(i[row])] = (int(i[row]), int(image[row]), int(bits[place[row]]), int(level[row]))
-    return sorted(best.values(), key=lambda pair: (-pair[3], pair[2], pair[0]))
+    i, j = _alike(compared.hashes, trained.hashes, distance)
+    own, own_row = np.unique(i, return_inverse=True)
+    others, other_row = np.unique(j, return_inverse=True)
+    own_looks = _looks(asked, compared.take(own), show_progress)
+    other_looks = _looks(training, trained.take(others), show_progress)
+    copies = np.zeros(len(i), bool)
+    for begin in range(0, len(i), _LOOKS):
+        some = slice(begin, begin + _LOOKS)
+        difference = own_looks[own_row[some]] - other_looks[other_row[some]]
+        copies[some] = np.sqrt((difference**2).mean(axis=1)) <= _COLOUR
+    i, j = i[copies], j[copies]
+    bits = np.bitwise_count(compared.hashes[i] ^ trained.hashes[j])
+    same_question = compared.question[i] == trained.question[j]
+    level = same_question.astype(int) + (same_question & (compared.answer[i] == trained.answer[j]))
+    order = np.lexsort((j, bits, -level, i))
+    _, first = np.unique(i[order], return_index=True)
+    best = order[first]
+    best = best[np.lexsort((i[best], bits[best], -level[best]))]
+    return list(zip(*(x[best].tolist() for x in (i, j, bits, level)), strict=True))
 
 
-class _Lookup:
-    """Is there a training image of this hash, with these texts as far as `level` compares them, and which?"""
+def _alike(a: np.ndarray, b: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """i, j int64 [p]: all pairs in which a[i] and b[j], which may hold repetitions, differ in at most so many bits."""
+    values, number = np.unique(a, return_inverse=True)
+    order = np.argsort(b, kind="stable")
+    ordered = b[order]
+    others = np.unique(ordered)
+    v, w, _ = near_pairs(values, others, distance)
+    # From each of a to the hashes near its own, and from these to the places in b where they are.
+    begins = np.searchsorted(v, np.arange(len(values) + 1))
+    first, last = (np.searchsorted(ordered, others, side) for side in ("left", "right"))
+    found = []
+    for i, place in _ranges(begins[number], begins[number + 1]):
+        near = w[place]
+        found += [(i[k], order[where]) for k, where in _ranges(first[near], last[near])]
+    i, j = (np.concatenate(column) for column in zip(*found, strict=True)) if found else np.zeros((2, 0), int)
+    return i, j
 
-    def __init__(self, trained: _Images, level: int) -> None:
-        self._level = level
-        keys = self._keys(trained.hashes, trained.question, trained.answer)
-        self._order = np.argsort(keys, kind="stable")
-        self._sorted = keys[self._order]
 
-    def __call__(
-        self, hashes: np.ndarray, question: np.ndarray, answer: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """bool [p] and the number of such an image [p], the first one."""
-        keys = self._keys(hashes, question, answer)
-        place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        return self._sorted[place] == keys, self._order[place]
+def _looks(sides: Sequence[Side], chosen: _Images, show_progress: bool) -> np.ndarray:
+    """float32 [m, 192]: the colours of the chosen images, averaged in 8 x 8 cells."""
 
-    def _keys(self, hashes: np.ndarray, question: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        keys = hashes.copy()
-        for mix, text in list(zip(_MIX, (question, answer), strict=True))[: self._level]:
-            keys = (keys ^ text) * mix
-            keys ^= keys >> np.uint64(29)
-        return keys
+    def look(row: int) -> np.ndarray:
+        data = sides[chosen.source[row]].source[int(chosen.owner[row])].images[chosen.place[row]]
+        small = images.decode(data).resize((8, 8), Image.Resampling.BOX)
+        return np.asarray(small, np.float32).reshape(-1)
+
+    count = len(chosen.hashes)
+    result = np.zeros((count, 192), np.float32)
+    what = f"comparing {count:,} pictures" + (f" of {sides[0].source.path.name}" if count else "")
+    with _bar(show_progress) as progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for row, colours in enumerate(progress.track(pool.map(look, range(count)), count, description=what)):
+            result[row] = colours
+    return result
 
 
 def _same_text(asked: Side, training: Sequence[Side]) -> int:
@@ -382,7 +417,8 @@ def _same_text(asked: Side, training: Sequence[Side]) -> int:
     def texts(side: Side) -> np.ndarray:
         t = side.traits
         bare = side.mask & (np.bincount(t.owners, minlength=len(side.mask)) == 0)
-        return (t.questions[bare] * _MIX[0]) ^ t.answers[bare]
+        # An odd number takes different digests to different ones, and question and answer cannot cancel out.
+        return (t.questions[bare] * np.uint64(0x9E3779B97F4A7C15)) ^ t.answers[bare]
 
     return int(np.isin(texts(asked), np.concatenate([texts(side) for side in training])).sum())
 

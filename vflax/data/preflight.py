@@ -209,7 +209,8 @@ def _compared(parts: Sequence[Part], distance: int, cache: Path | None, show_pro
     for part, side in zip(parts, sides, strict=True):
         copies = None
         if part.role != "training":
-            copies = duplicates.find_copies(side, training, distance, _caches(part.source, cache))
+            caches = _caches(part.source, cache)
+            copies = duplicates.find_copies(side, training, distance, caches, show_progress)
         damaged = set(side.traits.damaged[part.used[side.traits.damaged]].tolist())
         ids = duplicates.sample_ids(part.source, damaged)
         result.append(
