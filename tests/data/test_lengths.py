@@ -13,6 +13,7 @@ from tests.data.whole_rows import assemble
 from vflax.constants import IGNORE_LABEL
 from vflax.data import lengths as lengths_lib
 from vflax.data.lengths import fingerprint, measure, problem
+from vflax.data.rows import encode
 from vflax.data.source import Sample, open_source
 from vflax.errors import UserError
 
@@ -68,6 +69,9 @@ def test_each_sample_that_is_odd_is_found_by_name(odd_source, row_format):
     assert [ids[i] for i in np.flatnonzero(lengths.kept)] == ["good", "truncated", "extra"]
     assert sorted(lengths.dropped_kinds) == ["broken_roles", "nothing_supervised", "too_long"]
     assert lengths.tokens[1] == 256
+    for text, uncut in zip(odd_source.texts(), lengths.uncut, strict=True):
+        whole = 0 if text.id == "broken" else len(encode(text.conversations, 1, row_format, text.id).ids)
+        assert uncut == whole
     assert not lengths.tokens[~lengths.kept].any() and not lengths.images[~lengths.kept].any()
 
 

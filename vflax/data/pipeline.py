@@ -55,6 +55,7 @@ class Data:
         total_steps: optimizer steps of the run.
         rows_per_step: rows of a global step, empty ones included: a multiple of rows_multiple.
         capacity: C, no row of the run has more supervised tokens.
+        preflight: what was found before it was planned.
         findings: {data path: {split: {kind: ids of samples}}}, what the preflight found.
     """
 
@@ -66,6 +67,7 @@ class Data:
         format: RowFormat,
         specs: Sequence[SourceSpec],
         *,
+        preflight: Preflight,
         eval_split: str,
         settings: dict[str, Any],
         threads: int,
@@ -75,6 +77,7 @@ class Data:
     ) -> None:
         self._train, self._heldout, self._format, self._specs = train, heldout, format, list(specs)
         self._asked, self._eval_split = list(asked), eval_split
+        self.preflight = preflight
         self._settings, self._threads, self._accumulation = settings, threads, accumulation
         self._process = {"process_index": process_index, "process_count": process_count}
         self.plan = train.plan
@@ -210,6 +213,7 @@ class Data:
                 lines += [
                     f"  preflight, {path} ({split}): {_shown(kind, ids)}" for kind, ids in kinds.items()
                 ]
+        lines += [f"  preflight, {line}" for line in self.preflight.remarks()]
         lines += [
             f"  a step: batch.samples={asked}, planned {stats.samples_per_step:.2f} samples on average "
             f"({stats.samples_per_step / asked - 1:+.1%}), {stats.images_per_step:.1f} images, "
@@ -329,6 +333,7 @@ def build_data(
         [(part.source, part.lengths) for part in preflight.of("asked")],
         format,
         specs,
+        preflight=preflight,
         eval_split=config.eval_split,
         settings=settings,
         threads=config.threads,

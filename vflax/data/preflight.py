@@ -111,6 +111,15 @@ class Preflight:
         if problems := self.problems():
             raise UserError("\n".join(problems))
 
+    def remarks(self) -> list[str]:
+        """Lines about copies, for who launches; findings about conversations stand in pipeline.Data.findings."""
+        return [
+            f"{part.name}, {part.role}: {part.copies.copied:,} of {part.copies.images:,} images have a near copy in "
+            "the training data"
+            for part in self.parts
+            if part.copies is not None and part.copies.copied
+        ]
+
     def _duplicated(self, part: Part, copies: Copies) -> str:
         shown = _shown(list(dict.fromkeys(pair.id for pair in copies.pairs)))
         worse = f"{copies.samples['same_question']} samples with the same question too"
@@ -131,7 +140,8 @@ def _damaged(part: Part) -> str:
 
 
 def _shown(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+    more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+    return ", ".join(ids[:_SHOWN]) + more
 
 
 def examine(
