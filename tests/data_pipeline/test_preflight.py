@@ -314,29 +314,32 @@ def test_a_missing_start_says_what_to_name_in_its_place(tmp_path):
 
 
 def test_tower_and_decoder_are_known_by_their_small_files(tmp_path, tokenizer):
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig
-
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=16,
-    )
-    vision.save_pretrained(tmp_path / "clip")
-    CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64).save_pretrained(tmp_path / "clip")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     size = start.load_tokenizer(tokenizer).vocab_size
-    LlamaConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
-    ).save_pretrained(tmp_path / "llama")
+    files = {
+        "clip/config.json": {
+            "model_type": "clip_vision_model", "image_size": 64, "patch_size": 16, "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5, **sizes,
+        },
+        "clip/preprocessor_config.json": {
+            "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2], "crop_size": 64, "size": {"shortest_edge": 64},
+        },
+        "llama/config.json": {
+            "model_type": "llama", "vocab_size": size, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+            "max_position_embeddings": 128, "rope_theta": 10000.0, "tie_word_embeddings": False, **sizes,
+        },
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
     shutil.copy(tokenizer / "tokenizer.model", tmp_path / "llama")
     config = load_config("configs/stage1.py")
     config.init.checkpoint = ""
     config.init.vision, config.init.decoder = str(tmp_path / "clip"), str(tmp_path / "llama")
     model, found = start.outline(config)
     assert model.vision.num_tokens == 16 and found.vocab_size == size
-    assert start.image_rules(config, model).size == 64
+    rules = start.image_rules(config, model)
+    assert (rules.size, rules.mean) == (64, (0.5, 0.4, 0.3))
 
 
 # ---------------------------------------------------------------------------------------------------------
