@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from data_pipeline.convert import convert
 from data_pipeline.tfds_writer import write_dataset
 from vflax import images
 from vflax.data import duplicates
 from vflax.data.duplicates import Copies, Side, find_copies, near_pairs, traits
 from vflax.data.source import open_source
+from vflax.errors import UserError
 
 
 def picture(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -174,18 +177,25 @@ def test_what_was_found_is_kept_for_the_same_two_sides(compare, monkeypatch):
 
 
 def test_hashes_of_the_index_spare_the_decoding(tmp_path, monkeypatch):
-    from data_pipeline.convert import convert
-
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(encoded(picture(1)))
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
-    (tmp_path / "a.json").write_text(
-        __import__("json").dumps([{"id": "1", "image": "a.png", "conversations": turns}])
-    )
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "1", "image": "a.png", "conversations": turns}]))
     convert("llava", tmp_path / "a.json", tmp_path / "images", tmp_path / "d", show_progress=False)
     monkeypatch.setattr(images, "decode", None)
     found = traits(open_source(tmp_path / "d", "train"), [], show_progress=False)
     assert found.hashes.tolist() == [images.perceptual_hash(picture(1))]
+
+
+def test_a_picture_that_the_index_knows_and_the_shards_lost_is_named(tmp_path):
+    write_dataset(
+        tmp_path / "d", {"train": [sample("a", encoded(picture(1)))], "test": [sample("b", b"lost")]}
+    )
+    sources = [open_source(tmp_path / "d", split) for split in ("train", "test")]
+    known = traits(sources[0], [], show_progress=False)
+    sides = [Side(source, np.ones(1, bool), known) for source in sources]
+    with pytest.raises(UserError, match=r"sample 'b' of .*/d \(split test\), image 0: not an image"):
+        find_copies(sides[1], sides[:1], 4, [], show_progress=False)
 
 
 def test_damaged_images_of_another_program_s_dataset_are_named(tmp_path):

@@ -37,6 +37,7 @@ from rich.progress import Progress
 
 from vflax import images
 from vflax.data.source import SampleText, Source
+from vflax.errors import UserError
 
 # Raise it when what is cached changes meaning.
 _VERSION = 1
@@ -395,12 +396,21 @@ def _alike(a: np.ndarray, b: np.ndarray, distance: int) -> tuple[np.ndarray, np.
 
 
 def _looks(sides: Sequence[Side], chosen: _Images, show_progress: bool) -> np.ndarray:
-    """float32 [m, 192]: the colours of the chosen images, averaged in 8 x 8 cells."""
+    """float32 [m, 192]: the colours of the chosen images, averaged in 8 x 8 cells.
+
+    Raises:
+        UserError: one of them was whole when the index was written and is so no longer.
+    """
 
     def look(row: int) -> np.ndarray:
-        data = sides[chosen.source[row]].source[int(chosen.owner[row])].images[chosen.place[row]]
-        small = images.decode(data).resize((8, 8), Image.Resampling.BOX)
-        return np.asarray(small, np.float32).reshape(-1)
+        source, place = sides[chosen.source[row]].source, chosen.place[row]
+        sample = source[int(chosen.owner[row])]
+        try:
+            picture = images.decode(sample.images[place])
+        except images.ImageError as error:
+            where = f"sample {sample.id!r} of {source.path} (split {source.split}), image {place}"
+            raise UserError(f"{where}: {error.reason}; convert the data again") from error
+        return np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.float32).reshape(-1)
 
     count = len(chosen.hashes)
     result = np.zeros((count, 192), np.float32)
