@@ -17,6 +17,8 @@ ELASTIC = (
     "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads",
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
+    # What is refused, not what is learned.
+    "data.max_problem_share", "data.max_duplicate_share", "data.duplicate_distance",
 )  # fmt: skip
 EXTEND_ONLY = ("steps", "epochs")
 

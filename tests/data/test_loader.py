@@ -180,7 +180,8 @@ def test_a_program_that_forgets_to_close_ends_at_once_and_silently(tmp_path, dat
         config = SimpleNamespace(
             sources=(source,), eval_split="test", order="mixed", tasks=0, budget=0,
             spread="samples", packing=True, max_length=256, slots=3,
-            supervised=0, max_problem_share=0.0, threads=4)
+            supervised=0, max_problem_share=0.0,
+            max_duplicate_share=0.0, duplicate_distance=4, threads=4)
         data = build_data(
             config, str, tokenizer=load_tokenizer({str(tmp_path / "tokenizer")!r}), template="vicuna_v1",
             position="front", rules=ImageRules("pad", 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), num_image_tokens=4,

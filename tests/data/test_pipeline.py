@@ -39,6 +39,8 @@ def build(dataset, row_format):
             "slots": 3,
             "supervised": 0,
             "max_problem_share": 0.0,
+            "max_duplicate_share": 1.0,  # some tests ask what they train on
+            "duplicate_distance": 4,
             "threads": 2,
         }
         arguments = {

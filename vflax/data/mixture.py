@@ -129,7 +129,7 @@ class Mixture:
     ) -> None:
         self._specs, self._seed, self._rules = list(specs), seed, rules or MixtureRules()
         self.offsets = np.concatenate([[0], np.cumsum([len(names) for names in tasks])]).astype(np.int64)
-        self._names, self._codes = _encode(tasks)
+        self._names, self._codes = task_codes(tasks)
         self._kept = [np.asarray(mask, bool) for mask in kept]
         for spec in specs:
             _check_numbers(spec)
@@ -306,8 +306,8 @@ def _check_numbers(spec: SourceSpec) -> None:
         )
 
 
-def _encode(tasks: Sequence[Sequence[str]]) -> tuple[list[str], list[np.ndarray]]:
-    """The names, and for each source int32 [n], which of them its samples have."""
+def task_codes(tasks: Sequence[Sequence[str]]) -> tuple[list[str], list[np.ndarray]]:
+    """The names of all tasks, and for each source int32 [n], which of them its samples have."""
     numbers: dict[str, int] = {}
     codes = [
         np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int32, len(names))
@@ -327,7 +327,7 @@ def select(spec: SourceSpec, tasks: Sequence[str], *, strict: bool = True) -> np
     Raises:
         UserError: see strict; the message gives the nearest names.
     """
-    names, [codes] = _encode([tasks])
+    names, [codes] = task_codes([tasks])
     return _matching(spec, names, np.arange(len(names)), strict=strict)[codes]
 
 
@@ -359,7 +359,7 @@ def _matching(spec: SourceSpec, names: Sequence[str], held: np.ndarray, *, stric
 
 def first_per_task(tasks: Sequence[str], chosen: np.ndarray, draw: np.ndarray, cap: int) -> np.ndarray:
     """bool [n]: of the chosen samples of each task the first `cap` in the order `draw`."""
-    names, [codes] = _encode([tasks])
+    names, [codes] = task_codes([tasks])
     return _first_of_each(codes, chosen, draw, np.full(len(names), cap))
 
 
