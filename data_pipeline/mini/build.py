@@ -30,7 +30,7 @@ import sklearn
 from filelock import FileLock
 from sklearn.datasets import load_digits
 
-from data_pipeline import convert, shard, vision_flan
+from data_pipeline import convert, manifest, shard, vision_flan
 from data_pipeline.mini.layout import MiniData
 from data_pipeline.mini.plan import SPLITS, STAGES, Item, make_plan
 from data_pipeline.mini.vocabulary import train_tokenizer
@@ -64,7 +64,12 @@ def version(scale: float) -> str:
     """A short hash of all that decides the dataset's bytes."""
     digest = hashlib.sha256()
     sources = [*Path(__file__).parent.glob("*.py")]
-    sources += [*shard.code_files(), Path(convert.__file__), Path(vision_flan.__file__)]
+    sources += [
+        *shard.code_files(),
+        Path(convert.__file__),
+        Path(manifest.__file__),
+        Path(vision_flan.__file__),
+    ]
     for source in sorted(sources):
         digest.update(source.read_bytes())
     versions = [m.__version__ for m in (np, PIL, sentencepiece, sklearn)]
