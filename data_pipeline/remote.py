@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
+from vflax import folders
 from vflax.errors import UserError
 
 
@@ -33,11 +36,36 @@ def to_path(path: str | os.PathLike[str], option: str) -> epath.Path:
         raise UserError(f"{option}={text}: {error}. Install it with: pip install 'vflax[gcs]'") from None
 
 
+class Unreachable(folders.NotWritten):
+    """A bucket that does not answer: no word about what is on it."""
+
+
+@contextlib.contextmanager
+def reaching(path: epath.Path) -> Iterator[None]:
+    """Ask a bucket about one file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        Unreachable: every other failure, after the client's own retries. A file is never called missing for it.
+    """
+    try:
+        yield
+    except (FileNotFoundError, UserError):
+        raise
+    except Exception as error:  # gcsfs raises its own, aiohttp's, google-auth's and OSError
+        raise Unreachable(
+            f"{path}: the bucket does not answer ({error}); the same command goes on with what is finished"
+        ) from None
+
+
 def download(source: epath.Path, target: Path) -> None:
     """Copy a remote file; what bears the name `target` is whole. One that is there with that size stays."""
-    if target.is_file() and target.stat().st_size == source.stat().length:
+    with reaching(source):
+        size = source.stat().length
+    if target.is_file() and target.stat().st_size == size:
         return
     part = target.with_name(target.name + ".part")
     part.unlink(missing_ok=True)
-    source.copy(part)
+    with reaching(source):
+        source.copy(part)
     os.replace(part, target)

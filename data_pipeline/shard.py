@@ -26,8 +26,9 @@ from typing import Any
 
 import vflax.conversation
 import vflax.images
-from data_pipeline import hygiene, image_store, records, spool, tfds_writer
-from data_pipeline.image_store import Entry, ImageReader, Missing
+from data_pipeline import archives, hygiene, image_store, records, spool, tfds_writer
+from data_pipeline.archives import Entry
+from data_pipeline.image_store import ImageReader, Missing
 from data_pipeline.records import Finding, Problem, RawSample
 from data_pipeline.spool import Job
 from data_pipeline.tfds_writer import Shard, ShardWriter
@@ -75,7 +76,7 @@ def code_version() -> str:
 
 def code_files() -> list[Path]:
     """The source of the modules that decide the bytes of a shard, given the samples."""
-    modules = (hygiene, image_store, records, spool, tfds_writer, vflax.conversation, vflax.images)
+    modules = (archives, hygiene, image_store, records, spool, tfds_writer, vflax.conversation, vflax.images)
     return [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,14 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from filelock import FileLock
 from PIL import Image
 
 from data_pipeline import pool, shard
 from data_pipeline.convert import convert, main
+from data_pipeline.remote import Unreachable, reaching
+from data_pipeline.tfds_writer import ShardWriter
 from tests.data_pipeline.test_convert import Release, entry, files
 from vflax.errors import UserError
 
+EXAMPLE = {"id": "a", "task": "t", "conversations": [], "source": "test"}
 SHARDS = 8
 MANY = 30  # so many that a kill meets some of them undone
 
@@ -212,6 +217,53 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"no space left on the disk.*\.out\.converting-train.*goes on"):
             release.convert(shard_size_mb=1)
     assert convert_and_count(release, monkeypatch) == SHARDS - 4
+
+
+def test_a_bucket_that_does_not_answer_makes_no_image_missing(tmp_path, monkeypatch):
+    path = epath.Path("gs://bucket/a.png")
+    with pytest.raises(FileNotFoundError), reaching(path):
+        raise FileNotFoundError
+    release = release_of_many_shards(tmp_path)
+    make = shard.make
+
+    def unreachable(job, *rest):
+        if job.base.name == "00004":
+            with reaching(path):
+                raise ConnectionResetError("reset by peer")
+        return make(job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.shard, "make", unreachable)
+        with pytest.raises(
+            Unreachable, match=r"gs://bucket/a\.png: the bucket does not answer \(reset by peer\)"
+        ):
+            release.convert(shard_size_mb=1)
+    assert convert_and_count(release, monkeypatch) == SHARDS - 4
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    release = release_of_many_shards(tmp_path)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.shard, "make", interrupted)
+    arguments = [f"--annotations={release.annotations}", f"--images={release.images}", f"--out={release.out}"]
+    assert main(["--format=vision_flan", "--workers=1", *arguments]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert (tmp_path / ".out.converting-train").is_dir()
+
+
+def test_a_disk_that_is_full_when_a_shard_is_closed_is_no_finished_shard(tmp_path):
+    """ArrayRecord tells it only then, in an error of its own."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "shard").symlink_to("/dev/full")
+    writer = ShardWriter(tmp_path / "shard")
+    writer.write({**EXAMPLE, "images": [bytes(1000)], "sizes": [(1, 1)]})
+    with pytest.raises(OSError) as error:
+        writer.close()
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_a_killed_worker_is_told_and_what_is_finished_stays(tmp_path):
