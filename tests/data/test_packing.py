@@ -116,7 +116,7 @@ def test_random_data_is_packed_without_a_loss_or_a_repeat(seed):
 def test_one_row_less_would_not_keep_up(seed):
     plan, _, _ = make(seed, samples=32)
     assert plan.rows_per_step > 1
-    assert not all(plan._keeps_up(e, plan.rows_per_step - 1) for e in range(4))
+    assert not all(plan._keeps_up(plan._pack(e, plan.rows_per_step - 1)) for e in range(4))
 
 
 def test_a_long_epoch_keeps_up_over_its_whole_length():
