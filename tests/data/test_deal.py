@@ -31,6 +31,14 @@ def test_steps_differ_far_less_than_in_random_order(seed):
     assert (even < 0.15 * chance).all(), even / chance
 
 
+def test_rows_are_dealt_in_whole_numbers_however_large():
+    """A sum of floats would depend on the processor; a product of sums must not overflow."""
+    loads = np.full((64, 3), 10**6)
+    assert sorted(map(len, deal(loads, 4).tolist())) == [16] * 4
+    loads[0] = 10**9
+    assert sorted(deal(loads, 4).ravel().tolist()) == list(range(64))
+
+
 def test_one_step_gets_all_and_no_step_nothing():
     assert deal(random_loads(0, 5), 1).tolist() == [[0, 1, 2, 3, 4]]
     assert deal(random_loads(0, 0), 0).shape == (0, 0)

@@ -122,8 +122,8 @@ def deal(loads: np.ndarray, steps: int) -> np.ndarray:
     if steps <= 1 or rows == 1:
         return np.arange(len(loads)).reshape(steps, rows)
     shares = _shares(loads)
-    totals = np.zeros((steps, loads.shape[1]))
-    full = np.zeros(steps)  # infinite where a step has all its rows
+    totals = np.zeros((steps, loads.shape[1]), np.int64)
+    full = np.zeros(steps, np.int64)  # huge where a step has all its rows
     counts = [0] * steps
     dealt = np.empty((steps, rows), np.int64)
     for row, share in enumerate(shares):
@@ -133,13 +133,17 @@ def deal(loads: np.ndarray, steps: int) -> np.ndarray:
         dealt[step, counts[step]] = row
         counts[step] += 1
         if counts[step] == rows:
-            full[step] = np.inf
+            full[step] = 1 << 62
     return dealt
 
 
 def _shares(loads: np.ndarray) -> np.ndarray:
-    """float64 [rows, 3]: images, samples and supervised tokens, each over its mean."""
-    return loads / np.maximum(loads.mean(axis=0), 1e-9)
+    """int64 [rows, 3]: what is in each row over its mean, in 256ths.
+
+    Whole numbers: sums of floats differ in their last bits from processor to processor, and every host, and every
+    machine on which a run goes on, must deal the same.
+    """
+    return loads * (256 * len(loads)) // np.maximum(loads.sum(axis=0), 1)
 
 
 def spread(n: int) -> np.ndarray:

@@ -370,7 +370,7 @@ class PackPlan:
     ) -> tuple[Rows, np.ndarray]:
         """(the fullest `places` rows, the samples of the others); None keeps all.
 
-        Rows with a sample that was left before go first: none waits for more than one window.
+        Rows with a sample that was left before go first: what fits badly is not put off to the end of the epoch.
         """
         found = self._fill(window, aim)
         rows = self._rows(window, found)
@@ -456,16 +456,20 @@ class PackPlan:
             least = (1 - TOLERANCE - 0.005) * self.samples * (needed - 1) / len(trial)
             rows = max(rows, math.ceil(least))
         epochs = range(_TRIAL_EPOCHS if self._size <= _WINDOW else 1)
-        while not all(self._keeps_up(epoch, rows) for epoch in epochs):
+        while True:
+            plans: dict[int, _Epoch] = {}
+            for epoch in epochs:
+                plan = self._pack(epoch, rows)
+                if not self._keeps_up(plan):
+                    break
+                plans[epoch] = plan
+            else:
+                self._epochs.update(plans)  # they are needed again
+                return rows
             rows += 1
-        return rows
 
-    def _keeps_up(self, epoch: int, rows: int) -> bool:
-        plan = self._pack(epoch, rows)
+    def _keeps_up(self, plan: _Epoch) -> bool:
         if plan.steps > math.ceil(self._size / self.samples) * (1 + TOLERANCE):
             return False
-        before_last = int(plan.starts[(plan.steps - 1) * rows])
-        keeps_up = before_last >= (1 - TOLERANCE) * self.samples * (plan.steps - 1)
-        if keeps_up:
-            self._epochs[epoch] = plan  # it is needed again
-        return keeps_up
+        last = int(plan.starts[(plan.steps - 1) * ((len(plan.starts) - 1) // plan.steps)])
+        return last >= (1 - TOLERANCE) * self.samples * (plan.steps - 1)
