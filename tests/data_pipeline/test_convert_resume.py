@@ -22,6 +22,7 @@ from PIL import Image
 from data_pipeline import pool, shard
 from data_pipeline.convert import convert, main
 from data_pipeline.remote import Unreachable, reaching
+from data_pipeline.spool import Job
 from data_pipeline.tfds_writer import ShardWriter
 from tests.data_pipeline.test_convert import Release, entry, files
 from vflax import folders
@@ -328,3 +329,16 @@ if __name__ == "__main__":
     assert result.returncode == 1
     assert "a worker process was killed" in result.stderr.splitlines()[-1]
     assert finished(tmp_path / ".out.converting-train")
+
+
+def test_the_bar_counts_what_is_to_do_and_tells_what_was_finished_before():
+    with pool.Bar(show=False) as bar:
+        bar.read(Job(Path("00000"), "", rows=5, images=5), finished=True)
+        bar.read(Job(Path("00001"), "", rows=3, images=6), finished=False)
+        [task] = bar._progress.tasks
+        assert task.total is None  # not known before the release is read to its end: no time left is made up
+        bar.all_read()
+        bar.tick(2)
+        assert (task.completed, task.total) == (1, 3)
+        assert "5 samples were finished before" in task.description
+        assert task.fields["rate"].endswith(" images/s")
