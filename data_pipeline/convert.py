@@ -17,6 +17,7 @@ bucket (gs://...).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -30,7 +31,7 @@ from data_pipeline import manifest, pool
 from data_pipeline.image_store import ImageStore
 from data_pipeline.manifest import MANIFEST_FILE
 from data_pipeline.releases import FORMATS, OPTIONS, open_release
-from data_pipeline.remote import to_path
+from data_pipeline.remote import is_remote, reaching, to_path
 from data_pipeline.shard import Result, code_version
 from data_pipeline.spool import SeenIds, cut
 from data_pipeline.tfds_writer import check_split, check_target, staging
@@ -86,7 +87,9 @@ def convert(
     target = to_path(out, "--out")
     check_target(target)
     reader = {"style": style, "split": source_split, "task_from": task_from}
-    release = open_release(to_path(annotations, "--annotations"), format, **reader)
+    path = to_path(annotations, "--annotations")
+    with reaching(path) if is_remote(path) else contextlib.nullcontext():
+        release = open_release(path, format, **reader)
     chosen = {name: value for name, value in reader.items() if value is not None}
     options = chosen | {"follow_links": follow_links, "shard_size_mb": shard_size_mb}
     source = release.files[0].name if len(release.files) == 1 else release.name

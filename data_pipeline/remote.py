@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 from etils import epath
 
 from vflax import folders
@@ -21,19 +22,22 @@ def to_path(path: str | os.PathLike[str], option: str) -> epath.Path:
     """The path, local ones with ~ replaced.
 
     Raises:
-        UserError: a scheme that epath does not know, or one that lost a slash in a pathlib.Path.
+        UserError: a scheme that nobody knows or that needs a package, or one that lost a slash in a pathlib.Path.
     """
     text = os.fspath(path)
     if text.startswith(("gs:/", "s3:/")) and "://" not in text:
         raise UserError(
             f"{option}={text}: a slash is missing; give the path as text, such as gs://bucket/folder"
         )
+    if not is_remote(text):
+        return epath.Path(text).expanduser()
     try:
-        return epath.Path(text) if is_remote(text) else epath.Path(text).expanduser()
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"{option}={text}: {error}") from None
+        fsspec.get_filesystem_class(text.partition("://")[0])
+        return epath.Path(text)
     except ImportError as error:
-        raise UserError(f"{option}={text}: {error}. Install it with: pip install 'vflax[gcs]'") from None
+        raise UserError(f"{option}={text}: {error}. pip install 'vflax[gcs]' brings it for gs://") from None
+    except ValueError as error:
+        raise UserError(f"{option}={text}: {error}") from None
 
 
 class Unreachable(folders.NotWritten):

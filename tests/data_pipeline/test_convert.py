@@ -224,6 +224,7 @@ def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
         (["--split=../x/y"], None, r"split '../x/y'"),
         (["--shard_size_mb=0"], None, r"--shard_size_mb=0, .*expected at least 1"),
         (["--workers=0"], None, r"--workers=0: expected at least 1"),
+        (["--out=gopher://bucket/data"], None, r"--out=gopher://bucket/data: .*gopher"),
         (["--out=gs:/bucket/data"], None, r"--out=gs:/bucket/data: a slash is missing"),
     ],
 )
@@ -242,6 +243,24 @@ def test_a_wrong_argument_or_file_ends_with_one_clear_line_and_leaves_nothing(
     assert re.search(message, error), error
     assert files(tmp_path) == before
     assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["annotations", "images", "out"])
+def test_a_bucket_whose_package_is_not_installed_names_what_to_install(tmp_path, monkeypatch, capsys, option):
+    def absent(protocol: str) -> None:
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("data_pipeline.remote.fsspec.get_filesystem_class", absent)
+    release = Release(tmp_path, [entry(0)])
+    options = {
+        "annotations": str(release.annotations),
+        "images": str(release.images),
+        "out": str(release.out),
+    }
+    options[option] = "gs://bucket/x"
+    assert main(["--format=vision_flan", *(f"--{name}={value}" for name, value in options.items())]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"--{option}=gs://bucket/x" in error and "pip install 'vflax[gcs]'" in error
 
 
 def test_the_command_line_says_what_was_written_and_what_was_not(tmp_path, capsys):
