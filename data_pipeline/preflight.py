@@ -96,13 +96,13 @@ def preflight(config: ConfigDict, out: Path, *, show_progress: bool = True) -> d
 def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
     """Print the figures that matter most."""
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for name in ("role", "split", "samples", "kept", "tasks", "images", "tokens", "learned", "cut"):
+    for name in ("role", "split", "samples", "kept", "tasks", "tokens", "learned", "cut"):
         left = name in ("role", "split")
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "split")
     for split in result["splits"]:
         table.add_row(
             split["role"], escape(f"{Path(split['path']).name}/{split['split']}"), f"{split['samples']:,}",
-            f"{split['kept']:,}", f"{len(split['tasks']):,}", f"{split['images']:,}", f"{split['tokens']:,}",
+            f"{split['kept']:,}", f"{len(split['tasks']):,}", f"{split['tokens']:,}",
             f"{split['supervised_share']:.1%}", f"{split['truncated']['samples']:,}",
         )  # fmt: skip
     console.print(table)
