@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -94,13 +95,14 @@ def preflight(config: ConfigDict, out: Path, *, show_progress: bool = True) -> d
 
 def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
     """Print the figures that matter most."""
-    table = Table(title="splits", title_justify="left")
-    for name in ("role", "split", "samples", "kept", "tasks", "images", "tokens", "supervised", "cut"):
-        table.add_column(name, justify="left" if name in ("role", "split") else "right")
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("role", "split", "samples", "kept", "tasks", "tokens", "learned", "cut"):
+        left = name in ("role", "split")
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "split")
     for split in result["splits"]:
         table.add_row(
-            split["role"], escape(f"{split['path']} ({split['split']})"), f"{split['samples']:,}",
-            f"{split['kept']:,}", f"{len(split['tasks']):,}", f"{split['images']:,}", f"{split['tokens']:,}",
+            split["role"], escape(f"{Path(split['path']).name}/{split['split']}"), f"{split['samples']:,}",
+            f"{split['kept']:,}", f"{len(split['tasks']):,}", f"{split['tokens']:,}",
             f"{split['supervised_share']:.1%}", f"{split['truncated']['samples']:,}",
         )  # fmt: skip
     console.print(table)

@@ -20,6 +20,7 @@ from rich.console import Console
 from data_pipeline.preflight import preflight, print_result
 from data_pipeline.tfds_writer import write_dataset
 from tests import small
+from tests.weights import hub, hub_server
 from vflax import start, train
 from vflax.config import load_config
 from vflax.data import duplicates, lengths
@@ -357,6 +358,31 @@ def test_tower_and_decoder_are_known_by_their_small_files(tmp_path, tokenizer):
     assert model.vision.num_tokens == 16 and found.vocab_size == size
     rules = start.image_rules(config, model)
     assert (rules.size, rules.mean) == (64, (0.5, 0.4, 0.3))
+
+
+OUTLINE = """
+from vflax import config, start
+stage = config.load_config("configs/finetune.py")
+stage.init.checkpoint = "org/tiny@main"
+model, tokenizer = start.outline(stage)
+print(model.vision.num_tokens, model.vision.image_size, tokenizer.vocab_size)
+"""
+
+
+def test_of_a_hub_id_no_weights_are_fetched(tmp_path):
+    folder = tmp_path / "tiny"
+    sizes = hub.with_decoder(hub.CONFIG, vocab_size=384)
+    hub.write_llava(folder, sizes, hub.tensors_of(sizes))
+    hub.write_tokenizer(folder)
+    with hub_server.serve() as server:
+        server.add("org/tiny", folder)
+        ended = hub_server.run(tmp_path / "cache", server.endpoint, "-c", OUTLINE, cwd=tmp_path)
+        fetched = server.downloads()
+    assert ended.returncode == 0, ended.stderr
+    vision = sizes.vision
+    words = start.load_tokenizer(folder).vocab_size
+    assert ended.stdout.split() == [str(n) for n in (vision.num_tokens, vision.image_size, words)]
+    assert "config.json" in fetched and not [name for name in fetched if name.endswith(".safetensors")]
 
 
 # ---------------------------------------------------------------------------------------------------------
