@@ -33,6 +33,7 @@ def source(path: str, split: str = "train") -> ConfigDict:
             "path": path,
             "split": split,
             "weight": 1.0,  # how often an epoch holds each sample; 0.5 is a fresh half each epoch
+            "count": 0,  # or: so many samples of it in an epoch, the same in each; 0: what the weight gives
             "cap": 0,  # at most so many samples per task; 0: all
             "include": (),  # task names or globs; empty: all
             "exclude": (),
@@ -86,12 +87,23 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             "data": {
                 "sources": (source("data/vision-flan"),),
                 "eval_split": "test",  # held-out samples, where a source has such a split
-                "order": "shuffle",
-                "budget": 0,  # samples drawn from all sources together, by the seed; 0: all
+                "order": "mixed",  # "sequence": one source after the other, each shuffled
+                "tasks": 0,  # so many tasks, drawn by the seed; 0: all that the sources' filters leave
+                "budget": 0,  # samples an epoch drawn from all sources together, by the seed; 0: all
+                "spread": "samples",  # "tasks": the budget as evenly over the tasks as they allow ([VF] Table 3)
                 "packing": True,
-                "max_length": 2048,  # [LLaVA-1.5] model_max_length
-                "slots": 3,  # images per row: 3 x 576 tokens leave 320 for text
-                "max_problem_share": 0.01,  # more samples than this dropped: the run refuses to start
+                # Tokens and images of a row: four Vision-Flan samples, 576 + 128 tokens each on average, make one; no
+                # sample is cut that LLaVA-1.5 (model_max_length 2048) keeps whole. docs/benchmarks.md has others.
+                "max_length": 2944,
+                "slots": 4,
+                "supervised": 0,  # supervised tokens per row; 0: as few as cost next to no row
+                # The run refuses to start, and data_pipeline.preflight exits with 1, when of a split more than this ...
+                "max_problem_share": 0.01,  # ... share of the samples is dropped or truncated
+                # ... share of the evaluation images has a near copy in the training data: by so much remembering
+                # alone can raise an accuracy.
+                "max_duplicate_share": 0.01,
+                # Bits of 64 in which perceptual hashes of near copies may differ; docs/preflight.md has measurements.
+                "duplicate_distance": 4,
                 "threads": 8,
             },
             "batch": {"samples": 128, "accumulation": 1},  # [LLaVA-1.5] 16 x 8
@@ -142,8 +154,12 @@ def tiny(config: ConfigDict) -> ConfigDict:
         # The one template without a system prompt, which would be half of what a short sample costs.
         config.template = "mistral"
     config.data.sources = (source(f"mini:stage{config.stage}"),)
-    config.data.max_length = 160
+    # Four samples to a row, which a stage's own lengths decide.
+    config.data.max_length = {0: 184, 1: 164, 2: 512}[config.stage]
     config.data.slots = 4
+    # What is asked is kept apart by the parameters that are drawn (docs/mini_dataset.md), but of stage 1 1.5 % of the
+    # held-out drawings look nearly like one that is trained on. Real copies would be many more.
+    config.data.max_duplicate_share = 0.03
     config.data.threads = 2
     config.optimizer.b2 = 0.99
     config.mesh.data, config.mesh.fsdp = -1, 1

@@ -22,6 +22,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
     config.image.mode = (
         "crop"  # [LLaVA-1.5] pretrain.sh sets no aspect ratio: resize the shorter side, centre crop
     )
+    config.data.max_length = 2432  # captions are short: four of 576 + 32 tokens
     config.batch.samples = 256  # [LLaVA-1.5] 32 x 8
     config.optimizer.lr = 1e-3  # [LLaVA-1.5]
     config.freeze = (

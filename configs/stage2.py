@@ -28,7 +28,6 @@ def get_config(variant: str = "13b") -> ConfigDict:
     if size == "tiny":
         common.tiny(config)
         config.init.checkpoint = "runs/tiny"
-        config.data.max_length = 192
         config.steps = 100
         config.batch.samples = 32
         config.optimizer.lr = 1.5e-4

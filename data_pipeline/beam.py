@@ -32,7 +32,7 @@ from etils import epath
 from data_pipeline import manifest, shard
 from data_pipeline.convert import Request, finish, parser, source_name, told
 from data_pipeline.image_store import ImageReader
-from data_pipeline.remote import is_remote
+from data_pipeline.remote import is_remote, reaching
 from data_pipeline.shard import Result, code_version
 from data_pipeline.spool import Job
 from data_pipeline.work_folder import work_folder
@@ -70,9 +70,12 @@ def convert(request: Request, beam_arguments: Sequence[str] = ()) -> dict[str, A
     options = _beam_options(beam_arguments)
     request.release()  # what is wrong with the annotations is told before machines are started
     with work_folder(target, request.split) as work, _staging(target, request.split, work) as staged:
-        (staged / JOBS_FILE).unlink(missing_ok=True)
+        with _reaching(staged):
+            (staged / JOBS_FILE).unlink(missing_ok=True)
         _run(request, staged, options)
-        cutting = json.loads((staged / JOBS_FILE).read_text("utf-8"))
+        with _reaching(staged):
+            text = (staged / JOBS_FILE).read_text("utf-8")
+        cutting = json.loads(text)
         if "error" in cutting:
             raise UserError(cutting["error"])
         results = [_collect(Job(work / name, *rest), staged) for name, *rest in cutting["jobs"]]
@@ -188,8 +191,13 @@ def _collect(job: Job, staged: epath.Path) -> Result:
         raise PipelineFailed(f"{base}: the pipeline ended without having made this shard")
     if is_remote(staged):
         for remote, local in zip(shard.files(base)[1:], shard.files(job.base)[1:], strict=True):
-            remote.copy(local, overwrite=True)
+            with _reaching(remote):
+                remote.copy(local, overwrite=True)
     return result
+
+
+def _reaching(path: epath.Path) -> contextlib.AbstractContextManager[None]:
+    return reaching(path) if is_remote(path) else contextlib.nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -230,6 +238,8 @@ def cut(request: Request, staged: str, code: str) -> Iterator[tuple[str, Part]]:
                     "images": store.report(),
                     "jobs": listed,
                 }
+    except NotWritten:  # a bucket that does not answer
+        raise
     except UserError as error:  # trying again, as a runner would, changes nothing
         summary = {"error": str(error)}
     (epath.Path(staged) / JOBS_FILE).write_text(json.dumps(summary))

@@ -32,7 +32,7 @@ from data_pipeline import manifest, pool
 from data_pipeline.image_store import ImageStore
 from data_pipeline.manifest import MANIFEST_FILE
 from data_pipeline.releases import FORMATS, OPTIONS, Release, open_release
-from data_pipeline.remote import to_path
+from data_pipeline.remote import is_remote, reaching, to_path
 from data_pipeline.shard import Result, code_version
 from data_pipeline.spool import Job, SeenIds, cut
 from data_pipeline.tfds_writer import Shard, check_split, check_target, staging
@@ -144,7 +144,8 @@ class Request:
             UserError: see open_release.
         """
         path = to_path(self.annotations, "--annotations")
-        return open_release(path, self.format, **self._reader())
+        with reaching(path) if is_remote(path) else contextlib.nullcontext():
+            return open_release(path, self.format, **self._reader())
 
     def options(self) -> dict[str, Any]:
         """As the manifest names them."""

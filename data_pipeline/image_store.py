@@ -4,9 +4,8 @@
     read     where -> the bytes; in the workers
 
 A name is looked up as it stands and, in archives, below the one folder at the top that all of an archive's members
-share (images_191task_1k/...), if there is one. The members of archives are kept in a SQLite file, not in memory: name,
-archive, offset, sizes, method, checksum. In one archive the last member of a name counts, as when it is unpacked; of
-several archives the first that has the name, and where another one holds other bytes under it, that is told.
+share (images_191task_1k/...), if there is one. Of several folders and archives the first that has the name counts;
+where another archive holds other bytes under it, that is told (Entry.other).
 
 Names that leave the image folder are refused: absolute, with `..`, a backslash or a NUL, and a link in a folder that
 leads out of it (unless follow_links).
@@ -16,26 +15,29 @@ from __future__ import annotations
 
 import functools
 import glob
-import io
 import os
-import sqlite3
 import stat
-import struct
-import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
-import fsspec
 from etils import epath
 
-from data_pipeline.remote import download, is_remote, to_path
+from data_pipeline.archives import (
+    ENCRYPTED,
+    Archives,
+    Entry,
+    Place,
+    archive_kind,
+    is_inside,
+    read_member,
+    read_remote_member,
+)
+from data_pipeline.remote import download, is_remote, reaching, to_path
 from vflax.errors import UserError
-from vflax.images import ImageError
 
 # No image file comes near it; a larger one would fill a worker's memory.
 MAX_FILE_BYTES = 512 << 20
@@ -43,38 +45,8 @@ MAX_FILE_BYTES = 512 << 20
 REMOTE_THREADS = 32
 
 _OPEN_ARCHIVES = 32
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # A folder with one of these is a folder of images, whatever else is in it.
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
-_ENCRYPTED = -1  # as a method
-_USUAL_HEADER = 1024  # bytes: names and extra fields of a zip's members are seldom longer
-
-Kind = Literal["folder", "zip", "tar"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """One folder or archive. An archive that lies on a bucket is read from a local copy."""
-
-    kind: Kind
-    path: str
-    name: str  # its last component: what reports call it
-    url: str = ""  # of an archive: where on the bucket the original is
-
-
-class Entry(NamedTuple):
-    """Where the bytes of one image are."""
-
-    place: int  # which of the store's places
-    name: str  # below the folder, or of the member
-    size: int  # bytes, as unpacked
-    stamp: int  # folder, tar: time of the last change in ns; zip: CRC-32
-    offset: int = 0  # zip: of the local header; tar: of the bytes
-    stored: int = 0  # bytes in the archive
-    method: int = 0  # zip: 0 stored, 8 deflate
-    other: str = ""  # a later archive that holds other bytes under this name
 
 
 class Missing(NamedTuple):
@@ -112,9 +84,9 @@ class ImageStore:
             for i, place in enumerate(self.places)
             if place.kind == "folder"
         }
-        self._archives: _Archives | None = None
+        self._archives: Archives | None = None
         if len(self._folders) < len(self.places):
-            self._archives = _Archives(self.places, self.reader, scratch / "images.sqlite")
+            self._archives = Archives(self.places, scratch / "images.sqlite", self.reader.read)
         remote = any(isinstance(folder, _RemoteFolder) for folder in self._folders.values())
         self._threads = ThreadPoolExecutor(REMOTE_THREADS) if remote else None
 
@@ -144,7 +116,7 @@ class ImageStore:
             return Missing(
                 "image_missing", "no --images was named; give the folder or the archives that hold it"
             )
-        if not _is_inside(name):
+        if not is_inside(name):
             return Missing("path_outside", "expected a path inside the image folder")
         name = str(PurePosixPath(name))
         archived = self._archives.find(name) if self._archives else None
@@ -181,18 +153,21 @@ class ImageReader:
 
         Raises:
             OSError: it cannot be read (any more).
+            Unreachable: the bucket does not answer.
             ImageError: the archive is damaged there.
         """
         place = self.places[entry.place]
         if place.kind == "folder":
             if is_remote(place.path):
-                return (epath.Path(place.path) / entry.name).read_bytes()
+                path = epath.Path(place.path) / entry.name
+                with reaching(path):
+                    return path.read_bytes()
             with open(os.path.join(place.path, entry.name), "rb") as file:
                 return file.read(MAX_FILE_BYTES)
         if is_remote(place.path):
-            return _read_remote_member(place, entry)
+            return read_remote_member(place, entry)
         archive = self._archive(entry.place)
-        return _read_zip(archive, entry) if place.kind == "zip" else _read_tar(archive, entry)
+        return read_member(archive, place.kind, entry)
 
     def close(self) -> None:
         for file in self._open.values():
@@ -260,7 +235,7 @@ def _archives_of(folder: epath.Path) -> list[epath.Path]:
             continue
         if path.suffix.lower() in _IMAGE_SUFFIXES or path.is_dir():
             return []
-        if _archive_kind(path, refuse_compressed=False):
+        if archive_kind(path, refuse_compressed=False):
             archives.append(path)
         elif not path.suffix:
             return []
@@ -277,7 +252,7 @@ def _children(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _archive_place(path: epath.Path, scratch: Path) -> Place:
-    kind = _archive_kind(path)
+    kind = archive_kind(path)
     if kind is None:
         raise UserError(f"--images={path}: neither a folder nor a zip or tar archive, by its first bytes")
     if not is_remote(path):
@@ -288,37 +263,12 @@ def _archive_place(path: epath.Path, scratch: Path) -> Place:
     return Place(kind, os.fspath(copies / path.name), path.name, os.fspath(path))
 
 
-def _archive_kind(path: epath.Path, refuse_compressed: bool = True) -> Literal["zip", "tar"] | None:
-    """By the first bytes: the shards of the full Vision-Flan release are zips without a suffix."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise UserError(f"--images={path}: {error.strerror or error}") from None
-    if head.startswith(_ZIP_MAGIC):
-        return "zip"
-    if head[257:262] == b"ustar":
-        return "tar"
-    packed = [name for magic, name in _COMPRESSED.items() if head.startswith(magic)]
-    if packed and refuse_compressed:
-        raise UserError(
-            f"--images={path}: compressed as a whole ({packed[0]}), so no image in it can be read without all before "
-            "it. Decompress it first (gunzip and the like); the .tar that comes out need not be unpacked"
-        )
-    return None
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not (path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name) and bool(path.parts)
-
-
 def _usable(entry: Entry) -> Entry | Missing:
     if entry.size > MAX_FILE_BYTES:
         return Missing(
             "image_damaged", f"a file of {entry.size:,} bytes is no image; the limit is {MAX_FILE_BYTES:,}"
         )
-    if entry.method == _ENCRYPTED:
+    if entry.method == ENCRYPTED:
         return Missing("image_damaged", "encrypted in its zip archive")
     if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return Missing(
@@ -368,218 +318,12 @@ class _RemoteFolder:
         self._index, self._root = index, epath.Path(root)
 
     def find(self, name: str) -> Entry | Missing:
+        path = self._root / name
         try:
-            found = (self._root / name).stat()
+            with reaching(path):
+                found = path.stat()
         except FileNotFoundError:
             return Missing("image_missing", "No such file or directory")
         if found.is_directory:
             return Missing("image_missing", "it is a directory")
         return Entry(self._index, name, found.length, int(found.mtime * 1e9))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Archives
-
-_SCHEMA = """
-CREATE TABLE archives (place INTEGER PRIMARY KEY, path TEXT, bytes INTEGER, changed INTEGER, top TEXT, entries INTEGER);
-CREATE TABLE images (name TEXT PRIMARY KEY, place INTEGER, size INTEGER, stamp INTEGER, offset INTEGER,
-                     stored INTEGER, method INTEGER, other TEXT) WITHOUT ROWID;
-"""
-_COLUMNS = "place, name, size, stamp, offset, stored, method, other"
-
-
-class _Archives:
-    """The members of all archives, in a SQLite file."""
-
-    def __init__(self, places: Sequence[Place], reader: ImageReader, file: Path) -> None:
-        self._places, self._reader = places, reader
-        archives = [(i, place) for i, place in enumerate(places) if place.kind != "folder"]
-        wanted = [(i, place.path, *_size_and_change(place.path)) for i, place in archives]
-        if not file.is_file() or _indexed(file) != wanted:
-            part = file.with_name(file.name + ".part")
-            part.unlink(missing_ok=True)
-            self._db = _connect(part)
-            self._db.executescript(_SCHEMA)
-            for row, (i, place) in zip(wanted, archives, strict=True):
-                top, entries = self._add(i, place)
-                self._db.execute("INSERT INTO archives VALUES (?, ?, ?, ?, ?, ?)", (*row, top, entries))
-            self._db.close()
-            os.replace(part, file)
-        self._db = _connect(file)
-        tops = self._db.execute("SELECT DISTINCT top FROM archives WHERE top != '' ORDER BY place")
-        self._tops = [top for (top,) in tops]
-
-    def find(self, name: str) -> Entry | None:
-        rows = self._select([name]) or self._select([f"{top}/{name}" for top in self._tops])
-        if not rows:
-            return None
-        first = rows[0]
-        others = [row for row in rows[1:] if self._differ(first, row)]  # the same name below two top folders
-        return first._replace(other=self._places[others[0].place].name) if others else first
-
-    def counts(self) -> dict[int, int]:
-        return dict(self._db.execute("SELECT place, entries FROM archives"))
-
-    def close(self) -> None:
-        self._db.close()
-
-    def _select(self, names: list[str]) -> list[Entry]:
-        marks = ", ".join("?" * len(names))
-        query = f"SELECT {_COLUMNS} FROM images WHERE name IN ({marks}) ORDER BY place"
-        return [Entry(*row) for row in self._db.execute(query, names)]
-
-    def _add(self, index: int, place: Place) -> tuple[str, int]:
-        """Index one archive; gives the one folder at its top ("" where there is none) and the number of members."""
-        members = _zip_members(index, place.path) if place.kind == "zip" else _tar_members(index, place.path)
-        tops: set[str] = set()
-        entries = 0
-        self._db.execute("BEGIN")
-        for entry in members:
-            if not _is_inside(entry.name):
-                continue
-            entry = entry._replace(name=str(PurePosixPath(entry.name)))
-            top, slash, _ = entry.name.partition("/")
-            if top == "__MACOSX":  # what macOS's archiver adds to every zip
-                continue
-            if len(tops) < 2:
-                tops.add(top if slash else "")
-            self._insert(entry)
-            entries += 1
-        self._db.execute("COMMIT")
-        return (tops.pop() if len(tops) == 1 else ""), entries
-
-    def _insert(self, entry: Entry) -> None:
-        values = (entry.name, entry.place, *entry[2:])
-        insert = "INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        if self._db.execute(f"INSERT OR IGNORE {insert}", values).rowcount:
-            return
-        [there] = self._select([entry.name])
-        if there.place == entry.place:
-            self._db.execute(f"INSERT OR REPLACE {insert}", values)
-        elif not there.other and self._differ(there, entry):
-            name = self._places[entry.place].name
-            self._db.execute("UPDATE images SET other = ? WHERE name = ?", (name, entry.name))
-
-    def _differ(self, one: Entry, two: Entry) -> bool:
-        return one.size != two.size or self._checksum(one) != self._checksum(two)
-
-    def _checksum(self, entry: Entry) -> int:
-        """CRC-32; a zip states it, of a tar the bytes are read."""
-        if self._places[entry.place].kind == "zip":
-            return entry.stamp
-        return zlib.crc32(self._reader.read(entry))
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    # No journal: a file that was not finished bears another name, and a finished one is only read.
-    db = sqlite3.connect(file, isolation_level=None)
-    db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16000;")
-    return db
-
-
-def _indexed(file: Path) -> list[tuple[Any, ...]]:
-    db = _connect(file)
-    try:
-        return db.execute("SELECT place, path, bytes, changed FROM archives ORDER BY place").fetchall()
-    except sqlite3.DatabaseError:
-        return []
-    finally:
-        db.close()
-
-
-def _size_and_change(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
-
-
-def _zip_members(index: int, path: str) -> Iterator[Entry]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.is_dir():
-                    continue
-                method = _ENCRYPTED if info.flag_bits & 1 else info.compress_type
-                yield Entry(
-                    index,
-                    _zip_name(info),
-                    info.file_size,
-                    info.CRC,
-                    info.header_offset,
-                    info.compress_size,
-                    method,
-                )
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(
-            f"--images={path}: not a whole zip archive ({error}). An interrupted download ends like this: compare its "
-            "size with the release's"
-        ) from None
-
-
-def _zip_name(info: zipfile.ZipInfo) -> str:
-    """A name that is not marked as UTF-8 is UTF-8 all the same if it can be: Info-ZIP writes such ones."""
-    name = info.orig_filename
-    if info.flag_bits & 0x800 or name.isascii():
-        return name
-    try:
-        return name.encode("cp437").decode("utf-8")
-    except UnicodeError:
-        return name
-
-
-def _tar_members(index: int, path: str) -> Iterator[Entry]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
-                if member.isreg() and not member.issparse():
-                    name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                    stamp = int(member.mtime * 1e9)
-                    yield Entry(index, name, member.size, stamp, member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise UserError(
-            f"--images={path}: not a whole tar archive ({error}). An interrupted download ends like this: compare its "
-            "size with the release's"
-        ) from None
-
-
-def _read_zip(file: IO[bytes], entry: Entry) -> bytes:
-    file.seek(entry.offset)
-    header = file.read(_LOCAL_HEADER.size)
-    if len(header) < _LOCAL_HEADER.size or not header.startswith(_ZIP_MAGIC[0]):
-        raise ImageError("the zip archive is damaged: no member begins where its directory says")
-    _, name, extra = _LOCAL_HEADER.unpack(header)
-    file.seek(name + extra, os.SEEK_CUR)
-    data = file.read(entry.stored)
-    if entry.method == zipfile.ZIP_DEFLATED:
-        try:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)
-        except zlib.error as error:
-            raise ImageError(f"the zip archive is damaged: {error}") from None
-    if len(data) != entry.size or zlib.crc32(data) != entry.stamp:
-        raise ImageError("the zip archive is damaged: the checksum of the member does not fit")
-    return data
-
-
-def _read_tar(file: IO[bytes], entry: Entry) -> bytes:
-    file.seek(entry.offset)
-    data = file.read(entry.size)
-    if len(data) != entry.size:
-        raise ImageError("the tar archive ends inside this member")
-    return data
-
-
-def _read_remote_member(place: Place, entry: Entry) -> bytes:
-    """By one request for its range of bytes; by two where the header of a zip's member is unusually long."""
-    files, path = fsspec.core.url_to_fs(place.path)
-    here = entry._replace(offset=0)
-    if place.kind == "tar":
-        data = files.cat_file(path, start=entry.offset, end=entry.offset + entry.size) if entry.size else b""
-        return _read_tar(io.BytesIO(data), here)
-    end = entry.offset + _USUAL_HEADER + entry.stored
-    data = files.cat_file(path, start=entry.offset, end=end)
-    if len(data) >= _LOCAL_HEADER.size:
-        _, name, extra = _LOCAL_HEADER.unpack(data[: _LOCAL_HEADER.size])
-        whole = entry.offset + _LOCAL_HEADER.size + name + extra + entry.stored
-        if whole > end:
-            data += files.cat_file(path, start=end, end=whole)
-    return _read_zip(io.BytesIO(data), here)

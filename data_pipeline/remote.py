@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 from etils import epath
 
+from vflax import folders
 from vflax.errors import UserError
 
 
@@ -18,26 +22,54 @@ def to_path(path: str | os.PathLike[str], option: str) -> epath.Path:
     """The path, local ones with ~ replaced.
 
     Raises:
-        UserError: a scheme that epath does not know, or one that lost a slash in a pathlib.Path.
+        UserError: a scheme that nobody knows or that needs a package, or one that lost a slash in a pathlib.Path.
     """
     text = os.fspath(path)
     if text.startswith(("gs:/", "s3:/")) and "://" not in text:
         raise UserError(
             f"{option}={text}: a slash is missing; give the path as text, such as gs://bucket/folder"
         )
+    if not is_remote(text):
+        return epath.Path(text).expanduser()
     try:
-        return epath.Path(text) if is_remote(text) else epath.Path(text).expanduser()
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"{option}={text}: {error}") from None
+        fsspec.get_filesystem_class(text.partition("://")[0])
+        return epath.Path(text)
     except ImportError as error:
-        raise UserError(f"{option}={text}: {error}. Install it with: pip install 'vflax[gcs]'") from None
+        raise UserError(f"{option}={text}: {error}. pip install 'vflax[gcs]' brings it for gs://") from None
+    except ValueError as error:
+        raise UserError(f"{option}={text}: {error}") from None
+
+
+class Unreachable(folders.NotWritten):
+    """A bucket that does not answer: no word about what is on it."""
+
+
+@contextlib.contextmanager
+def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Ask a bucket about one file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        Unreachable: every other failure, after the client's own retries. A file is never called missing for it.
+    """
+    try:
+        yield
+    except (FileNotFoundError, UserError):
+        raise
+    except Exception as error:  # gcsfs raises its own, aiohttp's, google-auth's and OSError
+        raise Unreachable(
+            f"{path}: the bucket does not answer ({error}); the same command goes on with what is finished"
+        ) from None
 
 
 def download(source: epath.Path, target: Path) -> None:
     """Copy a remote file; what bears the name `target` is whole. One that is there with that size stays."""
-    if target.is_file() and target.stat().st_size == source.stat().length:
+    with reaching(source):
+        size = source.stat().length
+    if target.is_file() and target.stat().st_size == size:
         return
     part = target.with_name(target.name + ".part")
     part.unlink(missing_ok=True)
-    source.copy(part)
+    with reaching(source):
+        source.copy(part)
     os.replace(part, target)

@@ -12,6 +12,7 @@ A shard without that record, or with one of another digest, does not count and i
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -28,9 +29,11 @@ from etils import epath
 
 import vflax.conversation
 import vflax.images
-from data_pipeline import hygiene, image_store, records, spool, tfds_writer
-from data_pipeline.image_store import Entry, ImageReader, Missing
+from data_pipeline import archives, hygiene, image_store, records, spool, tfds_writer
+from data_pipeline.archives import Entry
+from data_pipeline.image_store import ImageReader, Missing
 from data_pipeline.records import Finding, Problem, RawSample
+from data_pipeline.remote import is_remote, reaching
 from data_pipeline.spool import Job
 from data_pipeline.tfds_writer import Shard, ShardWriter
 
@@ -79,7 +82,7 @@ def code_version() -> str:
 
 def code_files() -> list[Path]:
     """The source of the modules that decide the bytes of a shard, given the samples."""
-    modules = (hygiene, image_store, records, spool, tfds_writer, vflax.conversation, vflax.images)
+    modules = (archives, hygiene, image_store, records, spool, tfds_writer, vflax.conversation, vflax.images)
     return [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
 
 
@@ -90,9 +93,11 @@ def finished(job: Job, base: epath.Path | None = None) -> Result | None:
     """
     place = base or epath.Path(job.base)
     try:
-        record = json.loads(done_path(place).read_bytes())
-        sizes = record.pop("files")
-        if record["digest"] != job.digest or sizes != [path.stat().length for path in files(place)]:
+        with reaching(place) if is_remote(place) else contextlib.nullcontext():
+            content = done_path(place).read_bytes()
+            there = [path.stat().length for path in files(place)]
+        record = json.loads(content)
+        if record["digest"] != job.digest or record.pop("files") != there:
             return None
         return Result(base=job.base, **record)
     except (OSError, ValueError, KeyError, TypeError):

@@ -3,7 +3,7 @@
 What is cut does not depend on how many workers there are. Nothing is held per sample: the ids that were seen are in a
 SQLite file, the samples of a job in BASE.samples, one JSON line each:
 
-    {"sample": {number, id, task, files, conversations}, "images": for each file an image_store.Entry or Missing}
+    {"sample": {number, id, task, files, conversations}, "images": an Entry or a Missing for each file}
     {"problem": {...}}     what the reader could not make a sample of, or a repeated id
 
 A job's digest covers these lines, and with them every image's size and time of change or checksum, and `salt`: what
@@ -21,7 +21,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.image_store import Entry, ImageStore, Missing
+from data_pipeline.archives import Entry
+from data_pipeline.image_store import ImageStore, Missing
 from data_pipeline.records import Problem, RawSample
 
 # Images are looked up for so many samples at once.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -36,7 +37,7 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer
 
 from data_pipeline import publish
-from data_pipeline.remote import is_remote
+from data_pipeline.remote import is_remote, reaching
 from vflax import folders
 from vflax.errors import UserError
 
@@ -148,10 +149,18 @@ class ShardWriter:
         return self._serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
 
     def close(self) -> Shard:
-        """Finish the files."""
-        self._records.close()
+        """Finish the files.
+
+        Raises:
+            OSError: the disk is full, or fails otherwise; it may be told only now.
+        """
         self._index.close()
         self._digests.close()
+        try:
+            self._records.close()
+        except RuntimeError as error:  # ArrayRecord's words for it
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None
         return Shard(self._path, self._samples, self.num_bytes, dict(self._tasks))
 
 
@@ -304,7 +313,8 @@ class Stage:
                 description=description or "Samples of conversations with images, written by vflax.",
             )
         if is_remote(self._out):
-            publish.upload(self.new, self._out, self._on_bucket)
+            with reaching(self._out):
+                publish.upload(self.new, self._out, self._on_bucket)
         else:
             folders.swap(self.new, Path(self._out))
 
@@ -367,11 +377,14 @@ def check_target(out: epath.Path) -> None:
     Raises:
         UserError: `out` is a file, or a directory with other things in it.
     """
-    if not out.exists():
-        return
-    if not out.is_dir():
+    with reaching(out) if is_remote(out) else contextlib.nullcontext():
+        if not out.exists():
+            return
+        is_folder = out.is_dir()
+        is_other = is_folder and any(out.iterdir()) and not (out / CONTENTS_FILE).exists()
+    if not is_folder:
         raise UserError(f"{out} is a file; expected a directory, or nothing, to write the dataset to")
-    if any(out.iterdir()) and not (out / CONTENTS_FILE).exists():
+    if is_other:
         raise UserError(
             f"{out} holds files, but no {CONTENTS_FILE}: it was not written by vflax. "
             "Name a new directory, or one that an earlier conversion wrote (its other splits are kept)."

@@ -31,6 +31,7 @@ def get_config(variant: str = "subset") -> ConfigDict:
         }
     )  # fmt: skip
     config.data.eval_split = "train"  # it shall memorise: what it is asked is what it learned
+    config.data.max_duplicate_share = 1.0
     config.data.threads = 2
     config.dtype = "float32"
     config.remat = "none"

@@ -83,6 +83,20 @@ def test_a_resume_names_every_key_that_may_not_change():
     )
 
 
+def test_a_run_from_before_there_was_a_key_goes_on_as_it_was_and_in_no_other_way():
+    now = configs.plain(configs.load_config("configs/stage1.py:tiny"))
+    old = configs.plain(configs.load_config("configs/stage1.py:tiny"))
+    for key in ("tasks", "spread", "supervised", "max_duplicate_share"):
+        del old["data"][key]
+    del old["data"]["sources"][0]["count"]
+    old["data"]["order"] = "shuffle"  # what "mixed" was called
+    assert configs.check_resume(old, now) == []
+    now["data"]["tasks"] = 3
+    now["data"]["sources"][0]["count"] = 9
+    with pytest.raises(UserError, match=r"(?s)sources\.0\.count: 0 -> 9.*data\.tasks: 0 -> 3"):
+        configs.check_resume(old, now)
+
+
 def test_data_may_have_moved_because_its_fingerprint_is_checked():
     new = plain()
     new["data"]["sources"][0]["path"] = "elsewhere"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from itertools import accumulate, product
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from vflax.conversation import read_llava, render
 from vflax.errors import UserError
-from vflax.tokenizer import load_tokenizer
+from vflax.tokenizer import _part_of, _SentencePieceText, load_tokenizer, replace_surrogates
 
 LINES = [
     "USER: What colour is the bird on the fence? ASSISTANT: It is blue, with two white spots.",
@@ -123,6 +125,54 @@ def test_a_piece_over_a_border_goes_with_the_later_part(tokenizer):
     ids, part_of = tokenizer.encode_parts(["What ", "is it?"])
     assert ids == tokenizer.encode("What is it?")
     assert tokenizer.decode([i for i, part in zip(ids, part_of, strict=True) if part == 0]) == "What"
+
+
+NASTY = [
+    *TEXTS, "\n", "\n\n  \t", "\u2581", "\u00e9\u0301", "\U0001f426\U0001f426", "\ud83d half", "a\x00b",
+    "0123456789 42", "\u65e5\u672c\u8a9e", "USER: What", " ASSISTANT:",
+]  # fmt: skip
+
+
+def parts_piece_by_piece(tokenizer, parts: list[str]) -> tuple[list[int], list[int]]:
+    """The definition: how many borders each piece has reached."""
+    data = [replace_surrogates(part) for part in parts]
+    message = _SentencePieceText.FromString(tokenizer._sp.encode("".join(data), out_type="serialized_proto"))
+    borders = list(accumulate(len(part.encode()) for part in data[:-1]))
+    return [p.id for p in message.pieces], [_part_of(p.begin, p.end, borders) for p in message.pieces]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}]
+)
+def test_parts_found_at_their_borders_are_those_found_piece_by_piece(tmp_path, options):
+    tokenizer = load_tokenizer(train_sentencepiece(tmp_path / "t", **options))
+    some = [list(parts) for n in (1, 2, 3) for parts in product(NASTY, repeat=n)]
+    for parts in [*some[::2], [""], ["", ""], ["", "a", "", "b", ""]]:
+        assert tokenizer.encode_parts(parts) == parts_piece_by_piece(tokenizer, parts)
+
+
+def test_who_changes_the_ids_of_a_chunk_does_not_change_the_next_ones(sp_dir):
+    tokenizer = load_tokenizer(sp_dir)
+    ids, part_of = tokenizer.encode_parts(["What ", "is it?"])
+    before = list(ids), list(part_of)
+    ids.append(7)
+    part_of.clear()
+    assert tokenizer.encode_parts(["What ", "is it?"]) == before
+
+
+@pytest.mark.real_data
+def test_parts_of_real_samples_are_those_found_piece_by_piece(shared_data, monkeypatch):
+    tokenizer = load_tokenizer(shared_data / "tokenizer" / "llama2-tokenizer.model")
+    chunks: list[list[str]] = []
+    encode = tokenizer.encode_parts
+    monkeypatch.setattr(tokenizer, "encode_parts", lambda parts: chunks.append(parts) or encode(parts))
+    for entry in json.loads((shared_data / "vision-flan-samples" / "annotation.json").read_text()):
+        for images in (0, 1):
+            render(read_llava(entry["conversations"], images)[0], "vicuna_v1", tokenizer)
+            render(read_llava(entry["conversations"], images)[0], "llava_llama_2", tokenizer)
+    assert len(chunks) > 1000
+    for parts in chunks:
+        assert encode(parts) == parts_piece_by_piece(tokenizer, parts)
 
 
 def test_the_dummy_prefix_of_a_chunk_goes_with_the_chunks_first_text(sp_dir):

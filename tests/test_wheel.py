@@ -93,3 +93,12 @@ def test_the_base_dependencies_carry_a_run_to_its_export_and_summary(python: Pat
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (f / "model.safetensors" for f in (workdir / "export", elsewhere / "again"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_page_of_the_browser_is_in_the_wheel(python: Path, elsewhere: Path):
+    command = (
+        "from importlib import resources; "
+        "print(*sorted(f.name for f in (resources.files('data_pipeline.browse') / 'page').iterdir()))"
+    )
+    found = subprocess.run([str(python), "-c", command], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["app.js", "index.html", "style.css"]

@@ -17,8 +17,14 @@ ELASTIC = (
     "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads",
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
+    # What is refused, not what is learned.
+    "data.max_problem_share", "data.max_duplicate_share", "data.duplicate_distance",
 )  # fmt: skip
 EXTEND_ONLY = ("steps", "epochs")
+# Keys that came later, with what a run of before there were any did.
+_BEFORE = {"data.supervised": 0, "data.tasks": 0, "data.spread": "samples", "data.sources.*.count": 0}
+# Values that bear another name today.
+_RENAMED = {("data.order", "shuffle"): "mixed"}
 
 
 def find_config(flag: str) -> str:
@@ -81,8 +87,9 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 # Keys that count something, with the least that makes sense.
 _LEAST = {
     "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
-    "data.threads": 1, "data.budget": 0, "checkpoint.every": 0, "checkpoint.keep": 1, "evaluate.every": 0,
-    "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1, "epochs": 0, "steps": 0,
+    "data.supervised": 0, "data.threads": 1, "data.tasks": 0, "data.budget": 0, "checkpoint.every": 0,
+    "checkpoint.keep": 1, "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1,
+    "epochs": 0, "steps": 0,
 }  # fmt: skip
 _DTYPES = ("float32", "bfloat16")
 
@@ -129,13 +136,13 @@ def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     refused: list[str] = []
     adapters = old.get("lora.rank") or now.get("lora.rank")
     for key in sorted(old.keys() | now.keys()):
-        before, after = old.get(key), now.get(key)
+        before, after = _before(old, key), now.get(key)
         # Without adapters their other keys say nothing; a run of before there were any has none of them.
         if before == after or (key.startswith("lora.") and not adapters):
             continue
         line = f"config.{key}: {before!r} -> {after!r}"
         if any(fnmatch.fnmatchcase(key, pattern) for pattern in ELASTIC):
-            notes.append(line)
+            notes += [line] if key in old else []  # else the key came later
         elif key == "batch.accumulation" and now.get("loss.reduction") == "global":
             notes.append(line)  # one mean over all tokens of a step, however it is divided
         elif key in EXTEND_ONLY and before and after and after > before:
@@ -149,3 +156,11 @@ def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
             + "\nRestore these values, or choose another --workdir. (steps and epochs may grow, never shrink.)"
         )
     return notes
+
+
+def _before(old: dict[str, Any], key: str) -> Any:
+    """What a run did by this key, whether or not it knew the key, under the value's name of today; or None."""
+    if key in old:
+        value = old[key]
+        return _RENAMED.get((key, value), value) if isinstance(value, str) else value
+    return next((value for known, value in _BEFORE.items() if fnmatch.fnmatchcase(key, known)), None)

@@ -1,7 +1,8 @@
 """Image decoding and preprocessing: the only one in the project.
 
 Equal, value for value, to what LLaVA and Hugging Face do with Pillow (CLIPImageProcessor,
-LlavaImageProcessor): an image becomes RGB, is padded to a square or centre-cropped, and is resized with
+LlavaImageProcessor), but for pictures of 16 bits (`to_rgb`): an image becomes RGB, is padded to a square or
+centre-cropped, and is resized with
 Pillow's antialiased bicubic filter. The result stays uint8; the model normalises it on the device.
 """
 

@@ -33,9 +33,10 @@ from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
 from vflax.weights.hf_chat import check_tokenizer
-from vflax.weights.kinds import PARTS, RANDOM, WORKDIR
+from vflax.weights.kinds import ADAPTER, PARTS, RANDOM, WORKDIR, detect
 from vflax.weights.load import check
 from vflax.weights.open import join, open_checkpoint
+from vflax.weights.reading import Reading, read_model
 from vflax.weights.source import LoraSource, RandomSource, TensorSource
 from vflax.workdir import ModelFiles, Origin
 
@@ -114,12 +115,73 @@ def checkpoint_path(config: ConfigDict) -> Path | None:
     return weights_path(config.init.checkpoint, made_by=config.init.make)
 
 
+def unmade_start(config: ConfigDict) -> Path | None:
+    """The folder of a start that config.init.make makes and that is not there yet, else None.
+
+    Only what is named cache:NAME is ever made; a folder of the user's own that is not there is refused when opened.
+    """
+    if not config.init.make or not config.init.checkpoint.startswith("cache:"):
+        return None
+    start = checkpoint_path(config)
+    assert start is not None
+    return None if (start / "summary.json").is_file() else start
+
+
+def outline(config: ConfigDict) -> tuple[LlavaConfig, Tokenizer]:
+    """The model and the tokenizer that a fresh run has, from small files: no weights are fetched, made or read.
+
+    Of a start that is not made yet they are those of the config that makes it.
+
+    Raises:
+        UserError: as `open_start` does.
+    """
+    _check_one_start(config)
+    init = config.init
+    if unmade_start(config) is not None:
+        return outline(configs.load_config(init.make))
+    if config.model.vision:
+        start = _random_start(config)
+        return start.config, start.tokenizer
+    if not init.checkpoint:
+        _, decoder, joined = _joined_parts(config, weights=False)
+        return joined, _tokenizer(config, decoder, joined)
+    try:
+        # An adapter is small, and its tensors say what it is.
+        place = weights_path(init.checkpoint, made_by=init.make, weights=False)
+        if detect(place) == ADAPTER:
+            place = weights_path(init.checkpoint, made_by=init.make)
+        apart = [weights_path(path, weights=False) if path else None for path in (init.vision, init.decoder)]
+        found = read_model(Reading(fetch=False), detect(place), place, "latest", *apart)
+    except UserError as error:
+        raise UserError(
+            f"config.init.checkpoint={init.checkpoint}: {error}. Only its tokenizer and sizes are needed here: until "
+            "it is there, name any weights that have the same ones, --config.init.checkpoint=DIR|HUB_ID, or "
+            "--config.init.checkpoint= --config.init.vision=DIR|HUB_ID --config.init.decoder=DIR|HUB_ID"
+        ) from None
+    assert found.vision and found.bridge and found.decoder and found.tokenizer
+    model = LlavaConfig(found.vision, found.bridge, found.decoder)
+    return model, _tokenizer_of_checkpoint(config, place, found.kind, model, found.tokenizer)
+
+
+def image_rules(config: ConfigDict, model: LlavaConfig) -> ImageRules:
+    """How a run prepares its pictures."""
+    vision = model.vision
+    return ImageRules(config.image.mode, vision.image_size, vision.image_mean, vision.image_std)
+
+
 def open_start(config: ConfigDict) -> Start:
     """Open the weights that config.init and config.model name; nothing large is read yet.
 
     Raises:
         UserError: nothing to start from, several things to start from, or a folder that is not what it should be.
     """
+    _check_one_start(config)
+    if config.model.vision:
+        return _random_start(config)
+    return _start_from_checkpoint(config) if config.init.checkpoint else _start_from_parts(config)
+
+
+def _check_one_start(config: ConfigDict) -> None:
     init = config.init
     random = bool(config.model.vision)
     parts = bool(init.vision or init.decoder or init.bridge) and not init.checkpoint
@@ -129,25 +191,29 @@ def open_start(config: ConfigDict) -> Start:
             "init.vision and init.decoder (CLIP and LLaMA directories, with an optional init.bridge), each a path or a "
             "hub id, ORG/NAME[@REVISION]; or config.model.vision and .decoder give the dimensions of a random model"
         )
-    if random:
-        return _random_start(config)
-    return _start_from_parts(config) if parts else _start_from_checkpoint(config)
 
 
 def _start_from_parts(config: ConfigDict) -> Start:
     """A CLIP directory and a decoder directory, with a projector file or a random bridge."""
+    vision, decoder, joined = _joined_parts(config)
+    init = config.init
+    bridge = hub.projector_file(weights_path(init.bridge, only=hub.PROJECTORS)) if init.bridge else None
+    source = join(joined, vision, decoder, bridge, config.seed)
+    return Start(source, joined, _tokenizer(config, decoder, joined), Origin(PARTS))
+
+
+def _joined_parts(config: ConfigDict, *, weights: bool = True) -> tuple[Path, Path, LlavaConfig]:
+    """The directories of tower and decoder, and the model that they make."""
     init = config.init
     missing = [f"config.init.{key}" for key in ("vision", "decoder") if not init[key]]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given too: the bridge needs a tower and a decoder")
-    vision, decoder = weights_path(init.vision), weights_path(init.decoder)
+    vision, decoder = (weights_path(path, weights=weights) for path in (init.vision, init.decoder))
     joined = hf_config.join_configs(
         vision, decoder, bridge=config.model.bridge, feature_layer=config.model.feature_layer,
         keep_cls=config.model.keep_cls,
     )  # fmt: skip
-    bridge = hub.projector_file(weights_path(init.bridge, only=hub.PROJECTORS)) if init.bridge else None
-    source = join(joined, vision, decoder, bridge, config.seed)
-    return Start(source, joined, _tokenizer(config, decoder, joined), Origin(PARTS))
+    return vision, decoder, joined
 
 
 def _start_from_checkpoint(config: ConfigDict) -> Start:
@@ -165,20 +231,29 @@ def _start_from_checkpoint(config: ConfigDict) -> Start:
         opened = open_checkpoint(checkpoint, vision=apart[0], base=apart[1])
     except UserError as error:
         raise UserError(f"config.init.checkpoint={config.init.checkpoint}: {error}") from None
-    _check_model_keys(config, opened.files.config)
-    tokenizer = opened.files.tokenizer
-    if config.tokenizer:
-        tokenizer = _tokenizer(config, checkpoint, opened.files.config)
-        if opened.kind == WORKDIR and tokenizer.fingerprint != opened.files.tokenizer.fingerprint:
-            raise UserError(
-                f"config.tokenizer={config.tokenizer}: the weights in {checkpoint} were trained with another "
-                "tokenizer, which lies beside them. Leave config.tokenizer empty"
-            )
-    check_tokenizer(tokenizer, opened.files.config.decoder, str(checkpoint), _OWN)
+    files = opened.files
+    tokenizer = _tokenizer_of_checkpoint(config, checkpoint, opened.kind, files.config, files.tokenizer)
     # A hub id with the commit that was fetched: its branch may go on.
     named = hub.origin(checkpoint) if hub.meant_id(init.checkpoint) else None
     origin = Origin(opened.kind, named or str(checkpoint.absolute()), opened.step)
     return Start(opened.source, opened.files.config, tokenizer, origin)
+
+
+def _tokenizer_of_checkpoint(
+    config: ConfigDict, checkpoint: Path, kind: str, model: LlavaConfig, own: Tokenizer
+) -> Tokenizer:
+    """The weights' own tokenizer, or the one that the config names; it must go with the weights, and so the config."""
+    _check_model_keys(config, model)
+    tokenizer = own
+    if config.tokenizer:
+        tokenizer = _tokenizer(config, checkpoint, model)
+        if kind == WORKDIR and tokenizer.fingerprint != own.fingerprint:
+            raise UserError(
+                f"config.tokenizer={config.tokenizer}: the weights in {checkpoint} were trained with another "
+                "tokenizer, which lies beside them. Leave config.tokenizer empty"
+            )
+    check_tokenizer(tokenizer, model.decoder, str(checkpoint), _OWN)
+    return tokenizer
 
 
 def _check_model_keys(config: ConfigDict, weights: LlavaConfig) -> None:
@@ -268,7 +343,7 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
         files, source, origin = ModelFiles.load(workdir), None, None
     else:
         start, adapters = open_start(config), lora.read(configs.plain(config.lora))
-        source, vision, origin = start.source, start.config.vision, start.origin
+        source, origin = start.source, start.origin
         if adapters is not None:
             source = LoraSource(source, start.config, adapters, config.seed)
         check(source, start.config, lora=adapters)
@@ -277,7 +352,7 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
             tokenizer=start.tokenizer,
             template=config.template,
             position=config.image.position,
-            rules=ImageRules(config.image.mode, vision.image_size, vision.image_mean, vision.image_std),
+            rules=image_rules(config, start.config),
             source_dtypes={
                 name: source.source_dtype(name).name for name in names.expected(start.config, adapters)
             },

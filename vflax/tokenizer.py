@@ -6,10 +6,11 @@ person types goes through `encode`, which has no way of producing them: a typed 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -127,6 +128,8 @@ class SentencePieceTokenizer:
         # LlamaTokenizer's default is to add BOS; only an explicit false in the config turns it off.
         self.adds_bos: bool = self.bos_id is not None and config.get("add_bos_token", True) is not False
         self.fingerprint: str = _fingerprint(model, self.adds_bos, self._specials)
+        # What stands before the first image is the same in every sample.
+        self._encode_chunk = functools.lru_cache(maxsize=64)(self._encode_parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._init
@@ -135,12 +138,22 @@ class SentencePieceTokenizer:
         return self._sp.encode(replace_surrogates(text))
 
     def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+        ids, part_of = self._encode_chunk(tuple(parts))
+        return list(ids), list(part_of)
+
+    def _encode_parts(self, parts: tuple[str, ...]) -> tuple[list[int], list[int]]:
         data = [replace_surrogates(part) for part in parts]
         message = _SentencePieceText.FromString(
             self._sp.encode("".join(data), out_type="serialized_proto")  # its offsets count UTF-8 bytes
         )
-        borders = list(accumulate(len(part.encode()) for part in data[:-1]))
-        return [p.id for p in message.pieces], [_part_of(p.begin, p.end, borders) for p in message.pieces]
+        pieces = list(message.pieces)
+        part_of: list[int] = []
+        # Pieces stand in the order of the text, so those of a part are found at its borders: a look at each is slow.
+        for part, border in enumerate(accumulate(len(part.encode()) for part in data[:-1])):
+            end = bisect_left(pieces, border, lo=len(part_of), key=_last_byte)
+            part_of += [part] * (end - len(part_of))
+        part_of += [len(data) - 1] * (len(pieces) - len(part_of))
+        return [piece.id for piece in pieces], part_of
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._sp.decode([i for i in map(int, ids) if 0 <= i < self._sp.vocab_size()])
@@ -362,6 +375,11 @@ def _id_or_none(value: int) -> int | None:
 def _fingerprint(vocabulary: bytes, adds_bos: bool, specials: dict[str, int]) -> str:
     facts = json.dumps([adds_bos, sorted(specials.items())]).encode()
     return hashlib.sha256(vocabulary + facts).hexdigest()
+
+
+def _last_byte(piece: Any) -> int:
+    """Where the last byte of a piece of SentencePiece's lies; of an empty one, where it stands. See `_part_of`."""
+    return max(piece.begin, piece.end - 1)
 
 
 def _part_of(begin: int, end: int, borders: list[int]) -> int:

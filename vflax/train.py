@@ -25,7 +25,7 @@ from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
 from vflax.flops import device_peak, train_step_flops
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
 from vflax.optimizer import make_optimizer
-from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path
+from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path, unmade_start
 from vflax.step import TrainState, init_state, make_train_step, state_shardings
 from vflax.stop import Stopped, StopSignals
 from vflax.weights.export import Options, check_exportable, export
@@ -41,14 +41,11 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
         The exit status: 0 finished, 75 saved and to be run again.
     """
     configs.check_values(config)
-    # Only this start is made here. Any other is looked up when it is opened: a continued run fetches nothing.
-    cached = config.init.make and config.init.checkpoint.startswith("cache:")
-    start = checkpoint_path(config) if cached else None
+    start = unmade_start(config)
     with claimed(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        # A run that has a checkpoint of its own reads nothing but its WORKDIR. And nothing is ever made in a folder of
-        # the user's own: what is not there is refused when it is opened.
+        # A run that has a checkpoint of its own reads nothing but its WORKDIR.
         begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-        if start is not None and not begun and not (start / "summary.json").is_file():
+        if start is not None and not begun:
             _say(f"{config.init.checkpoint} is not there yet: making it with {config.init.make} in {start}")
             status = run_with_start(configs.load_config(config.init.make), start)
             if status != EXIT_DONE:

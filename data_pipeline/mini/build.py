@@ -30,7 +30,7 @@ import sklearn
 from filelock import FileLock
 from sklearn.datasets import load_digits
 
-from data_pipeline import convert, releases, shard
+from data_pipeline import convert, manifest, releases, shard
 from data_pipeline.mini.layout import MiniData
 from data_pipeline.mini.plan import SPLITS, STAGES, Item, make_plan
 from data_pipeline.mini.vocabulary import train_tokenizer
@@ -65,7 +65,7 @@ def version(scale: float) -> str:
     digest = hashlib.sha256()
     sources = [*Path(__file__).parent.glob("*.py")]
     sources += Path(str(releases.__file__)).parent.glob("*.py")
-    sources += [*shard.code_files(), Path(convert.__file__)]
+    sources += [*shard.code_files(), Path(convert.__file__), Path(manifest.__file__)]
     for source in sorted(sources):
         digest.update(source.read_bytes())
     versions = [m.__version__ for m in (np, PIL, sentencepiece, sklearn)]

@@ -12,7 +12,8 @@ from data_pipeline.tfds_writer import write_dataset
 from tests.data.whole_rows import assemble
 from vflax.constants import IGNORE_LABEL
 from vflax.data import lengths as lengths_lib
-from vflax.data.lengths import check_problems, fingerprint, measure
+from vflax.data.lengths import fingerprint, measure, problem
+from vflax.data.rows import encode
 from vflax.data.source import Sample, open_source
 from vflax.errors import UserError
 
@@ -68,6 +69,9 @@ def test_each_sample_that_is_odd_is_found_by_name(odd_source, row_format):
     assert [ids[i] for i in np.flatnonzero(lengths.kept)] == ["good", "truncated", "extra"]
     assert sorted(lengths.dropped_kinds) == ["broken_roles", "nothing_supervised", "too_long"]
     assert lengths.tokens[1] == 256
+    for text, uncut in zip(odd_source.texts(), lengths.uncut, strict=True):
+        whole = 0 if text.id == "broken" else len(encode(text.conversations, 1, row_format, text.id).ids)
+        assert uncut == whole
     assert not lengths.tokens[~lengths.kept].any() and not lengths.images[~lengths.kept].any()
 
 
@@ -85,9 +89,10 @@ def test_a_sample_stays_exactly_as_long_as_a_supervised_token_fits(tmp_path, row
 
 def test_a_source_with_too_many_problems_is_refused_with_kinds_counts_and_ids(odd_source, row_format):
     lengths = measure(odd_source, row_format, show_progress=False)
-    with pytest.raises(UserError, match=r"6 of 8 samples .*75.0%.*too_long: 2 \(too_long, image_lost\)"):
-        check_problems(lengths, odd_source, 0.74)
-    check_problems(lengths, odd_source, 0.75)
+    line = problem(lengths, odd_source, 0.74)
+    assert line is not None and "6 of 8 samples" in line and "75.0%" in line
+    assert "too_long: 2 (too_long, image_lost)" in line
+    assert problem(lengths, odd_source, 0.75) is None
 
 
 def test_a_second_measuring_reads_the_cache(odd_source, row_format, monkeypatch):
@@ -96,7 +101,7 @@ def test_a_second_measuring_reads_the_cache(odd_source, row_format, monkeypatch)
     folder = odd_source.path / "preflight"
     assert sorted(p.name for p in folder.iterdir()) == [f"{name}.json", f"{name}.npy"]
     assert json.loads((folder / f"{name}.json").read_text())["counts"]["too_long"] == 2
-    monkeypatch.setattr(lengths_lib, "encode", None)
+    monkeypatch.setattr(lengths_lib, "render_sample", None)
     second = measure(odd_source, row_format, show_progress=False)
     for field in ("tokens", "images", "supervised", "kept"):
         np.testing.assert_array_equal(getattr(first, field), getattr(second, field))

@@ -24,8 +24,17 @@ NAMES = {"ids", "labels", "segments", "positions", "images"}
 def row_source(path, format, multiple: int = 4, epochs: int = 2) -> RowSource:
     source = open_source(path, "train")
     lengths = measure(source, format, show_progress=False)
-    mixture = Mixture([SourceSpec(str(path))], [source.tasks], [lengths.kept], budget=None, seed=0)
-    plan = PackPlan(lengths.tokens, lengths.images, samples=10, max_length=256, slots=3, packing=True, seed=0)
+    mixture = Mixture([SourceSpec(str(path))], [source.tasks], [lengths.kept], seed=0)
+    plan = PackPlan(
+        lengths.tokens,
+        lengths.images,
+        lengths.supervised,
+        samples=10,
+        max_length=256,
+        slots=3,
+        packing=True,
+        seed=0,
+    )
     total = plan.total_steps(epochs=epochs)
     return RowSource([source], mixture, plan, format, total_steps=total, rows_multiple=multiple)
 
@@ -166,10 +175,13 @@ def test_a_program_that_forgets_to_close_ends_at_once_and_silently(tmp_path, dat
         from vflax.data.pipeline import build_data
         from vflax.images import ImageRules
         from vflax.tokenizer import load_tokenizer
-        source = SimpleNamespace(path={str(dataset)!r}, split="train", weight=1.0, cap=0, include=(), exclude=())
+        source = SimpleNamespace(path={str(dataset)!r}, split="train", weight=1.0, count=0, cap=0,
+                                 include=(), exclude=())
         config = SimpleNamespace(
-            sources=(source,), eval_split="test", order="shuffle", budget=0, packing=True, max_length=256, slots=3,
-            max_problem_share=0.0, threads=4)
+            sources=(source,), eval_split="test", order="mixed", tasks=0, budget=0,
+            spread="samples", packing=True, max_length=256, slots=3,
+            supervised=0, max_problem_share=0.0,
+            max_duplicate_share=0.0, duplicate_distance=4, threads=4)
         data = build_data(
             config, str, tokenizer=load_tokenizer({str(tmp_path / "tokenizer")!r}), template="vicuna_v1",
             position="front", rules=ImageRules("pad", 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), num_image_tokens=4,

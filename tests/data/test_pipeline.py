@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 
 from data_pipeline.tfds_writer import write_dataset
+from vflax.config import load_config
 from vflax.constants import IGNORE_LABEL
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
+from vflax.images import ImageRules
+from vflax.start import resolve_path
+from vflax.tokenizer import load_tokenizer
 
 
 def source(path, **changes) -> SimpleNamespace:
-    values = {"path": str(path), "split": "train", "weight": 1.0, "cap": 0, "include": (), "exclude": ()}
+    values = {"path": str(path), "split": "train", "weight": 1.0, "count": 0, "cap": 0}
+    values |= {"include": (), "exclude": ()}
     return SimpleNamespace(**values | changes)
 
 
@@ -25,12 +30,17 @@ def build(dataset, row_format):
         config = {
             "sources": (source(dataset),) if sources is None else sources,
             "eval_split": "test",
-            "order": "shuffle",
+            "order": "mixed",
+            "tasks": 0,
             "budget": 0,
+            "spread": "samples",
             "packing": True,
             "max_length": 256,
             "slots": 3,
+            "supervised": 0,
             "max_problem_share": 0.0,
+            "max_duplicate_share": 1.0,  # some tests ask what they train on
+            "duplicate_distance": 4,
             "threads": 2,
         }
         arguments = {
@@ -92,9 +102,17 @@ def test_steps_take_the_place_of_epochs(build):
 def test_no_row_has_more_supervised_tokens_than_the_capacity(build):
     data = build()
     most = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in batches(data.loader()))
-    assert most <= data.capacity < most + 32
+    assert most <= data.capacity <= data.plan.capacity.tokens
+    assert f"{data.capacity} supervised tokens" in data.describe()
     heldout = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in data.heldout_batches())
-    assert heldout <= data.heldout_capacity < heldout + 32
+    assert heldout <= data.heldout_capacity
+
+
+def test_a_capacity_that_is_given_is_the_one_that_is_used(build):
+    data = build(supervised=100)
+    assert data.capacity == 100 != build().capacity
+    most = max((b["labels"] != IGNORE_LABEL).sum(axis=1).max() for b in batches(data.loader()))
+    assert most <= 100
 
 
 def test_held_out_batches_hold_each_held_out_sample_once(build, dataset):
@@ -159,11 +177,13 @@ def test_the_identity_follows_everything_that_is_learned_and_nothing_else(build,
         assert identity(**same) == base
     changes = {
         "plan": [
-            {"seed": 1}, {"samples": 7}, {"slots": 2}, {"packing": False}, {"order": "sequential"},
-            {"max_length": 250}, {"budget": 20},
+            {"seed": 1}, {"samples": 7}, {"slots": 2}, {"packing": False}, {"order": "sequence"},
+            {"max_length": 250}, {"budget": 20}, {"supervised": 100}, {"tasks": 2},
+            {"budget": 20, "spread": "tasks"},
         ],
         "rendering": [{"template": "llava_v1"}, {"position": "inline"}],
-        "samples": [{"sources": [source(dataset, split="test")]}, {"sources": [source(dataset, cap=3)]}],
+        "samples": [{"sources": [source(dataset, split="test")]}, {"sources": [source(dataset, cap=3)]},
+                    {"sources": [source(dataset, count=7)]}],
     }  # fmt: skip
     for key, several in changes.items():
         for change in several:
@@ -193,6 +213,7 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     assert f"batch.samples=8, planned {data.stats.samples_per_step:.2f} samples" in text
     assert f"{data.stats.images_per_step:.1f} images" in text
     assert f"filled {data.stats.fill:.1%}" in text
+    assert f"{data.stats.supervised_fill:.1%} of the supervised" in text
     assert data.findings == {str(tmp_path / "d"): {"train": {"truncated": ["novel"]}}}
     assert abs(data.stats.samples_per_step / 8 - 1) <= 0.02
 
@@ -202,6 +223,8 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     [
         ({"max_length": 60}, "more than data.max_problem_share=0.0: truncated: 17"),
         ({"slots": 1}, "data.slots=1, but .* Set data.slots=2"),
+        ({"supervised": 9}, "data.supervised=9, but .* Set data.supervised="),
+        ({"order": "random"}, "data.order='random': expected one of mixed, sequence"),
         ({"sources": ()}, "data.sources is empty"),
         ({"sources": (source("/nowhere"),)}, "/nowhere: there is no such directory"),
         ({"epochs": 0}, "expected at least one step or one epoch"),
@@ -219,3 +242,60 @@ def test_other_sources_can_be_asked_too_without_being_part_of_the_held_out_loss(
     more = data.heldout_questions(2)[len(plain.heldout_questions(2)) :]
     assert more and {q.task for q in more} == {"task1"}
     assert len(list(data.heldout_batches())) == len(list(plain.heldout_batches()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_tiny_recipes_fill_their_rows(stage):
+    """On the built-in data, which is made where it is not there yet."""
+    config = load_config(f"configs/stage{stage}.py:tiny")
+    data = build_data(
+        config.data,
+        resolve_path,
+        tokenizer=load_tokenizer(resolve_path("mini:tokenizer")),
+        template=config.template,
+        position=config.image.position,
+        rules=ImageRules(config.image.mode, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        num_image_tokens=16,
+        samples=config.batch.samples,
+        rows_multiple=8,
+        seed=config.seed,
+        epochs=1,
+        steps=0,
+        process_index=0,
+        process_count=1,
+        show_progress=False,
+    )
+    assert data.stats.fill >= 0.95
+    assert data.rows_per_step == data.plan.rows_per_step == 8
+
+
+def test_sources_in_sequence_are_learned_one_after_the_other(build, dataset, tmp_path, make_example):
+    other = tmp_path / "other"
+    write_dataset(other, {"train": [make_example(500 + i) for i in range(24)]})
+    data = build([source(dataset), source(other)], order="sequence", epochs=1)
+    order = [number for step in range(data.total_steps) for row in data.plan.step(step) for number in row]
+    assert sorted(order) == list(range(64))
+    # Steps are whole but for the last, so the two may meet in one step, and nowhere else.
+    steps = [
+        {number >= 40 for row in data.plan.step(step) for number in row} for step in range(data.total_steps)
+    ]
+    assert sum(len(sources) == 2 for sources in steps) <= 1
+    assert [max(sources) for sources in steps] == sorted(max(sources) for sources in steps)
+    assert order != sorted(order)
+
+
+def test_a_run_prints_what_its_mixture_realises_beside_what_was_asked_for(build, dataset):
+    assert "asked for" not in build().describe()
+    text = build([source(dataset, cap=20)]).describe()
+    assert "an epoch holds 3 tasks with 13 to 14 samples each" in text
+    assert "40 samples an epoch, 60 asked for; 3 tasks have fewer than asked for: task0 14 of 20" in text
+
+
+def test_the_mixture_is_the_same_for_any_number_of_hosts_and_after_a_restart(build, dataset):
+    options = {"sources": [source(dataset, weight=0.7)], "tasks": 2, "budget": 12, "spread": "tasks"}
+    whole = batches(build(**options).loader())
+    parts = [batches(build(**options, process_index=i, process_count=2).loader(start=2)) for i in range(2)]
+    for step, (first, second) in enumerate(zip(*parts, strict=True), start=2):
+        for name, value in whole[step].items():
+            np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), value)

@@ -32,7 +32,7 @@ def make_rows(dataset, row_format):
     def make(rows_multiple: int = 1, format: RowFormat = row_format, epochs: int = 2, **changes) -> RowSource:
         source = open_source(dataset, "train")
         lengths = measure(source, row_format, show_progress=False)
-        mixture = Mixture([SourceSpec(str(dataset))], [source.tasks], [lengths.kept], budget=None, seed=0)
+        mixture = Mixture([SourceSpec(str(dataset))], [source.tasks], [lengths.kept], seed=0)
         settings = {
             "samples": 10,
             "max_length": row_format.max_length,
@@ -40,7 +40,7 @@ def make_rows(dataset, row_format):
             "packing": True,
             "seed": 0,
         }
-        plan = PackPlan(lengths.tokens, lengths.images, **settings | changes)
+        plan = PackPlan(lengths.tokens, lengths.images, lengths.supervised, **settings | changes)
         total = plan.total_steps(epochs=epochs)
         return RowSource([source], mixture, plan, format, total_steps=total, rows_multiple=rows_multiple)
 

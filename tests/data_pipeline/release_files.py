@@ -438,9 +438,10 @@ _PICTURES: dict[str, Fault] = {
 }
 
 _TURNS: dict[str, Fault] = {
-    "first_turn_gpt": _conversations(
-        [{"from": "gpt", "value": "Hello."}, *_turns("What is it?\n<image>", "A bus.")]
-    ),
+    "first_turn_gpt": lambda record, release: {
+        **_with_picture(record, release),
+        "conversations": [{"from": "gpt", "value": "Hello."}, *_turns("What is it?\n<image>", "A bus.")],
+    },
     "unanswered": _said("What is it?\n<image>", "A bus.", "And what else?"),
     "several_markers": _said("<image>\nWhat is it? <image> <image>", "A bus."),
     "marker_in_answer": _said("<image>\nWhat is it?", "<image> A bus."),

@@ -21,7 +21,9 @@ import pytest
 from etils import epath
 
 from data_pipeline import beam, convert, shard
-from data_pipeline.image_store import Entry, ImageReader, ImageStore, Place
+from data_pipeline.archives import Entry, Place
+from data_pipeline.image_store import ImageReader, ImageStore
+from data_pipeline.remote import Unreachable
 from data_pipeline.spool import Job
 from tests.data_pipeline.test_convert import Release, entry, files, png
 from tests.data_pipeline.test_convert_gcs import Bucket, bucket, server  # noqa: F401 (fixtures)
@@ -242,6 +244,19 @@ def test_a_finished_shard_sends_no_part(tmp_path):
     assert list(beam.cut(*cut)) == []
     (release.images / "img0.png").write_bytes(png(7))
     assert len(list(beam.cut(*cut))) == 1
+
+
+def test_a_bucket_that_does_not_answer_is_not_taken_for_a_fault_of_the_release(tmp_path, monkeypatch):
+    """For that the staged shards would be thrown away."""
+    release = Release(tmp_path / "in", [entry(0)])
+
+    def silent(self: convert.Request) -> None:
+        raise Unreachable("gs://bucket: the bucket does not answer")
+
+    monkeypatch.setattr(convert.Request, "release", silent)
+    with pytest.raises(Unreachable):
+        list(beam.cut(request(release, release.out), os.fspath(tmp_path), shard.code_version()))
+    assert not (tmp_path / beam.JOBS_FILE).exists()
 
 
 def archive_of(path: Path, kind: str, members: dict[str, bytes], extra: bytes = b"") -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+import vflax
 from data_pipeline.convert import convert, main
 from vflax.images import perceptual_hash
 
@@ -222,6 +224,7 @@ def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
         (["--split=../x/y"], None, r"split '../x/y'"),
         (["--shard_size_mb=0"], None, r"--shard_size_mb=0, .*expected at least 1"),
         (["--workers=0"], None, r"--workers=0: expected at least 1"),
+        (["--out=gopher://bucket/data"], None, r"--out=gopher://bucket/data: .*gopher"),
         (["--out=gs:/bucket/data"], None, r"--out=gs:/bucket/data: a slash is missing"),
     ],
 )
@@ -242,6 +245,24 @@ def test_a_wrong_argument_or_file_ends_with_one_clear_line_and_leaves_nothing(
     assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["annotations", "images", "out"])
+def test_a_bucket_whose_package_is_not_installed_names_what_to_install(tmp_path, monkeypatch, capsys, option):
+    def absent(protocol: str) -> None:
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("data_pipeline.remote.fsspec.get_filesystem_class", absent)
+    release = Release(tmp_path, [entry(0)])
+    options = {
+        "annotations": str(release.annotations),
+        "images": str(release.images),
+        "out": str(release.out),
+    }
+    options[option] = "gs://bucket/x"
+    assert main(["--format=vision_flan", *(f"--{name}={value}" for name, value in options.items())]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"--{option}=gs://bucket/x" in error and "pip install 'vflax[gcs]'" in error
+
+
 def test_the_command_line_says_what_was_written_and_what_was_not(tmp_path, capsys):
     release = Release(tmp_path, [entry(0), entry(1, image="nowhere.png"), entry(2)])
     args = [f"--annotations={release.annotations}", f"--images={release.images}", f"--out={release.out}"]
@@ -250,6 +271,79 @@ def test_the_command_line_says_what_was_written_and_what_was_not(tmp_path, capsy
     assert "2 samples of 1 tasks in split train" in out
     assert "1 of 3 samples left out" in out
     assert "image_missing: s1 nowhere.png" in out
+
+
+def test_text_alone_needs_no_image_folder(tmp_path):
+    release = Release(tmp_path, [entry(0, image=None), entry(1)])
+    report = convert("vision_flan", release.annotations, None, release.out, workers=1, show_progress=False)
+    assert list(release.read()) == ["s0"]
+    [problem] = report["quarantine"]
+    assert problem["reason"] == "image_missing" and "--images" in problem["detail"]
+    assert report["images"] == []
+
+
+def zipped(release: Release, name: str, files: dict[str, bytes]) -> str:
+    path = release.annotations.with_name(name)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, data in files.items():
+            archive.writestr("images/" + file, data)
+    return str(path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_archives_give_the_same_samples_as_the_unpacked_folder(tmp_path, workers):
+    release = Release(tmp_path, [entry(i) for i in range(6)])
+    contents = {f"img{i}.png": png(i, (500, 300)) for i in range(6)}
+    for name, data in contents.items():
+        (release.images / name).write_bytes(data)
+    release.convert(shard_size_mb=1)
+    one, two = list(contents)[:3], list(contents)[3:]
+    shards = [
+        zipped(release, "shard_01", {name: contents[name] for name in one}),
+        zipped(release, "shard_02", {name: contents[name] for name in two} | {one[0]: png(99)}),
+    ]
+    report = convert(
+        "vision_flan", release.annotations, ",".join(shards), tmp_path / "zipped",
+        workers=workers, shard_size_mb=1, show_progress=False,
+    )  # fmt: skip
+    assert report["findings"] == {"in_two_archives": 1}
+    assert [source["entries"] for source in report["images"]] == [3, 4]
+    unpacked, zipped_ = files(release.out), files(tmp_path / "zipped")
+    differing = {name for name in unpacked if unpacked[name] != zipped_[name]}
+    assert differing == {"manifest.json", "findings/train.jsonl"}
+
+
+def test_an_id_made_for_a_repeated_one_is_never_one_that_is_taken(tmp_path):
+    ids = ["a", "a", "a#2", "b#2", "b", "b"]
+    release = Release(tmp_path, [entry(i, id=name) for i, name in enumerate(ids)])
+    release.convert(format="llava")
+    assert list(release.read()) == ["a", "a#2", "a#2#2", "b#2", "b", "b#3"]
+
+
+def test_a_shard_of_text_alone_ends_after_so_many_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.spool.MAX_SHARD_ROWS", 3)
+    release = Release(tmp_path, [entry(i, image=None) for i in range(7)])
+    release.convert()
+    assert list(release.read()) == [f"s{i}" for i in range(7)]
+    assert len(list(release.out.glob("*.array_record-*"))) == 3
+
+
+def test_of_many_samples_left_out_the_report_shows_the_first_and_the_file_holds_all(tmp_path):
+    release = Release(tmp_path, [entry(i, **({} if i == 0 else {"image": "nowhere.png"})) for i in range(30)])
+    report = release.convert()
+    assert [problem["number"] for problem in report["quarantine"]] == list(range(1, 21))
+    lines = (release.out / report["quarantine_file"]).read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == list(range(1, 30))
+
+
+def test_the_manifest_holds_what_was_asked_for_and_what_it_was_made_of(tmp_path):
+    release = Release(tmp_path, [entry(0), entry(1)])
+    release.convert(follow_links=True, shard_size_mb=7, workers=1)
+    split = json.loads((release.out / "manifest.json").read_text())["splits"]["train"]
+    assert split["options"] == {"follow_links": True, "shard_size_mb": 7}
+    assert split["images"] == [{"path": "images", "kind": "folder"}]
+    assert split["tool"]["vflax"] == vflax.__version__
+    assert str(tmp_path) not in (release.out / "manifest.json").read_text()
 
 
 @pytest.mark.real_data

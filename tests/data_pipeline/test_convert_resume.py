@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,14 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from filelock import FileLock
 from PIL import Image
 
 from data_pipeline import pool, shard
 from data_pipeline.convert import convert, main
+from data_pipeline.remote import Unreachable, reaching
+from data_pipeline.spool import Job
+from data_pipeline.tfds_writer import ShardWriter
 from tests.data_pipeline.test_convert import Release, entry, files
+from vflax import folders
 from vflax.errors import UserError
 
+EXAMPLE = {"id": "a", "task": "t", "conversations": [], "source": "test"}
 SHARDS = 8
 MANY = 30  # so many that a kill meets some of them undone
 
@@ -50,12 +57,15 @@ def finished(work: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def kill_in_the_middle(release: Release, out: Path, work: Path) -> dict[str, tuple[int, int]]:
-    command = [
+def command(release: Release, out: Path) -> list[str]:
+    return [
         sys.executable, "-m", "data_pipeline.convert", "--format=vision_flan", f"--annotations={release.annotations}",
         f"--images={release.images}", f"--out={out}", "--workers=2", "--shard_size_mb=1",
     ]  # fmt: skip
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def kill_in_the_middle(release: Release, out: Path, work: Path) -> dict[str, tuple[int, int]]:
+    process = subprocess.Popen(command(release, out), start_new_session=True, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(finished(work)) < 3:
         time.sleep(0.01)
     assert process.poll() is None
@@ -88,6 +98,37 @@ def test_after_kill_9_of_all_processes_only_unfinished_shards_are_made_again(tmp
     release.convert(out=tmp_path / "whole", shard_size_mb=1)
     assert files(out) == files(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    """Else they would write on beside the next conversion."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("needs /proc")
+    release = release_of_many_shards(tmp_path, MANY)
+    process = subprocess.Popen(command(release, tmp_path / "out"), stderr=subprocess.DEVNULL)
+    work = tmp_path / ".out.converting-train"
+    while process.poll() is None and not finished(work):
+        time.sleep(0.01)
+    children = [
+        int(pid)
+        for task in Path(f"/proc/{process.pid}/task").glob("*/children")
+        for pid in task.read_text().split()
+    ]
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in children if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+    assert finished(work)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class Stopped(Exception):
@@ -131,6 +172,12 @@ def stopped(tmp_path, monkeypatch) -> Release:
 
 
 def test_a_stopped_conversion_goes_on(stopped, monkeypatch):
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 5
+
+
+def test_another_writer_at_the_same_place_does_not_take_the_work_for_abandoned(stopped, monkeypatch):
+    with folders.beside(stopped.out):
+        pass
     assert convert_and_count(stopped, monkeypatch) == SHARDS - 5
 
 
@@ -214,6 +261,53 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, monkeypatch):
     assert convert_and_count(release, monkeypatch) == SHARDS - 4
 
 
+def test_a_bucket_that_does_not_answer_makes_no_image_missing(tmp_path, monkeypatch):
+    path = epath.Path("gs://bucket/a.png")
+    with pytest.raises(FileNotFoundError), reaching(path):
+        raise FileNotFoundError
+    release = release_of_many_shards(tmp_path)
+    make = shard.make
+
+    def unreachable(job, *rest):
+        if job.base.name == "00004":
+            with reaching(path):
+                raise ConnectionResetError("reset by peer")
+        return make(job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.shard, "make", unreachable)
+        with pytest.raises(
+            Unreachable, match=r"gs://bucket/a\.png: the bucket does not answer \(reset by peer\)"
+        ):
+            release.convert(shard_size_mb=1)
+    assert convert_and_count(release, monkeypatch) == SHARDS - 4
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    release = release_of_many_shards(tmp_path)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.shard, "make", interrupted)
+    arguments = [f"--annotations={release.annotations}", f"--images={release.images}", f"--out={release.out}"]
+    assert main(["--format=vision_flan", "--workers=1", *arguments]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert (tmp_path / ".out.converting-train").is_dir()
+
+
+def test_a_disk_that_is_full_when_a_shard_is_closed_is_no_finished_shard(tmp_path):
+    """ArrayRecord tells it only then, in an error of its own."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "shard").symlink_to("/dev/full")
+    writer = ShardWriter(tmp_path / "shard")
+    writer.write({**EXAMPLE, "images": [bytes(1000)], "sizes": [(1, 1)]})
+    with pytest.raises(OSError) as error:
+        writer.close()
+    assert error.value.errno == errno.ENOSPC
+
+
 def test_a_killed_worker_is_told_and_what_is_finished_stays(tmp_path):
     release = release_of_many_shards(tmp_path)
     program = f"""
@@ -235,3 +329,16 @@ if __name__ == "__main__":
     assert result.returncode == 1
     assert "a worker process was killed" in result.stderr.splitlines()[-1]
     assert finished(tmp_path / ".out.converting-train")
+
+
+def test_the_bar_counts_what_is_to_do_and_tells_what_was_finished_before():
+    with pool.Bar(show=False) as bar:
+        bar.read(Job(Path("00000"), "", rows=5, images=5), finished=True)
+        bar.read(Job(Path("00001"), "", rows=3, images=6), finished=False)
+        [task] = bar._progress.tasks
+        assert task.total is None  # not known before the release is read to its end: no time left is made up
+        bar.all_read()
+        bar.tick(2)
+        assert (task.completed, task.total) == (1, 3)
+        assert "5 samples were finished before" in task.description
+        assert task.fields["rate"].endswith(" images/s")

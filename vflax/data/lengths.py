@@ -29,13 +29,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
-from vflax.conversation import ConversationError
-from vflax.data.rows import RowFormat, encode
+from vflax.conversation import ConversationError, expand
+from vflax.data.rows import RowFormat, render_sample
 from vflax.data.source import SampleText, Source
-from vflax.errors import UserError
 
 # Raise it when the arrays or the rules above change meaning.
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 2000
 # Starting processes takes seconds; one core measures over a thousand samples in each.
 _POOL_FROM = 20_000
@@ -48,6 +47,7 @@ class Lengths:
 
     Attributes:
         tokens: int32 [n], tokens in a row, image tokens included, after truncation; 0 where dropped.
+        uncut: int32 [n], tokens before truncation, also where dropped; 0 where the conversation cannot be rendered.
         images: int32 [n]; 0 where dropped.
         supervised: int32 [n], supervised tokens after truncation; 0 where dropped.
         findings: {kind: ids of the samples}.
@@ -55,6 +55,7 @@ class Lengths:
     """
 
     tokens: np.ndarray
+    uncut: np.ndarray
     images: np.ndarray
     supervised: np.ndarray
     findings: Mapping[str, list[str]]
@@ -72,23 +73,20 @@ class Lengths:
         return {kind: ids for kind, ids in self.findings.items() if kind in kinds}
 
 
-def check_problems(lengths: Lengths, source: Source, max_share: float) -> None:
-    """Refuse a source of which too much is lost.
-
-    Raises:
-        UserError: the share of dropped and truncated samples is over `max_share`.
-    """
+def problem(lengths: Lengths, source: Source, max_share: float) -> str | None:
+    """The line that refuses a source of which a share over `max_share` is dropped or truncated, else None."""
     count = sum(len(ids) for ids in lengths.problems.values())
-    if count > max_share * len(source):
-        kinds = "; ".join(
-            f"{kind}: {len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-            for kind, ids in lengths.problems.items()
-        )
-        raise UserError(
-            f"{source.path} (split {source.split}): {count} of {len(source)} samples would be dropped or "
-            f"truncated, {count / len(source):.1%}, more than data.max_problem_share={max_share}: {kinds}. "
-            "Raise data.max_length for the long ones, mend the data, or raise data.max_problem_share."
-        )
+    if count <= max_share * len(source):
+        return None
+    kinds = "; ".join(
+        f"{kind}: {len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+        for kind, ids in lengths.problems.items()
+    )
+    return (
+        f"{source.path} (split {source.split}): {count} of {len(source)} samples would be dropped or "
+        f"truncated, {count / len(source):.1%}, more than data.max_problem_share={max_share}: {kinds}. "
+        "Raise data.max_length for the long ones, mend the data, or raise data.max_problem_share."
+    )
 
 
 def measure(
@@ -152,24 +150,26 @@ def _code_digest(module: str) -> str:
 # ---------------------------------------------------------------------------------------------------------
 # Measuring
 
-# (tokens, images, supervised), findings, why it is dropped
-_Measured = tuple[tuple[int, int, int], list[str], str | None]
+# (tokens, uncut, images, supervised), findings, why it is dropped
+_Measured = tuple[tuple[int, int, int, int], list[str], str | None]
 
 
 def _measure_one(text: SampleText, format: RowFormat) -> _Measured:
     try:
-        encoded = encode(text.conversations, text.num_images, format, text.id)
+        rendered, findings = render_sample(text.conversations, text.num_images, format, text.id)
     except ConversationError as error:
-        return (0, 0, 0), [], error.kind
-    cut = encoded.labels[: format.max_length]
-    supervised = int((cut != IGNORE_LABEL).sum())
-    lost_image = bool((encoded.ids[format.max_length :] == IMAGE_TOKEN_ID).any())
-    if not (encoded.labels != IGNORE_LABEL).any():
-        return (0, 0, 0), encoded.findings, "nothing_supervised"
-    if lost_image or not supervised:
-        return (0, 0, 0), encoded.findings, "too_long"
-    findings = encoded.findings + (["truncated"] if len(encoded.ids) > len(cut) else [])
-    return (len(cut), text.num_images, supervised), findings, None
+        return (0, 0, 0, 0), [], error.kind
+    length = len(rendered.ids) + text.num_images * (format.num_image_tokens - 1)
+    supervised = int(np.count_nonzero(rendered.supervised))
+    if not supervised:
+        return (0, length, 0, 0), findings, "nothing_supervised"
+    if length <= format.max_length:
+        return (length, length, text.num_images, supervised), findings, None
+    ids, labels = expand(rendered, format.num_image_tokens)
+    supervised = int(np.count_nonzero(labels[: format.max_length] != IGNORE_LABEL))
+    if not supervised or (ids[format.max_length :] == IMAGE_TOKEN_ID).any():
+        return (0, length, 0, 0), findings, "too_long"
+    return (format.max_length, length, text.num_images, supervised), [*findings, "truncated"], None
 
 
 def _measure_chunk(texts: Sequence[SampleText], format: RowFormat) -> list[_Measured]:
@@ -197,7 +197,7 @@ def _chunks(source: Source) -> Iterator[list[SampleText]]:
 def _measure(source: Source, format: RowFormat, workers: int | None, show_progress: bool) -> Lengths:
     if workers is None:
         workers = min(os.cpu_count() or 1, _MAX_WORKERS) if len(source) >= _POOL_FROM else 1
-    arrays = np.zeros((len(source), 3), np.int32)
+    arrays = np.zeros((len(source), 4), np.int32)
     findings: dict[str, list[str]] = {}
     dropped: set[str] = set()
     done = 0
@@ -211,8 +211,8 @@ def _measure(source: Source, format: RowFormat, workers: int | None, show_progre
                 for kind in [*kinds, *([reason] if reason else [])]:
                     findings.setdefault(kind, []).append(text.id)
             progress.update(bar, completed=done)
-    tokens, images, supervised = arrays.T.copy()
-    return Lengths(tokens, images, supervised, dict(sorted(findings.items())), sorted(dropped))
+    tokens, uncut, images, supervised = arrays.T.copy()
+    return Lengths(tokens, uncut, images, supervised, dict(sorted(findings.items())), sorted(dropped))
 
 
 def _run(
@@ -246,14 +246,14 @@ def _load(folder: Path, name: str, count: int) -> Lengths | None:
         findings, dropped = facts["findings"], facts["dropped_kinds"]
     except (OSError, ValueError, KeyError, EOFError):
         return None
-    if arrays.shape != (3, count):
+    if arrays.shape != (4, count):
         return None
-    return Lengths(arrays[0], arrays[1], arrays[2], findings, dropped)
+    return Lengths(arrays[0], arrays[1], arrays[2], arrays[3], findings, dropped)
 
 
 def _save(folder: Path, name: str, lengths: Lengths) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = np.stack([lengths.tokens, lengths.images, lengths.supervised])
+    arrays = np.stack([lengths.tokens, lengths.uncut, lengths.images, lengths.supervised])
     facts: dict[str, Any] = {
         "samples": len(lengths.tokens),
         "kept": int(lengths.kept.sum()),

@@ -1,11 +1,17 @@
-"""Which samples an epoch is made of: sources with weights, caps per task, task filters and a budget.
+"""Which samples an epoch is made of: sources with weights or counts, task filters, caps and a budget.
 
 The steps, in this order:
 
     include, exclude    task globs; a task stays if it matches an include (or there is none) and no exclude
-    cap                 at most so many samples of each task, drawn by seed, the same in every epoch
+    tasks               so many of the tasks that are left, drawn by seed: the tasks of 10 are among those of 20
+    cap                 at most so many samples of each task of a source, drawn by seed, the same in every epoch
     weight              w gives floor(w) copies of everything and a share w - floor(w) drawn anew each epoch
-    budget              so many samples over all sources, drawn by seed, the same in every epoch
+    count               or: so many samples of a source, drawn by seed, the same in every epoch; whole copies of
+                        everything first where it has fewer
+    budget              so many samples over all sources, drawn by seed, the same in every epoch: each sample as
+                        likely as the next (spread="samples"), or as evenly over the tasks as their sizes
+                        allow (spread="tasks"; Vision-Flan's Table 3, 10 tasks x 10,000 against 187 x 500)
+    order               "mixed": the sources are one; "sequence": one source after the other
 
 Everything is a pure function of (seed, epoch). Order and rows are the business of vflax.data.packing.
 """
@@ -19,11 +25,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vflax.data.packing import permutation
+from vflax.data.draw import permutation
 from vflax.errors import UserError
 
-# The first word of each key: draws of different kinds must not be correlated (vflax.data.packing has 1).
-_CAP, _WEIGHT, _BUDGET = 2, 3, 4
+# The first word of each key, see vflax.data.draw.
+_CAP, _WEIGHT, _BUDGET, _TASKS, _COUNT = 2, 3, 4, 6, 7
+ORDERS = ("mixed", "sequence")
+SPREADS = ("samples", "tasks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,7 @@ class SourceSpec:
         path: a directory that data_pipeline.convert wrote.
         split: its split.
         weight: how often an epoch holds each sample; 1.5 is once, and half of the samples twice.
+        count: so many samples in place of a weight; None for what the weight gives.
         cap: at most so many samples of each task; None for all.
         include: task names or globs; empty for every task.
         exclude: task names or globs.
@@ -45,6 +54,53 @@ class SourceSpec:
     cap: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    count: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureRules:
+    """What holds for all sources together.
+
+    Attributes:
+        tasks: so many tasks; None for all.
+        budget: samples per epoch; None for what the sources give.
+        spread: "samples" or "tasks", how a budget is spread.
+        order: "mixed" or "sequence".
+    """
+
+    tasks: int | None = None
+    budget: int | None = None
+    spread: str = "samples"
+    order: str = "mixed"
+
+    def __post_init__(self) -> None:
+        if self.spread not in SPREADS:
+            raise UserError(f"data.spread={self.spread!r}: expected one of {', '.join(SPREADS)}")
+        if self.order not in ORDERS:
+            raise UserError(f"data.order={self.order!r}: expected one of {', '.join(ORDERS)}")
+        if self.spread == "tasks" and self.budget is None:
+            raise UserError('data.spread="tasks" spreads a budget: give data.budget too')
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskCount:
+    """One task of one source.
+
+    Attributes:
+        source: index into data.sources.
+        task: its name.
+        available: samples in the source.
+        usable: of them those that the preflight keeps.
+        asked: samples per epoch by the config, had the task enough of them that can be used.
+        samples: samples in epoch 0, repeats counted.
+    """
+
+    source: int
+    task: str
+    available: int
+    usable: int
+    asked: float
+    samples: int
 
 
 class Mixture:
@@ -54,12 +110,12 @@ class Mixture:
         specs: data.sources.
         tasks: for each source the task of each of its samples.
         kept: for each source bool [n], False for samples that must not be trained on (lengths.measure).
-        budget: samples per epoch over all sources; None for all.
+        rules: what holds for all sources together.
         seed: of every draw.
 
     Raises:
-        UserError: a glob that matches no task, a weight or cap that is not positive, a budget that is larger
-            than what there is, or a source of which nothing is left.
+        UserError: a glob that matches no task, a number that makes no sense, more tasks or a larger budget than
+            there are, or a source of which nothing is left.
     """
 
     def __init__(
@@ -68,25 +124,35 @@ class Mixture:
         tasks: Sequence[Sequence[str]],
         kept: Sequence[np.ndarray],
         *,
-        budget: int | None,
+        rules: MixtureRules | None = None,
         seed: int,
     ) -> None:
-        self._specs, self._seed = list(specs), seed
+        self._specs, self._seed, self._rules = list(specs), seed, rules or MixtureRules()
         self.offsets = np.concatenate([[0], np.cumsum([len(names) for names in tasks])]).astype(np.int64)
-        self._pools = [
-            self._pool(k, spec, np.asarray(names, dtype=object), mask)
-            for k, (spec, names, mask) in enumerate(zip(specs, tasks, kept, strict=True))
+        self._names, self._codes = task_codes(tasks)
+        self._kept = [np.asarray(mask, bool) for mask in kept]
+        for spec in specs:
+            _check_numbers(spec)
+        selected = [
+            _matching(spec, self._names, np.unique(codes), strict=True)[codes]
+            for spec, codes in zip(specs, self._codes, strict=True)
         ]
-        self._fixed: np.ndarray | None = None
-        if budget is not None:
-            self._fixed = self._thin(self._weighted(0), budget)
+        self._chosen_tasks = self._draw_tasks(selected)
+        self._pools = [self._pool(k, mask) for k, mask in enumerate(selected)]
+        budget = self._rules.budget
+        self._fixed = None if budget is None else self._thin(self._weighted(0), budget)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """int32 [m]: the samples of an epoch, source after source; m is the same for every epoch."""
-        return self._fixed if self._fixed is not None else self._weighted(epoch)
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The samples of an epoch, int32 [m] in groups to be taken one after another; both are the same for every
+        epoch: one group, or one for each source where order is "sequence"."""
+        samples = self._fixed if self._fixed is not None else self._weighted(epoch)
+        if self._rules.order == "mixed":
+            return [samples]
+        borders = np.searchsorted(samples, self.offsets[1:-1])  # ascending from source to source
+        return [group for group in np.split(samples, borders) if len(group)]
 
     @property
     def pool(self) -> np.ndarray:
@@ -98,27 +164,87 @@ class Mixture:
         source = int(np.searchsorted(self.offsets, number, side="right")) - 1
         return source, number - int(self.offsets[source])
 
-    def _pool(self, k: int, spec: SourceSpec, tasks: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        _check_numbers(spec)
-        chosen = kept & select(spec, tasks)
+    def counts(self) -> list[TaskCount]:
+        """What was asked for and what an epoch holds, for each task that is not filtered out."""
+        given = self._by_task(self._weighted(0))
+        asked = self._asked(given)
+        samples = self._by_task(np.concatenate(self.epoch(0)))
+        rows = []
+        for k, codes in enumerate(self._codes):
+            available = np.bincount(codes, minlength=len(self._names))
+            usable = np.bincount(codes[self._kept[k]], minlength=len(self._names))
+            shown = np.flatnonzero((available > 0) & self._asked_tasks[k])
+            rows += [
+                TaskCount(
+                    k,
+                    self._names[t],
+                    int(available[t]),
+                    int(usable[t]),
+                    float(asked[k, t]),
+                    int(samples[k, t]),
+                )
+                for t in sorted(shown.tolist(), key=self._names.__getitem__)
+            ]
+        return rows
+
+    # -- the steps, in their order ----------------------------------------------------------------------
+
+    def _draw_tasks(self, selected: Sequence[np.ndarray]) -> np.ndarray:
+        """bool [tasks]: those that stay; also sets which tasks each source was asked for."""
+        count = len(self._names)
+        there = [
+            np.bincount(codes[mask], minlength=count) > 0
+            for codes, mask in zip(self._codes, selected, strict=True)
+        ]
+        usable = np.zeros(count, bool)
+        for codes, mask, kept in zip(self._codes, selected, self._kept, strict=True):
+            usable |= np.bincount(codes[mask & kept], minlength=count) > 0
+        chosen = np.ones(count, bool)
+        wanted = self._rules.tasks
+        if wanted is not None:
+            names = sorted(np.flatnonzero(usable).tolist(), key=self._names.__getitem__)
+            if not 1 <= wanted <= len(names):
+                raise UserError(
+                    f"data.tasks={wanted}: the sources hold {len(names)} tasks after include and exclude; "
+                    "expected a number from 1 to that, or 0 for all"
+                )
+            chosen = np.zeros(count, bool)
+            chosen[np.asarray(names)[permutation(len(names), _TASKS, self._seed)[:wanted]]] = True
+        self._asked_tasks = [mask & chosen for mask in there]
+        return chosen
+
+    def _pool(self, k: int, selected: np.ndarray) -> np.ndarray:
+        spec, codes = self._specs[k], self._codes[k]
+        chosen = self._kept[k] & selected & self._chosen_tasks[codes]
         if spec.cap is not None:
-            draw = permutation(len(tasks), _CAP, self._seed, k)
-            chosen = first_per_task(tasks, chosen, draw, spec.cap)
+            chosen = _first_of_each(
+                codes,
+                chosen,
+                permutation(len(codes), _CAP, self._seed, k),
+                np.full(len(self._names), spec.cap),
+            )
         indices = np.flatnonzero(chosen)
         if not len(indices):
+            drawn = "" if self._rules.tasks is None else f", data.tasks={self._rules.tasks}"
             raise UserError(
-                f"data.sources: of the {len(tasks)} samples of {spec.path} (split {spec.split}) none is left "
-                f"after include={list(spec.include)}, exclude={list(spec.exclude)} and the preflight"
+                f"data.sources: of the {len(codes)} samples of {spec.path} (split {spec.split}) none is left "
+                f"after include={list(spec.include)}, exclude={list(spec.exclude)}{drawn} and the preflight"
             )
         return (indices + self.offsets[k]).astype(np.int32)
 
     def _weighted(self, epoch: int) -> np.ndarray:
+        """The samples that weights and counts give, ascending within a copy and from source to source."""
         parts = []
+        key: tuple[int, ...]
         for k, (spec, pool) in enumerate(zip(self._specs, self._pools, strict=True)):
-            whole = int(spec.weight)
-            extra = round((spec.weight - whole) * len(pool))
-            drawn = permutation(len(pool), _WEIGHT, self._seed, k, epoch)[:extra]
-            parts += [pool] * whole + [pool[np.sort(drawn)]]
+            if spec.count is None:
+                whole = int(spec.weight)
+                extra, key = round((spec.weight - whole) * len(pool)), (_WEIGHT, self._seed, k, epoch)
+            else:
+                whole, extra = divmod(spec.count, len(pool))
+                key = (_COUNT, self._seed, k)
+            drawn = permutation(len(pool), *key)[:extra] if extra else np.zeros(0, int)
+            parts.append(np.sort(np.concatenate([*[pool] * whole, pool[drawn]])))
         return np.concatenate(parts)
 
     def _thin(self, samples: np.ndarray, budget: int) -> np.ndarray:
@@ -127,29 +253,87 @@ class Mixture:
                 f"data.budget={budget}: the sources give {len(samples)} samples per epoch; "
                 "expected a number from 1 to that, or 0 for all"
             )
-        return samples[np.sort(permutation(len(samples), _BUDGET, self._seed)[:budget])]
+        draw = permutation(len(samples), _BUDGET, self._seed)
+        if self._rules.spread == "samples":
+            return samples[np.sort(draw[:budget])]
+        codes = np.concatenate(self._codes)[samples]
+        quotas = _even_quotas(np.bincount(codes, minlength=len(self._names)), budget)
+        return samples[_first_of_each(codes, np.ones(len(samples), bool), draw, quotas)]
+
+    # -- counting ---------------------------------------------------------------------------------------
+
+    def _by_task(self, samples: np.ndarray) -> np.ndarray:
+        """int [sources, tasks]: how many of the samples are of each."""
+        sources = np.searchsorted(self.offsets, samples, side="right") - 1
+        codes = np.concatenate(self._codes)[samples]
+        shape = (len(self._specs), len(self._names))
+        return np.bincount(sources * shape[1] + codes, minlength=shape[0] * shape[1]).reshape(shape)
+
+    def _asked(self, given: np.ndarray) -> np.ndarray:
+        """float [sources, tasks]: what the config asks for, see TaskCount.
+
+        Args:
+            given: int [sources, tasks], what weights and counts give, before a budget.
+        """
+        budget, tasks = self._rules.budget, len(self._names)
+        if budget is not None:
+            if self._rules.spread == "samples":
+                return budget * given / given.sum()
+            each = given.sum(axis=0)
+            return budget / np.count_nonzero(each) * given / np.maximum(each, 1)
+        asked = np.zeros((len(self._specs), tasks))
+        for k, (spec, codes) in enumerate(zip(self._specs, self._codes, strict=True)):
+            available = np.bincount(codes, minlength=tasks) * self._asked_tasks[k]
+            if spec.cap is not None:
+                available = np.where(available > 0, spec.cap, 0)
+            scale = spec.weight if spec.count is None else spec.count / available.sum()
+            asked[k] = scale * available
+        return asked
 
 
 def _check_numbers(spec: SourceSpec) -> None:
     if not spec.weight > 0:
         raise UserError(f"data.sources: weight={spec.weight} of {spec.path}: expected a number above 0")
-    if spec.cap is not None and spec.cap < 1:
-        raise UserError(f"data.sources: cap={spec.cap} of {spec.path}: expected at least 1, or 0 for no cap")
+    for key, value in (("cap", spec.cap), ("count", spec.count)):
+        if value is not None and value < 1:
+            raise UserError(
+                f"data.sources: {key}={value} of {spec.path}: expected at least 1, or 0 for no {key}"
+            )
+    if spec.count is not None and spec.weight != 1.0:
+        raise UserError(
+            f"data.sources: weight={spec.weight} and count={spec.count} of {spec.path}: give one of the two, a "
+            "number of samples or how often each comes"
+        )
 
 
-def select(spec: SourceSpec, tasks: np.ndarray, *, strict: bool = True) -> np.ndarray:
+def task_codes(tasks: Sequence[Sequence[str]]) -> tuple[list[str], list[np.ndarray]]:
+    """The names of all tasks, and for each source int32 [n], which of them its samples have."""
+    numbers: dict[str, int] = {}
+    codes = [
+        np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int32, len(names))
+        for names in tasks
+    ]
+    return list(numbers), codes
+
+
+def select(spec: SourceSpec, tasks: Sequence[str], *, strict: bool = True) -> np.ndarray:
     """bool [n]: which samples the task filters let through.
 
     Args:
         spec: has the filters.
-        tasks: the task of each sample, [n].
+        tasks: the task of each of n samples.
         strict: refuse a filter that matches no task; a held-out split need not hold every task.
 
     Raises:
         UserError: see strict; the message gives the nearest names.
     """
-    names, inverse = np.unique(tasks.astype(str), return_inverse=True)
-    known = [str(name) for name in names]
+    names, [codes] = task_codes([tasks])
+    return _matching(spec, names, np.arange(len(names)), strict=strict)[codes]
+
+
+def _matching(spec: SourceSpec, names: Sequence[str], held: np.ndarray, *, strict: bool) -> np.ndarray:
+    """bool [names]: those that the filters let through, of the ones that the source holds."""
+    known = sorted(names[code] for code in held)
     problems: list[str] = []
 
     def of(patterns: Sequence[str]) -> set[str]:
@@ -170,16 +354,33 @@ def select(spec: SourceSpec, tasks: np.ndarray, *, strict: bool = True) -> np.nd
             f"data.sources: include and exclude name tasks that {spec.path} (split {spec.split}) "
             f"does not hold: {'; '.join(problems)}"
         )
-    keep = np.array([name in included and name not in excluded for name in known])
-    return keep[inverse]
+    return np.array([name in included and name not in excluded for name in names], bool)
 
 
-def first_per_task(tasks: np.ndarray, chosen: np.ndarray, draw: np.ndarray, cap: int) -> np.ndarray:
+def first_per_task(tasks: Sequence[str], chosen: np.ndarray, draw: np.ndarray, cap: int) -> np.ndarray:
     """bool [n]: of the chosen samples of each task the first `cap` in the order `draw`."""
-    result = np.zeros(len(tasks), bool)
-    counts: dict[str, int] = {}
-    for i in draw.tolist():
-        if chosen[i] and counts.get(tasks[i], 0) < cap:
-            counts[tasks[i]] = counts.get(tasks[i], 0) + 1
-            result[i] = True
+    names, [codes] = task_codes([tasks])
+    return _first_of_each(codes, chosen, draw, np.full(len(names), cap))
+
+
+def _first_of_each(codes: np.ndarray, chosen: np.ndarray, draw: np.ndarray, caps: np.ndarray) -> np.ndarray:
+    """bool [n]: of the chosen samples with code c the first caps[c] in the order `draw`."""
+    drawn = draw[chosen[draw]]
+    grouped = drawn[np.argsort(codes[drawn], kind="stable")]  # code after code, each in the order of the draw
+    sizes = np.bincount(codes[grouped], minlength=len(caps))
+    rank = np.arange(len(grouped)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    result = np.zeros(len(codes), bool)
+    result[grouped[rank < caps[codes[grouped]]]] = True
     return result
+
+
+def _even_quotas(sizes: np.ndarray, budget: int) -> np.ndarray:
+    """int [tasks]: how much of a budget each task gets: all alike, but what a small task lacks goes to the others."""
+    quotas = np.zeros(len(sizes), np.int64)
+    order = np.argsort(sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    left = budget
+    for i, task in enumerate(order):
+        quotas[task] = min(int(sizes[task]), left // (len(order) - i))
+        left -= quotas[task]
+    return quotas

@@ -1,17 +1,25 @@
 """Which samples share a row, and which rows make a step.
 
-A step takes the next `samples` samples of the epoch's order, longest first, each into the first of R rows
-that has room for its tokens and its images; what finds no room goes to the front of the next step. R is fixed
-for the run: the smallest number of rows that keeps up with `samples` per step. So a step means what the
-papers mean by a batch, and the plan knows nothing of devices, hosts or threads:
+The order of an epoch is taken in windows of K steps. A window takes new samples until K * R rows could hold no more,
+fills rows with them (vflax.data.fill), keeps the fullest K * R and leaves the samples of the others to the next
+window. The rows are dealt to the steps so that each has as many samples, images and supervised tokens as the next
+(vflax.data.deal). R is fixed for the run: the smallest number of rows that keeps up with `samples` per step. So a step
+means what the papers mean by a batch, and the plan knows nothing of devices, hosts or threads:
 
-    order of epoch e    |  s7  s2  s9  s4  s1  s8 ...                      samples = 6, slots = 2
-    step 0, row 0       |  s9 s9 s9 s9 s9 s4 s4 s4 .
-            row 1       |  s7 s7 s7 s7 s2 s2 s2 . .
-            row 2       |  s1 s1 s1 s1 s8 s8 . . .
-    step 1, row 0       |  ...
+    order of epoch e    s7 s2 s9 s4 s1 s8 s3 s6 s5 ...                       samples = 4, R = 2, K = 2
+                        '------ window 0 -------'
 
-First fit in decreasing order uses at most 11/9 of the optimal number of rows, plus 6/9 (Dosa, 2007).
+    rows of window 0    s9 s9 s9 s9 s4 s4    step 0    (a row holds T tokens, S images, C supervised tokens)
+                        s7 s7 s7 s2 s2 s2    step 1
+                        s8 s8 s8 s1 s1 s1    step 1
+                        s3 s3 s3 s6 s6 .     step 0
+                        s5 s5 . . . .        to window 1, where its row is kept however empty it is
+
+Where no R brings full rows near to `samples` (8 samples of which 2.9 fill a row), samples are dealt to the steps of a
+window instead, `samples` to each, long and short ones evenly, and then the R rows of each step are filled.
+
+At the end of an epoch every row is kept; its last step is partial. An epoch may consist of groups, one after the
+other: no row holds samples of two groups, and the last rows of one share a step with the first of the next.
 """
 
 from __future__ import annotations
@@ -24,30 +32,25 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from vflax.data.deal import Rows, Steps, deal, no_rows
+from vflax.data.draw import permutation
+from vflax.data.fill import Capacity, fill_rows
 from vflax.errors import UserError
 
 # Part of the data fingerprint: raise it whenever the same lengths and seed would give other rows.
-PLAN_VERSION = 1
-# By this share an epoch may have more than ceil(n / samples) steps, and a step on average fewer samples.
+PLAN_VERSION = 2
+# By this share an epoch may have more than ceil(n / samples) steps, and a step on average fewer or more samples.
 TOLERANCE = 0.02
-# The search for R looks at this many steps of a long epoch, then checks the result on all of it.
-_TRIAL_STEPS = 64
-_TRIAL_EPOCHS = 4
+# A limit on supervised tokens may cost this share more rows.
+SUPERVISED_COST = 0.005
+# The loss gathers supervised positions into an array of static size; small changes shall not recompile it.
+SUPERVISED_UNIT = 32
+# Samples of a window. A quarter of the epoch at most, so that samples meet others in each epoch.
+_WINDOW = 8192
 _CACHED_EPOCHS = 3
-_ORDER = 1  # the first word of the key of a permutation; vflax.data.mixture has others
-
-
-def permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of range(n) drawn from `key`, non-negative whole numbers.
-
-    From the raw 64-bit stream of PCG64: that one is fixed by definition, whereas NumPy reserves the right to
-    change Generator.permutation from version to version, which would break resuming.
-
-    Returns:
-        int64 [n].
-    """
-    raw = np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
-    return np.argsort(raw, kind="stable")
+# Short epochs are cheap to pack and differ more: R is judged by several.
+_TRIAL_EPOCHS = 4
+_ORDER, _STEPS = 1, 13  # the first words of the keys of permutations, see vflax.data.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,11 @@ class PlanStats:
     steps: int
     samples_per_step: float  # mean over the steps before the last one, which takes what is left
     images_per_step: float  # mean over all steps
+    images_spread: float  # standard deviation over the steps before the last one
     tokens_per_step: float  # mean over all steps, padding not counted
     fill: float  # used tokens over row capacity, all steps
     slot_fill: float  # used image slots over all
+    supervised_fill: float  # supervised tokens over their capacity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,24 +75,68 @@ class _Epoch:
     steps: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pace:
+    """How a group is taken."""
+
+    steps: int  # of a window
+    most: int  # samples of a window
+    aim: int  # samples of a row
+    exact: bool  # whether samples, not rows, are dealt to the steps
+
+
+class _Queue:
+    """The samples of a group, some of which come back."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        self._order, self._taken, self._back = order, 0, order[:0]
+
+    def __len__(self) -> int:
+        return len(self._back) + len(self._order) - self._taken
+
+    def next(self, count: int) -> np.ndarray:
+        """The next samples, at most `count`, those that came back before the others."""
+        new = max(0, count - len(self._back))
+        return np.concatenate([self._back[:count], self._order[self._taken : self._taken + new]])
+
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the next samples, bool: which of them came back); they leave the queue."""
+        samples = self.next(count)
+        waited = np.arange(len(samples)) < len(self._back)
+        self._taken += len(samples) - int(waited.sum())
+        self._back = self._back[count:]
+        return samples, waited
+
+    def put_back(self, samples: np.ndarray) -> None:
+        """Before all others."""
+        self._back = np.concatenate([samples, self._back])
+
+
 class PackPlan:
     """The rows of every step: a pure function of (lengths, seed, step).
 
     Args:
         tokens: int [n], tokens of each sample, its image tokens included.
         images: int [n], images of each sample.
+        supervised: int [n], supervised tokens of each sample.
         samples: samples per step, what the papers call the batch size.
-        max_length: tokens per row.
-        slots: images per row.
+        max_length: T, tokens per row.
+        slots: S, images per row.
+        supervised_capacity: C, supervised tokens per row; 0 for the smallest multiple of SUPERVISED_UNIT that costs at
+            most SUPERVISED_COST more rows than no limit and holds every sample.
         packing: False gives each sample a row of its own, as LLaVA does.
         seed: of the permutations.
-        order: "shuffle" or "sequential".
-        epoch_samples: epoch -> int [m], the samples of that epoch before shuffling, repeats allowed
-            (vflax.data.mixture); by default each of the n samples once.
+        shuffle: False takes the samples in the order in which they are given, window by window.
+        epoch_samples: epoch -> the groups of that epoch, int [m] each, taken one after another and each shuffled by
+            itself, repeats allowed (vflax.data.mixture); by default one group, each of the n samples once.
         pool: int [m], every sample that some epoch may hold; by default those of epoch 0.
 
+    Attributes:
+        rows_per_step: R.
+        capacity: T, S, C.
+
     Raises:
-        UserError: a sample has more images than a row has slots, or samples < 1.
+        UserError: a sample has more images than a row has slots or more supervised tokens than C, or samples < 1.
         ValueError: a sample is longer than a row (lengths.measure drops or truncates those).
     """
 
@@ -95,49 +144,57 @@ class PackPlan:
         self,
         tokens: np.ndarray,
         images: np.ndarray,
+        supervised: np.ndarray,
         *,
         samples: int,
         max_length: int,
         slots: int,
+        supervised_capacity: int = 0,
         packing: bool,
         seed: int,
-        order: str = "shuffle",
-        epoch_samples: Callable[[int], np.ndarray] | None = None,
+        shuffle: bool = True,
+        epoch_samples: Callable[[int], Sequence[np.ndarray]] | None = None,
         pool: np.ndarray | None = None,
     ) -> None:
         if samples < 1:
             raise UserError(f"batch.samples={samples}: expected at least 1 sample per step")
-        if order not in ("shuffle", "sequential"):
-            raise UserError(f"data.order={order!r}: expected 'shuffle' or 'sequential'")
-        self.samples, self.max_length, self.slots, self.packing = samples, max_length, slots, packing
-        self.seed, self.order = seed, order
-        self._tokens = np.asarray(tokens, np.int32)
-        self._images = np.asarray(images, np.int32)
+        self.samples, self.packing, self.seed, self.shuffle = samples, packing, seed, shuffle
+        self._tokens, self._images, self._supervised = (
+            np.asarray(values, np.int32) for values in (tokens, images, supervised)
+        )
         self._epoch_samples = epoch_samples
         self._lock = threading.RLock()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._first_steps = [0]  # [e]: the global step at which epoch e begins
-        if len(self._chosen(0)) == 0:
+        self._size = sum(map(len, self._groups(0)))
+        if not self._size:
             raise UserError("data.sources: not one sample is left to train on")
-        self._check(self._chosen(0) if pool is None else pool)
-        # Plain lists: the packing loop reads single elements, which NumPy does slowly.
-        self._token_list: list[int] = self._tokens.tolist()
-        self._image_list: list[int] = self._images.tolist()
+        used = np.concatenate(self._groups(0)) if pool is None else pool
+        self.capacity = Capacity(max_length, slots, max_length)
+        self._check(used, supervised_capacity)
+        self.capacity = Capacity(max_length, slots, supervised_capacity or self._enough_supervised(used))
         self.rows_per_step = self._find_rows() if packing else samples
 
-    def _check(self, used: np.ndarray) -> None:
-        long = used[self._tokens[used] > self.max_length]
+    def _check(self, used: np.ndarray, supervised_capacity: int) -> None:
+        long = used[self._tokens[used] > self.capacity.tokens]
         if len(long):
             raise ValueError(
-                f"sample number {long[0]} has {self._tokens[long[0]]} tokens, a row has {self.max_length}: "
+                f"sample number {long[0]} has {self._tokens[long[0]]} tokens, a row has {self.capacity.tokens}: "
                 "lengths.measure truncates or drops such samples before a plan is made"
             )
-        crowded = np.unique(used[self._images[used] > self.slots])
+        crowded = np.unique(used[self._images[used] > self.capacity.images])
         if len(crowded):
             most = int(self._images[crowded].max())
             raise UserError(
-                f"data.slots={self.slots}, but {len(crowded)} samples have more images than that, "
+                f"data.slots={self.capacity.images}, but {len(crowded)} samples have more images than that, "
                 f"up to {most}. Set data.slots={most}, or leave those samples out."
+            )
+        wordy = np.unique(used[self._supervised[used] > supervised_capacity]) if supervised_capacity else ()
+        if len(wordy):
+            most = int(self._supervised[wordy].max())
+            raise UserError(
+                f"data.supervised={supervised_capacity}, but {len(wordy)} samples have more supervised tokens than "
+                f"that, up to {most}. Set data.supervised={most}, or 0 to have it chosen."
             )
 
     def __getstate__(self) -> dict[str, object]:
@@ -151,7 +208,7 @@ class PackPlan:
 
     def length(self, sample: int) -> tuple[int, int]:
         """(tokens, images) of a sample as planned."""
-        return self._token_list[sample], self._image_list[sample]
+        return int(self._tokens[sample]), int(self._images[sample])
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Steps of this epoch; the last one is partial."""
@@ -180,18 +237,8 @@ class PackPlan:
     def samples_before(self, step: int) -> int:
         """How many samples the steps before this one took, repeats counted."""
         epoch, local = self.locate(step)
-        earlier = epoch * len(self._chosen(0))  # every epoch is equally long
+        earlier = epoch * self._size  # every epoch is equally long
         return earlier + int(self._epoch(epoch).starts[local * self.rows_per_step])
-
-    def max_per_row(self, values: np.ndarray, total_steps: int) -> int:
-        """The largest sum over the samples of one row, of values int [n], in the first `total_steps` steps."""
-        last_epoch, _ = self.locate(total_steps - 1)
-        largest = 0
-        for epoch in range(last_epoch + 1):
-            plan = self._epoch(epoch)
-            sums = np.concatenate([[0], np.cumsum(values[plan.order], dtype=np.int64)])[plan.starts]
-            largest = max(largest, int(np.diff(sums).max()))
-        return largest
 
     def row(self, step: int, row: int) -> list[int]:
         """The samples of one row of a step, in their order; empty where the step needs fewer rows."""
@@ -209,121 +256,220 @@ class PackPlan:
     def stats(self) -> PlanStats:
         """Fill and means of epoch 0."""
         plan = self._epoch(0)
-        used_tokens = int(self._tokens[plan.order].sum())
-        used_images = int(self._images[plan.order].sum())
+        borders = plan.starts[:: self.rows_per_step]  # [steps + 1]
+        images = np.diff(np.concatenate([[0], np.cumsum(self._images[plan.order], dtype=np.int64)])[borders])
+        whole = slice(None, -1) if plan.steps > 1 else slice(None)
+        used_tokens = int(self._tokens[plan.order].sum(dtype=np.int64))
+        learned = int(self._supervised[plan.order].sum(dtype=np.int64))
         rows = plan.steps * self.rows_per_step
-        last = len(plan.order) - int(plan.starts[(plan.steps - 1) * self.rows_per_step])
-        whole_steps = plan.steps - 1
         return PlanStats(
             samples=len(plan.order),
             steps=plan.steps,
-            samples_per_step=(len(plan.order) - last) / whole_steps if whole_steps else float(last),
-            images_per_step=used_images / plan.steps,
+            samples_per_step=float(np.diff(borders)[whole].mean()),
+            images_per_step=float(images.mean()),
+            images_spread=float(images[whole].std()),
             tokens_per_step=used_tokens / plan.steps,
-            fill=used_tokens / (rows * self.max_length),
-            slot_fill=used_images / (rows * self.slots) if self.slots else 0.0,
+            fill=used_tokens / (rows * self.capacity.tokens),
+            slot_fill=int(images.sum()) / (rows * self.capacity.images) if self.capacity.images else 0.0,
+            supervised_fill=learned / (rows * self.capacity.supervised) if learned else 0.0,
         )
 
-    # -- packing ----------------------------------------------------------------------------------------
+    # -- the order --------------------------------------------------------------------------------------
 
-    def _chosen(self, epoch: int) -> np.ndarray:
+    def _groups(self, epoch: int) -> list[np.ndarray]:
         if self._epoch_samples is None:
-            return np.arange(len(self._tokens), dtype=np.int32)
-        return self._epoch_samples(epoch)
+            return [np.arange(len(self._tokens), dtype=np.int32)]
+        return [group for group in self._epoch_samples(epoch) if len(group)]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """int [m]: the samples of an epoch in the order in which the steps take them."""
-        chosen = self._chosen(epoch)
-        if self.order == "sequential":
-            return chosen
-        return chosen[permutation(len(chosen), _ORDER, self.seed, epoch)]
+    def _orders(self, epoch: int) -> list[np.ndarray]:
+        """int [m] of each group: its samples in the order in which the windows take them."""
+        groups = self._groups(epoch)
+        if not self.shuffle:
+            return groups
+        return [
+            group[permutation(len(group), _ORDER, self.seed, epoch, *([k] if k else []))]
+            for k, group in enumerate(groups)
+        ]
 
     def _epoch(self, epoch: int) -> _Epoch:
         with self._lock:
-            if epoch in self._epochs:
-                self._epochs.move_to_end(epoch)
-                return self._epochs[epoch]
-            packed = self._pack(self._order(epoch).tolist(), self.rows_per_step)
-            self._epochs[epoch] = _flatten(packed, self.rows_per_step)
+            if epoch not in self._epochs:
+                self._epochs[epoch] = self._pack(epoch, self.rows_per_step)
+            self._epochs.move_to_end(epoch)
             while len(self._epochs) > _CACHED_EPOCHS:
                 self._epochs.popitem(last=False)
             return self._epochs[epoch]
 
-    def _pack(self, order: Sequence[int], rows: int, max_steps: int | None = None) -> list[list[list[int]]]:
-        """Steps of rows of samples; at most `max_steps` steps when that is given."""
-        steps: list[list[list[int]]] = []
-        carried: list[int] = []
-        taken = 0
-        while (carried or taken < len(order)) and len(steps) != max_steps:
-            count = self.samples - len(carried)
-            window = carried + list(order[taken : taken + count])
-            taken += count
-            if self.packing:
-                contents, carried = self._first_fit(window, rows)
-            else:
-                contents = [[sample] for sample in window] + [[] for _ in range(rows - len(window))]
-            steps.append(contents)
-        return steps
+    # -- windows ----------------------------------------------------------------------------------------
 
-    def _first_fit(self, window: list[int], rows: int) -> tuple[list[list[int]], list[int]]:
-        """First fit in decreasing order; (rows of samples, samples that found no room)."""
-        tokens, images = self._token_list, self._image_list
-        window = sorted(window, key=tokens.__getitem__, reverse=True)
-        shortest = tokens[window[-1]]
-        fewest = min(images[sample] for sample in window)
-        room, free = [self.max_length] * rows, [self.slots] * rows
-        contents: list[list[int]] = [[] for _ in range(rows)]
-        rest: list[int] = []
-        first = 0  # no sample of this window fits into a row before this one
-        for sample in window:
-            need, count = tokens[sample], images[sample]
-            for row in range(first, rows):
-                if room[row] >= need and free[row] >= count:
-                    room[row] -= need
-                    free[row] -= count
-                    contents[row].append(sample)
-                    break
-            else:
-                rest.append(sample)
-            while first < rows and (room[first] < shortest or free[first] < fewest):
-                first += 1
-        return contents, rest
+    def _pack(self, epoch: int, rows: int) -> _Epoch:
+        """All steps of an epoch, of so many rows each."""
+        steps = Steps(rows, self.seed, epoch)
+        for order in self._orders(epoch):
+            pace = self._pace(order, rows)
+            queue = _Queue(order)
+            while len(queue):
+                if steps.waiting.count >= self.samples:
+                    steps.flush()
+                if not pace.exact:
+                    self._add_window(steps, queue, rows, pace.steps, pace)
+                elif len(steps.waiting) or len(queue) < self.samples:
+                    self._add_window(steps, queue, rows, 1, pace)
+                else:
+                    self._add_exact(steps, queue, rows, pace, epoch)
+        samples, lengths = steps.finish()
+        return _Epoch(samples, np.concatenate([[0], np.cumsum(lengths)]), len(lengths) // rows)
 
-    def _find_rows(self) -> int:
-        """The smallest R that keeps up with `samples` per step, judged by packing."""
-        orders = [self._order(0).tolist()]
-        trial = orders[0][: _TRIAL_STEPS * self.samples]
-        if len(trial) == len(orders[0]):  # short epochs are cheap: look at several, they differ more
-            orders = [self._order(epoch).tolist() for epoch in range(_TRIAL_EPOCHS)]
-            trials = orders
-        else:
-            trials = [trial]
-        low, high = 1, self.samples  # with a row for each sample everything fits
+    def _add_window(self, steps: Steps, queue: _Queue, rows: int, count: int, pace: _Pace) -> None:
+        """Fill the rows of `count` steps; at the end of the group those of as many as there are."""
+        places = count * rows - len(steps.waiting)
+        most = pace.most * count // pace.steps - steps.waiting.count
+        window, waited = queue.take(self._until_full(queue.next(most), places))
+        kept, rest = self._fullest(window, waited, places if len(queue) else None, pace.aim)
+        queue.put_back(rest)
+        steps.add(kept)
+
+    def _add_exact(self, steps: Steps, queue: _Queue, rows: int, pace: _Pace, epoch: int) -> None:
+        """Deal samples to whole steps, the longest first, and fill the rows of each step."""
+        count = min(pace.steps, len(queue) // self.samples)
+        window, waited = queue.take(count * self.samples)
+        longest = np.argsort(-self._tokens[window], kind="stable")
+        window, waited = window[longest], waited[longest]
+        loads = np.stack([self._tokens[window], self._images[window], self._supervised[window]], axis=1)
+        left = []
+        # The longest were dealt to the first steps first: in any order but that.
+        for part in deal(loads, count)[permutation(count, _STEPS, self.seed, epoch, len(queue))]:
+            kept, rest = self._fullest(window[part], waited[part], rows, pace.aim)
+            steps.add(kept)
+            left.append(rest)
+        queue.put_back(np.concatenate(left))
+
+    def _until_full(self, samples: np.ndarray, places: int) -> int:
+        """How many of these samples make so many rows full; at least one."""
+        full = np.zeros(len(samples), bool)
+        for values, size in (
+            (self._tokens, self.capacity.tokens),
+            (self._images, self.capacity.images),
+            (self._supervised, self.capacity.supervised),
+        ):
+            if size:
+                full |= np.cumsum(values[samples], dtype=np.int64) >= places * size
+        return int(np.argmax(full)) + 1 if full.any() else len(samples)
+
+    def _fill(self, window: np.ndarray, aim: int, supervised: int = 0) -> list[list[int]]:
+        """Rows of numbers from range(len(window)); at another C where one is given."""
+        if not self.packing:
+            return [[i] for i in range(len(window))]
+        capacity = self.capacity
+        if supervised:
+            capacity = dataclasses.replace(capacity, supervised=supervised)
+        return fill_rows(self._tokens[window], self._images[window], self._supervised[window], capacity, aim)
+
+    def _fullest(
+        self, window: np.ndarray, waited: np.ndarray, places: int | None, aim: int
+    ) -> tuple[Rows, np.ndarray]:
+        """(the fullest `places` rows, the samples of the others); None keeps all.
+
+        Rows with a sample that was left before go first: what fits badly is not put off to the end of the epoch.
+        """
+        found = self._fill(window, aim)
+        rows = self._rows(window, found)
+        if places is None or len(rows) <= places:
+            return rows + no_rows((places or len(rows)) - len(rows)), window[:0]
+        size = self.capacity
+        sums = np.array([self._tokens[row].sum() for row in rows.samples])
+        images, _, supervised = rows.loads.T
+        fullness = np.max(
+            [sums / size.tokens, images / max(size.images, 1), supervised / size.supervised], axis=0
+        )
+        first = np.array([waited[row].any() for row in found])
+        best = np.lexsort((-fullness, ~first))
+        left = sorted(i for row in best[places:].tolist() for i in found[row])
+        return rows.take(np.sort(best[:places])), window[left]
+
+    def _rows(self, window: np.ndarray, found: list[list[int]]) -> Rows:
+        flat = window[[i for row in found for i in row]]
+        lengths = np.array([len(row) for row in found], np.int64)
+        starts = np.cumsum(lengths) - lengths
+        loads = [
+            np.add.reduceat(self._images[flat], starts),
+            lengths,
+            np.add.reduceat(self._supervised[flat], starts),
+        ]
+        numbers = window.tolist()
+        return Rows([[numbers[i] for i in row] for row in found], np.stack(loads, axis=1).astype(np.int64))
+
+    # -- what is fixed before the first window ----------------------------------------------------------
+
+    def _trial(self, samples: np.ndarray) -> np.ndarray:
+        """At most a window of them, evenly from first to last."""
+        count = min(len(samples), _WINDOW)
+        return samples[np.arange(count) * len(samples) // count]
+
+    def _best_aim(self, trial: np.ndarray) -> tuple[int, int]:
+        """(the aim with which a trial fills the fewest rows, how many these are)."""
+        size = self.capacity
+        means = [float(values[trial].mean()) for values in (self._tokens, self._images, self._supervised)]
+        limits = (size.tokens, size.images, size.supervised)
+        typical = int(min(limit / mean for limit, mean in zip(limits, means, strict=True) if mean))
+        aims = sorted({1, max(1, typical - 1), max(1, typical), typical + 1}, reverse=True)
+        rows = [len(self._fill(trial, aim)) for aim in aims]
+        return aims[int(np.argmin(rows))], min(rows)
+
+    def _pace(self, order: np.ndarray, rows: int) -> _Pace:
+        if not self.packing:
+            return _Pace(1, self.samples, 1, False)
+        trial = self._trial(order)
+        aim, needed = self._best_aim(trial)
+        steps = max(1, min(math.ceil(_WINDOW / self.samples), len(order) // (4 * self.samples)))
+        if not self.shuffle:
+            steps = 1  # a longer window would take the samples out of the order that was asked for
+        most = (1 + TOLERANCE) * self.samples
+        if len(trial) / needed * rows > most:
+            return _Pace(steps, steps * self.samples, aim, True)
+        return _Pace(steps, int(steps * most), aim, False)
+
+    def _enough_supervised(self, used: np.ndarray) -> int:
+        """The smallest C that costs next to nothing."""
+        longest = int(self._supervised[used].max())
+        low = max(1, -(-longest // SUPERVISED_UNIT))
+        high = -(-self.capacity.tokens // SUPERVISED_UNIT)
+        if not self.packing:
+            return min(self.capacity.tokens, low * SUPERVISED_UNIT)
+        trial = self._trial(used)
+        aim, rows = self._best_aim(trial)
         while low < high:
             middle = (low + high) // 2
-            if all(self._keeps_up(order, middle) for order in trials):
+            if len(self._fill(trial, aim, middle * SUPERVISED_UNIT)) <= (1 + SUPERVISED_COST) * rows:
                 high = middle
             else:
                 low = middle + 1
-        while not all(self._keeps_up(order, low) for order in orders):
-            low += 1
-        return low
+        return min(self.capacity.tokens, low * SUPERVISED_UNIT)
 
-    def _keeps_up(self, order: Sequence[int], rows: int) -> bool:
-        ideal = math.ceil(len(order) / self.samples)
-        allowed = math.floor(ideal * (1 + TOLERANCE))
-        capacity = allowed * rows
-        if sum(map(self._token_list.__getitem__, order)) > capacity * self.max_length:
+    def _find_rows(self) -> int:
+        """The smallest R that keeps up with `samples` per step, judged by packing."""
+        rows = 1
+        for order in self._orders(0):
+            trial = self._trial(order)
+            _, needed = self._best_aim(trial)
+            # Less than is needed: the last row of the trial may be nearly empty, and a trial errs.
+            least = (1 - TOLERANCE - 0.005) * self.samples * (needed - 1) / len(trial)
+            rows = max(rows, math.ceil(least))
+        epochs = range(_TRIAL_EPOCHS if self._size <= _WINDOW else 1)
+        while True:
+            plans: dict[int, _Epoch] = {}
+            for epoch in epochs:
+                plan = self._pack(epoch, rows)
+                if not self._keeps_up(plan):
+                    break
+                plans[epoch] = plan
+            else:
+                self._epochs.update(plans)  # they are needed again
+                return rows
+            rows += 1
+
+    def _keeps_up(self, plan: _Epoch) -> bool:
+        if plan.steps > math.ceil(self._size / self.samples) * (1 + TOLERANCE):
             return False
-        steps = self._pack(order, rows, max_steps=allowed)
-        counts = [sum(map(len, step)) for step in steps]
-        if sum(counts) < len(order):
-            return False
-        whole = counts[:-1]
-        return not whole or sum(whole) >= (1 - TOLERANCE) * self.samples * len(whole)
-
-
-def _flatten(steps: list[list[list[int]]], rows: int) -> _Epoch:
-    lengths = np.fromiter((len(row) for step in steps for row in step), np.int64, len(steps) * rows)
-    order = np.fromiter((s for step in steps for row in step for s in row), np.int32, int(lengths.sum()))
-    return _Epoch(order, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), len(steps))
+        last = int(plan.starts[(plan.steps - 1) * ((len(plan.starts) - 1) // plan.steps)])
+        return last >= (1 - TOLERANCE) * self.samples * (plan.steps - 1)

@@ -14,20 +14,17 @@ from typing import Any
 import numpy as np
 
 from vflax.conversation import Position
-from vflax.data import lengths as lengths_lib
 from vflax.data.lengths import Lengths
 from vflax.data.loader import Loader
-from vflax.data.mixture import Mixture, SourceSpec, select
+from vflax.data.mixture import Mixture, MixtureRules, SourceSpec, TaskCount
 from vflax.data.packing import PLAN_VERSION, PackPlan, PlanStats
+from vflax.data.preflight import Part, Preflight, examine, read_specs
 from vflax.data.questions import Question, ask, choose
 from vflax.data.rows import Row, RowFormat, RowSource
-from vflax.data.source import Source, open_source, splits
+from vflax.data.source import Source, splits
 from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.tokenizer import Tokenizer
-
-# The loss gathers supervised positions into an array of static size; small changes shall not recompile it.
-_CAPACITY_UNIT = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +37,17 @@ class _Part:
     plan: PackPlan
     rows: RowSource
 
-    def capacity(self, max_length: int) -> int:
-        supervised = np.concatenate([lengths.supervised for lengths in self.lengths])
-        most = self.plan.max_per_row(supervised, self.rows.total_steps)
-        return min(max_length, -(-most // _CAPACITY_UNIT) * _CAPACITY_UNIT)
-
 
 class Data:
     """The data of a run: see build_data. Everything about it is fixed before the first step.
 
     Attributes:
         plan: which samples share a row (vflax.data.packing).
-        stats: fill and means of an epoch.
+        stats, heldout_stats: fill and means of an epoch; heldout_stats is None where nothing is held out.
         total_steps: optimizer steps of the run.
         rows_per_step: rows of a global step, empty ones included: a multiple of rows_multiple.
         capacity: C, no row of the run has more supervised tokens.
+        preflight: what was found before it was planned.
         findings: {data path: {split: {kind: ids of samples}}}, what the preflight found.
     """
 
@@ -66,6 +59,7 @@ class Data:
         format: RowFormat,
         specs: Sequence[SourceSpec],
         *,
+        preflight: Preflight,
         eval_split: str,
         settings: dict[str, Any],
         threads: int,
@@ -75,13 +69,15 @@ class Data:
     ) -> None:
         self._train, self._heldout, self._format, self._specs = train, heldout, format, list(specs)
         self._asked, self._eval_split = list(asked), eval_split
+        self.preflight = preflight
         self._settings, self._threads, self._accumulation = settings, threads, accumulation
         self._process = {"process_index": process_index, "process_count": process_count}
         self.plan = train.plan
         self.stats: PlanStats = train.plan.stats()
+        self.heldout_stats: PlanStats | None = heldout.plan.stats() if heldout else None
         self.total_steps = train.rows.total_steps
         self.rows_per_step = train.rows.rows_per_step
-        self.capacity = train.capacity(format.max_length)
+        self.capacity = train.plan.capacity.supervised
         self.findings = _findings([train, heldout] if heldout else [train])
 
     # -- training ---------------------------------------------------------------------------------------
@@ -118,6 +114,7 @@ class Data:
                 source.fingerprint,
                 spec.split,
                 spec.weight,
+                spec.count,
                 spec.cap,
                 sorted(spec.include),
                 sorted(spec.exclude),
@@ -157,7 +154,7 @@ class Data:
     @property
     def heldout_capacity(self) -> int:
         """C of the held-out rows."""
-        return self._need_heldout().capacity(self._format.max_length)
+        return self._need_heldout().plan.capacity.supervised
 
     def heldout_batches(self) -> Iterator[Row]:
         """This host's part of batches that hold every held-out sample once: {name: numpy [rows, ...]}."""
@@ -187,6 +184,35 @@ class Data:
 
     # -- what a person reads ----------------------------------------------------------------------------
 
+    def task_counts(self) -> list[TaskCount]:
+        """What an epoch holds of each task of each source, beside what the config asks for."""
+        return self._train.mixture.counts()
+
+    def _describe_mixture(self) -> list[str]:
+        """How the realised counts differ from those asked for; nothing where each sample comes once."""
+        counts = self.task_counts()
+        if all(count.samples == count.available == count.asked for count in counts):
+            return []
+        by_task: dict[str, int] = {}
+        for count in counts:
+            by_task[count.task] = by_task.get(count.task, 0) + count.samples
+        held = sorted(by_task.values())
+        lines = [
+            f"  an epoch holds {len(held)} tasks with {held[0]:,} to {held[-1]:,} samples each, half of them "
+            f"{held[len(held) // 2]:,} or more"
+        ]
+        for k, (source, spec) in enumerate(zip(self._train.sources, self._specs, strict=True)):
+            own = [count for count in counts if count.source == k]
+            short = [count for count in own if count.samples < count.asked - 1]
+            shown = ", ".join(f"{c.task} {c.samples:,} of {c.asked:,.0f}" for c in short[:3])
+            lines.append(
+                f"  {source.path} ({spec.split}): {sum(c.samples for c in own):,} samples an epoch, "
+                f"{sum(c.asked for c in own):,.0f} asked for"
+                + (f"; {len(short)} tasks have fewer than asked for: {shown}" if short else "")
+                + (", ..." if len(short) > 3 else "")
+            )
+        return lines
+
     def describe(self) -> str:
         """A few lines: what there is, what the preflight found, what a step holds."""
         stats, plan, asked = self.stats, self.plan, self.plan.samples
@@ -204,18 +230,23 @@ class Data:
                 "  held out: nothing, so no held-out loss and no best checkpoint: of the splits "
                 f"{', '.join(there)} none is data.eval_split={self._eval_split!r}"
             )
+        lines += self._describe_mixture()
         for path, by_split in self.findings.items():
             for split, kinds in by_split.items():
                 lines += [
                     f"  preflight, {path} ({split}): {_shown(kind, ids)}" for kind, ids in kinds.items()
                 ]
+        lines += [f"  preflight, {line}" for line in self.preflight.remarks()]
         lines += [
             f"  a step: batch.samples={asked}, planned {stats.samples_per_step:.2f} samples on average "
             f"({stats.samples_per_step / asked - 1:+.1%}), {stats.images_per_step:.1f} images, "
             f"{stats.tokens_per_step:,.0f} tokens",
-            f"  in {plan.rows_per_step} rows of {plan.max_length} tokens and {plan.slots} images"
-            + (f" (and {empty} empty ones, for the devices)" if empty else "")
-            + f"; filled {stats.fill:.1%} of the tokens, {stats.slot_fill:.1%} of the image slots",
+            f"  in {plan.rows_per_step} rows of {plan.capacity.tokens} tokens, {plan.capacity.images} images and "
+            f"{plan.capacity.supervised} supervised tokens"
+            + (f" (and {empty} empty rows, for the devices)" if empty else "")
+            + f"; filled {stats.fill:.1%} of the tokens, {stats.slot_fill:.1%} of the image slots, "
+            f"{stats.supervised_fill:.1%} of the supervised; images differ by {stats.images_spread:.1f} from step "
+            "to step",
         ]
         return "\n".join(lines)
 
@@ -240,12 +271,14 @@ def build_data(
     process_index: int | None = None,
     process_count: int | None = None,
     show_progress: bool = True,
+    preflight: Preflight | None = None,
 ) -> Data:
     """Open the sources, measure them, draw the mixture and plan the rows.
 
     Args:
-        config: config.data, with sources (path, split, weight, cap, include, exclude), eval_split, order, budget,
-            packing, max_length, slots, max_problem_share, threads. A cap or budget of 0 is none.
+        config: config.data, with sources (path, split, weight, count, cap, include, exclude), eval_split, order,
+            tasks, budget, spread, packing, max_length, slots, supervised, max_problem_share, max_duplicate_share,
+            duplicate_distance, threads. 0 for a count, a cap, tasks or a budget is none.
         resolve_path: from the path in a source to a directory.
         tokenizer, template, position, rules, num_image_tokens: how a sample is rendered (rows.RowFormat).
         samples: batch.samples, per optimizer step over all hosts.
@@ -256,10 +289,11 @@ def build_data(
         steps: length of the run, or 0.
         evaluate_sources: config.evaluate.sources (path, split, include, exclude), more samples to ask; they are no
             part of the held-out loss.
-        cache: where lengths are kept when a dataset directory is read-only.
+        cache: where what the preflight finds is kept when a dataset directory is read-only.
         accumulation: micro-batches per step; held-out batches are as large as one of them.
         process_index, process_count: which host this is; None asks JAX.
         show_progress: draw progress bars.
+        preflight: of the same data and format, to plan with whatever it found; None: it is made here, and obeyed.
 
     Raises:
         UserError: the data cannot be used as asked; each message says what to do.
@@ -277,29 +311,33 @@ def build_data(
     format = RowFormat(
         tokenizer, template, position, rules, num_image_tokens, config.max_length, config.slots
     )
-    specs = [_spec(entry, resolve_path) for entry in config.sources]
-    if not specs:
-        raise UserError("data.sources is empty: name at least one dataset directory")
-    measure = _Measure(format, config.max_problem_share, cache, show_progress)
+    specs = read_specs(config, resolve_path)
+    if preflight is None:
+        preflight = examine(
+            config, resolve_path, format=format, evaluate_sources=evaluate_sources, cache=cache,
+            show_progress=show_progress,
+        )  # fmt: skip
+        preflight.check()
 
-    sources = [open_source(spec.path, spec.split) for spec in specs]
-    lengths = [measure(source) for source in sources]
+    sources = [part.source for part in preflight.of("training")]
+    lengths = [part.found for part in preflight.of("training")]
     mixture = Mixture(
         specs,
         [source.tasks for source in sources],
         [found.kept for found in lengths],
-        budget=config.budget or None,
+        rules=MixtureRules(config.tasks or None, config.budget or None, config.spread, config.order),
         seed=seed,
     )
     plan = PackPlan(
         np.concatenate([found.tokens for found in lengths]),
         np.concatenate([found.images for found in lengths]),
+        np.concatenate([found.supervised for found in lengths]),
         samples=samples,
         max_length=config.max_length,
         slots=config.slots,
+        supervised_capacity=config.supervised,
         packing=config.packing,
         seed=seed,
-        order=config.order,
         epoch_samples=mixture.epoch,
         pool=mixture.pool,
     )
@@ -312,18 +350,20 @@ def build_data(
         "samples": samples,
         "max_length": config.max_length,
         "slots": config.slots,
+        "supervised": config.supervised,
         "packing": bool(config.packing),
         "order": config.order,
+        "tasks": config.tasks,
         "budget": config.budget,
+        "spread": config.spread,
     }
     return Data(
         _Part(sources, lengths, mixture, plan, rows),
-        _heldout(
-            specs, config.eval_split, measure, plan, format, accumulation, rows_multiple // accumulation
-        ),
-        [_asked(entry, resolve_path, measure) for entry in evaluate_sources],
+        _heldout(preflight.of("held out"), plan, format, accumulation, rows_multiple // accumulation),
+        [(part.source, part.lengths) for part in preflight.of("asked")],
         format,
         specs,
+        preflight=preflight,
         eval_split=config.eval_split,
         settings=settings,
         threads=config.threads,
@@ -333,100 +373,40 @@ def build_data(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measure:
-    """Measure a source and refuse it where too much of it is lost."""
-
-    format: RowFormat
-    max_share: float
-    cache: Path | None
-    show_progress: bool
-
-    def __call__(self, source: Source) -> Lengths:
-        found = lengths_lib.measure(
-            source, self.format, fallback_cache=self.cache, show_progress=self.show_progress
-        )
-        lengths_lib.check_problems(found, source, self.max_share)
-        return found
-
-
 def _heldout(
-    specs: Sequence[SourceSpec],
-    split: str,
-    measure: _Measure,
+    parts: Sequence[Part],
     train: PackPlan,
     format: RowFormat,
     accumulation: int,
     rows_multiple: int,
 ) -> _Part | None:
     """The held-out split of each source that has it, each sample once; the task filters hold there too."""
-    sources: list[Source] = []
-    lengths: list[Lengths] = []
-    for path in dict.fromkeys(spec.path for spec in specs if split in splits(spec.path)):
-        source = open_source(path, split)
-        found = measure(source)
-        tasks = np.asarray(source.tasks, object)
-        chosen = np.any([select(spec, tasks, strict=False) for spec in specs if spec.path == path], axis=0)
-        tokens, images, supervised = (
-            np.where(chosen, a, 0) for a in (found.tokens, found.images, found.supervised)
-        )
-        if tokens.any():
-            sources.append(source)
-            lengths.append(dataclasses.replace(found, tokens=tokens, images=images, supervised=supervised))
+    parts = [part for part in parts if part.used.any()]
+    sources, lengths = [part.source for part in parts], [part.lengths for part in parts]
     if not sources:
         return None
     mixture = Mixture(
         [SourceSpec(str(source.path), source.split) for source in sources],
         [source.tasks for source in sources],
         [found.kept for found in lengths],
-        budget=None,
         seed=train.seed,
     )
     plan = PackPlan(
         np.concatenate([found.tokens for found in lengths]),
         np.concatenate([found.images for found in lengths]),
+        np.concatenate([found.supervised for found in lengths]),
         samples=max(1, train.samples // accumulation),
-        max_length=train.max_length,
-        slots=train.slots,
+        max_length=train.capacity.tokens,
+        slots=train.capacity.images,
         packing=train.packing,
         seed=train.seed,
-        order="sequential",
+        shuffle=False,
         epoch_samples=mixture.epoch,
     )
     rows = RowSource(
         sources, mixture, plan, format, total_steps=plan.total_steps(epochs=1), rows_multiple=rows_multiple
     )
     return _Part(sources, lengths, mixture, plan, rows)
-
-
-def _asked(
-    entry: Any, resolve_path: Callable[[str], str | os.PathLike[str]], measure: _Measure
-) -> tuple[Source, Lengths]:
-    """One of evaluate.sources, less the tasks that its filters leave out."""
-    spec = SourceSpec(
-        path=os.fspath(resolve_path(entry.path)),
-        split=entry.split,
-        include=tuple(entry.include),
-        exclude=tuple(entry.exclude),
-    )
-    source = open_source(spec.path, spec.split)
-    found = measure(source)
-    chosen = select(spec, np.asarray(source.tasks, object), strict=True)
-    tokens, images, supervised = (
-        np.where(chosen, a, 0) for a in (found.tokens, found.images, found.supervised)
-    )
-    return source, dataclasses.replace(found, tokens=tokens, images=images, supervised=supervised)
-
-
-def _spec(entry: Any, resolve_path: Callable[[str], str | os.PathLike[str]]) -> SourceSpec:
-    return SourceSpec(
-        path=os.fspath(resolve_path(entry.path)),
-        split=entry.split,
-        weight=float(entry.weight),
-        cap=entry.cap or None,
-        include=tuple(entry.include),
-        exclude=tuple(entry.exclude),
-    )
 
 
 def _findings(parts: Sequence[_Part]) -> dict[str, dict[str, dict[str, list[str]]]]:

@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 
 from vflax.conversation import Conversation, expand, read_llava, render
+from vflax.data.draw import permutation
 from vflax.data.mixture import first_per_task
-from vflax.data.packing import permutation
 from vflax.data.rows import RowFormat, decode_images
 from vflax.data.source import Sample
 
-_DRAW = 5  # first word of the key; vflax.data.packing and mixture have others
+_DRAW = 5  # first word of the key, see vflax.data.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,4 +63,4 @@ def choose(tasks: list[str], usable: np.ndarray, per_task: int, seed: int) -> li
         seed: of the draw.
     """
     draw = permutation(len(tasks), _DRAW, seed)
-    return np.flatnonzero(first_per_task(np.asarray(tasks, object), usable, draw, per_task)).tolist()
+    return np.flatnonzero(first_per_task(tasks, usable, draw, per_task)).tolist()

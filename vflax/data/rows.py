@@ -19,7 +19,7 @@ import numpy as np
 
 from vflax import images
 from vflax.constants import IGNORE_LABEL
-from vflax.conversation import Position, expand, read_llava, render
+from vflax.conversation import Position, Rendered, expand, read_llava, render
 from vflax.data.mixture import Mixture
 from vflax.data.packing import PackPlan
 from vflax.data.source import Sample, Source
@@ -62,14 +62,26 @@ class Encoded:
     findings: list[str]
 
 
+def render_sample(
+    conversations: list[dict[str, Any]], num_images: int, format: RowFormat, name: str
+) -> tuple[Rendered, list[str]]:
+    """Read and render a conversation: one IMAGE_TOKEN_ID for each image, and what was odd about it.
+
+    Raises:
+        conversation.ConversationError: it cannot be read or rendered.
+    """
+    read, findings = read_llava(conversations, num_images, format.position, name)
+    return render(read, format.template, format.tokenizer), findings
+
+
 def encode(conversations: list[dict[str, Any]], num_images: int, format: RowFormat, name: str) -> Encoded:
     """Read, render and expand a conversation.
 
     Raises:
         conversation.ConversationError: it cannot be read or rendered.
     """
-    read, findings = read_llava(conversations, num_images, format.position, name)
-    ids, labels = expand(render(read, format.template, format.tokenizer), format.num_image_tokens)
+    rendered, findings = render_sample(conversations, num_images, format, name)
+    ids, labels = expand(rendered, format.num_image_tokens)
     return Encoded(ids, labels, findings)
 
 
