@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import ijson
+from etils import epath
 
 from data_pipeline.records import Problem
+from data_pipeline.releases.json_stream import read_array
 from vflax.errors import UserError
 
 # What LLaVA's chat.json of CC3M calls the images; the number is the line's, from 0.
@@ -117,7 +118,7 @@ class CaptionFile:
     def _records(self, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
         """(place in the file, record or _Wrong)."""
         if self.form == "array":
-            yield from enumerate(self._array(stream))
+            yield from enumerate(read_array(epath.Path(self.path), stream))
             return
         parse = _parse_line if self.form == "lines" else _split_line
         for number, line in enumerate(stream):
@@ -129,19 +130,6 @@ class CaptionFile:
                 ) from None
             if text.strip():
                 yield number, parse(text)
-
-    def _array(self, stream: IO[bytes]) -> Iterator[Any]:
-        if stream.read(3) != b"\xef\xbb\xbf":
-            stream.seek(0)
-        try:
-            yield from ijson.items(stream, "item", use_float=True)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}: not UTF-8 text ({error.reason})") from None
-        except ijson.JSONError as error:
-            raise UserError(
-                f"{self.path}: not valid JSON ({' '.join(str(error).split())[:160]}). "
-                "An interrupted download ends like this: compare the file's size with the release's"
-            ) from None
 
     def _captions(self, number: int, record: Any) -> Iterator[Caption | Problem]:
         if isinstance(record, _Wrong):

@@ -86,7 +86,16 @@ def read_rows(path: epath.Path, layout: Layout) -> Iterator[Any]:
         UserError: the array ends too early or is not JSON; none of the first lines is JSON, or the last one is cut off.
     """
     with _open(path) as file:
-        yield from _Text(path, file).elements() if layout == "array" else _lines(path, file)
+        yield from read_array(path, file) if layout == "array" else _lines(path, file)
+
+
+def read_array(path: epath.Path, file: IO[bytes]) -> Iterator[Any]:
+    """The elements of the array that an open file holds; `path` is what errors call it.
+
+    Raises:
+        UserError: it ends too early or is not JSON.
+    """
+    return _Text(path, file).elements()
 
 
 def read_members(path: epath.Path, max_row: int = MAX_ROW) -> Iterator[tuple[str, Any]]:
