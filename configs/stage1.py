@@ -28,7 +28,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         common.tiny(config)
         config.init.checkpoint = "cache:stage0-tiny"  # made by the config below on first use, then kept
         config.init.make = "configs/stage0.py:tiny"
-        config.epochs = 4
+        config.epochs = 5
         config.batch.samples = 32
         config.optimizer.lr = 1.5e-3
         config.evaluate.tasks = ("loss", "accuracy")
