@@ -3,6 +3,8 @@
 A bucket has no renames of folders. What every reader opens first, dataset_info.json, comes last, after contents.json
 and all that the two speak of. Where files that are there already change, it is taken away before that: until the new
 one is there, a reader is told that there is no dataset. A split that only joins disturbs nobody.
+
+A new place is marked before all else by a contents.json without splits: an upload that was killed can go on.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ def upload(new: Path, out: epath.Path, on_bucket: Mapping[str, epath.Path] | Non
     old = {
         name for name in there if ".array_record-" in name and name.partition(".array_record-")[0] in splits
     }
+    if _LAST[0] not in there:
+        (out / _LAST[0]).write_text('{"splits": {}}\n')
     if old and _LAST[1] in there:
         (out / _LAST[1]).unlink()
     with ThreadPoolExecutor(_UPLOADS) as threads:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from data_pipeline import publish
+from data_pipeline import publish, tfds_writer
+from data_pipeline.tfds_writer import check_target
 from tests.data_pipeline.test_convert import Release, entry, files, png
 
 pytest.importorskip("gcsfs")
@@ -207,3 +208,32 @@ def test_the_file_that_readers_open_first_goes_first_where_shards_change_and_com
     publish.upload(new, epath.Path(out))
     assert copied[-2:] == ["contents.json", "dataset_info.json"]
     assert set(copied) == {path.name for path in new.iterdir()}
+
+
+def test_a_first_upload_that_broke_off_goes_on(tmp_path, monkeypatch):
+    release = Release(tmp_path / "in", [entry(0), entry(1)])
+    release.convert()
+    out = epath.Path(tmp_path / "bucket")
+    out.mkdir()
+    left = [2]
+    copy = publish._copy
+
+    def breaking(new: Path, out: epath.Path, name: str) -> None:
+        if not left[0]:
+            raise ConnectionResetError
+        left[0] -= 1
+        copy(new, out, name)
+
+    (out / "index").mkdir()
+    (out / "findings").mkdir()
+    (out / "quarantine").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "_copy", breaking)
+        patch.setattr(publish, "_UPLOADS", 1)
+        with pytest.raises(ConnectionResetError):
+            publish.upload(release.out, out)
+    assert not (out / "dataset_info.json").exists()
+    check_target(out)
+    assert tfds_writer._copy_existing(out, tmp_path / "new") == {}
+    publish.upload(release.out, out)
+    assert files(Path(out)) == files(release.out)
