@@ -1,14 +1,18 @@
 """Zip and tar archives, read without being unpacked: an index of all their members, and the bytes of one.
 
-The index is a SQLite file, not memory: name, archive, offset, sizes, method, checksum. In one archive the last member
-of a name counts, as when it is unpacked; of several archives the first that has the name.
+The index is a SQLite file: name, archive, offset, sizes, method, checksum. While it is made, a zip's directory is held
+in memory (about 600 bytes a member), a tar's is not. In one archive the last member of a name counts, as when it is
+unpacked; of several archives the first that has the name. A hard link in a tar is read as the file that it names;
+symbolic links, sparse files and names that lead out of the archive are passed over and counted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sqlite3
+import stat
 import struct
 import tarfile
 import zipfile
@@ -23,6 +27,7 @@ from etils import epath
 
 from data_pipeline.remote import reaching
 from vflax.errors import UserError
+from vflax.folders import NotWritten
 from vflax.images import ImageError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -58,12 +63,19 @@ class Entry(NamedTuple):
 
 
 def archive_kind(path: epath.Path, refuse_compressed: bool = True) -> Literal["zip", "tar"] | None:
-    """By the first bytes: the shards of the full Vision-Flan release are zips without a suffix."""
+    """By the first bytes: the shards of the full Vision-Flan release are zips without a suffix.
+
+    Raises:
+        UserError: nobody may read it, or it is compressed as a whole.
+        NotWritten: it cannot be read for a reason of the disk's or the network's.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(f"--images={path}: {error.strerror or error}") from None
+    except OSError as error:
+        raise NotWritten(f"--images={path}: cannot be read ({error.strerror or error})") from None
     if head.startswith(_ZIP_MAGIC):
         return "zip"
     if head[257:262] == b"ustar":
@@ -86,7 +98,8 @@ def is_inside(name: str) -> bool:
 # The index
 
 _SCHEMA = """
-CREATE TABLE archives (place INTEGER PRIMARY KEY, path TEXT, bytes INTEGER, changed INTEGER, top TEXT, entries INTEGER);
+CREATE TABLE archives (place INTEGER PRIMARY KEY, path TEXT, bytes INTEGER, changed INTEGER, code TEXT,
+                       top TEXT, entries INTEGER, skipped INTEGER);
 CREATE TABLE images (name TEXT PRIMARY KEY, place INTEGER, size INTEGER, stamp INTEGER, offset INTEGER,
                      stored INTEGER, method INTEGER, other TEXT) WITHOUT ROWID;
 """
@@ -98,22 +111,23 @@ class Archives:
 
     Args:
         places: folders among them are passed over.
-        file: the index; one that an earlier run made is used if the archives have not changed.
+        file: the index; one that an earlier run made is used if the archives and this module have not changed.
         read: gives the bytes of a member, where they must be compared.
     """
 
     def __init__(self, places: Sequence[Place], file: Path, read: Callable[[Entry], bytes]) -> None:
         self._places, self._read = places, read
         archives = [(i, place) for i, place in enumerate(places) if place.kind != "folder"]
-        wanted = [(i, place.path, *_size_and_change(place.path)) for i, place in archives]
+        code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        wanted = [(i, place.path, *_size_and_change(place.path), code) for i, place in archives]
         if not file.is_file() or _indexed(file) != wanted:
             part = file.with_name(file.name + ".part")
             part.unlink(missing_ok=True)
             self._db = _connect(part)
             self._db.executescript(_SCHEMA)
             for row, (i, place) in zip(wanted, archives, strict=True):
-                top, entries = self._add(i, place)
-                self._db.execute("INSERT INTO archives VALUES (?, ?, ?, ?, ?, ?)", (*row, top, entries))
+                counted = self._add(i, place)
+                self._db.execute("INSERT INTO archives VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, *counted))
             self._db.close()
             os.replace(part, file)
         self._db = _connect(file)
@@ -121,15 +135,21 @@ class Archives:
         self._tops = [top for (top,) in tops]
 
     def find(self, name: str) -> Entry | None:
-        rows = self._select([name]) or self._select([f"{top}/{name}" for top in self._tops])
+        rows = self._select([name, *(f"{top}/{name}" for top in self._tops)])
         if not rows:
             return None
-        first = rows[0]
-        others = [row for row in rows[1:] if self._differ(first, row)]  # the same name below two top folders
+        first = min(rows, key=lambda row: (row.place, row.name != name))
+        rows = [row for row in rows if row.place != first.place]
+        others = [row for row in rows if self._differ(first, row)]  # below another top folder, or none
         return first._replace(other=self._places[others[0].place].name) if others else first
 
-    def counts(self) -> dict[int, int]:
-        return dict(self._db.execute("SELECT place, entries FROM archives"))
+    def counts(self) -> dict[int, dict[str, int]]:
+        """{place: {entries, and skipped where there are any}}."""
+        rows = self._db.execute("SELECT place, entries, skipped FROM archives")
+        return {
+            place: {"entries": entries} | ({"skipped": skipped} if skipped else {})
+            for place, entries, skipped in rows
+        }
 
     def close(self) -> None:
         self._db.close()
@@ -139,14 +159,16 @@ class Archives:
         query = f"SELECT {_COLUMNS} FROM images WHERE name IN ({marks}) ORDER BY place"
         return [Entry(*row) for row in self._db.execute(query, names)]
 
-    def _add(self, index: int, place: Place) -> tuple[str, int]:
-        """Index one archive; gives the one folder at its top ("" where there is none) and the number of members."""
+    def _add(self, index: int, place: Place) -> tuple[str, int, int]:
+        """Index one archive; gives the one folder at its top ("" where there is none), how many members it has, and how
+        many were passed over."""
         members = _zip_members(index, place.path) if place.kind == "zip" else _tar_members(index, place.path)
         tops: set[str] = set()
-        entries = 0
+        entries = skipped = 0
         self._db.execute("BEGIN")
         for entry in members:
-            if not is_inside(entry.name):
+            if entry is None or not is_inside(entry.name):
+                skipped += 1
                 continue
             entry = entry._replace(name=str(PurePosixPath(entry.name)))
             top, slash, _ = entry.name.partition("/")
@@ -157,7 +179,7 @@ class Archives:
             self._insert(entry)
             entries += 1
         self._db.execute("COMMIT")
-        return (tops.pop() if len(tops) == 1 else ""), entries
+        return (tops.pop() if len(tops) == 1 else ""), entries, skipped
 
     def _insert(self, entry: Entry) -> None:
         values = (entry.name, entry.place, *entry[2:])
@@ -191,7 +213,7 @@ def _connect(file: Path) -> sqlite3.Connection:
 def _indexed(file: Path) -> list[tuple[Any, ...]]:
     db = _connect(file)
     try:
-        return db.execute("SELECT place, path, bytes, changed FROM archives ORDER BY place").fetchall()
+        return db.execute("SELECT place, path, bytes, changed, code FROM archives ORDER BY place").fetchall()
     except sqlite3.DatabaseError:
         return []
     finally:
@@ -203,11 +225,15 @@ def _size_and_change(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _zip_members(index: int, path: str) -> Iterator[Entry]:
+def _zip_members(index: int, path: str) -> Iterator[Entry | None]:
+    """The files of a zip; None for a symbolic link."""
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.is_dir():
+                    continue
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    yield None
                     continue
                 method = ENCRYPTED if info.flag_bits & 1 else info.compress_type
                 yield Entry(
@@ -237,20 +263,68 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         return name
 
 
-def _tar_members(index: int, path: str) -> Iterator[Entry]:
+def _tar_members(index: int, path: str) -> Iterator[Entry | None]:
+    """The files of a tar, then its hard links; None for a symbolic link, a sparse file, or a link to nothing."""
+    targets: set[str] = set()  # of hard links
+    for member in _tar_headers(path):
+        if member.islnk():
+            targets.add(member.linkname)
+        elif _is_plain(member):
+            yield _tar_entry(index, member)
+        elif not member.isdir():
+            yield None
+    if not targets:
+        return
+    known: dict[str, Entry] = {}
+    for member in _tar_headers(path):  # once more: a link has its file's bytes as they stood before it
+        entry = _tar_entry(index, member) if _is_plain(member) else None
+        if member.islnk():
+            target = known.get(member.linkname)
+            entry = target and target._replace(name=_tar_name(member))
+            yield entry
+        if entry and member.name in targets:
+            known[member.name] = entry
+
+
+def _tar_headers(path: str) -> Iterator[tarfile.TarInfo]:
+    """
+    Raises:
+        UserError: a header is damaged, or the end is missing.
+    """
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
-                if member.isreg() and not member.issparse():
-                    name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                    stamp = int(member.mtime * 1e9)
-                    yield Entry(index, name, member.size, stamp, member.offset_data, member.size)
+                yield member
+            # tarfile takes a damaged or cut header for the end.
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            block = archive.fileobj.read(tarfile.BLOCKSIZE)
+            if not block:
+                raise tarfile.ReadError(
+                    f"it ends at byte {archive.offset:,} without the two empty blocks that close a tar; if it was "
+                    f"written so, `head -c 1024 /dev/zero >>{os.path.basename(path)}` adds them"
+                )
+            if block != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no header is readable at byte {archive.offset:,}")
     except tarfile.TarError as error:
         raise UserError(
             f"--images={path}: not a whole tar archive ({error}). An interrupted download ends like this: compare its "
             "size with the release's"
         ) from None
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def _tar_entry(index: int, member: tarfile.TarInfo) -> Entry:
+    stamp = int(member.mtime * 1e9) if abs(member.mtime) < 9e9 else 0  # an extended header may say anything
+    return Entry(index, _tar_name(member), member.size, stamp, member.offset_data, member.size)
+
+
+def _tar_name(member: tarfile.TarInfo) -> str:
+    return member.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ Left out (a Problem; the first that is found):
 
 Used all the same, and noted (a Finding):
     animated, cmyk, sixteen_bit, transparent, exif_rotated, one_pixel, extreme_aspect    see IMAGE_FINDINGS
+    repeated_id          an earlier entry has its id too: it got #2, #3, ... (formats whose releases repeat ids)
     in_two_archives      another archive holds other bytes under the same name; the first archive counts
     all that read_llava finds, see CONVERSATION_FINDINGS
 
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from data_pipeline.image_store import Missing
+from data_pipeline.image_store import Missing, why_missing
 from data_pipeline.records import Finding, Problem, RawSample
 from vflax import conversation, images
 from vflax.errors import UserError
@@ -73,6 +74,9 @@ def check(sample: RawSample, fetches: Sequence[Fetch], source: str) -> Checked |
         sample: as the reader of the release gave it.
         fetches: for each of its files what gives the bytes (OSError or ImageError if they cannot be had), or Missing.
         source: the release, for the example.
+
+    Raises:
+        NotWritten: an image could not be read for a reason that is not the file's, see image_store.why_missing.
     """
     found = _check_words(sample)
     if isinstance(found, Problem):
@@ -90,7 +94,7 @@ def check(sample: RawSample, fetches: Sequence[Fetch], source: str) -> Checked |
             picture = images.to_rgb(picture)
             hashes.append(images.perceptual_hash(picture))
         except OSError as error:
-            return _problem(sample, "image_missing", error.strerror or str(error), file)
+            return _problem(sample, "image_missing", why_missing(error, file), file)
         except images.ImageError as error:
             return _problem(sample, f"image_{error.kind}", error.reason, file)
         encoded.append(data)

@@ -13,8 +13,10 @@ leads out of it (unless follow_links).
 
 from __future__ import annotations
 
+import errno
 import functools
 import glob
+import hashlib
 import os
 import stat
 import zipfile
@@ -38,6 +40,7 @@ from data_pipeline.archives import (
 )
 from data_pipeline.remote import download, is_remote, reaching, to_path
 from vflax.errors import UserError
+from vflax.folders import NotWritten
 
 # No image file comes near it; a larger one would fill a worker's memory.
 MAX_FILE_BYTES = 512 << 20
@@ -54,6 +57,22 @@ class Missing(NamedTuple):
 
     reason: str
     detail: str
+
+
+def why_missing(error: OSError, path: str) -> str:
+    """What to say of a file that is not there, or that nobody may read.
+
+    Raises:
+        NotWritten: any other error (of the disk, the network, a mount that is gone, too many open files): no word about
+            the file, and no reason to leave its sample out.
+    """
+    about_the_file = FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
+    if isinstance(error, about_the_file) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+        return error.strerror or str(error)
+    raise NotWritten(
+        f"{path}: cannot be read ({error.strerror or error}); is the disk or the mount there? The same command goes on "
+        "with what is finished"
+    ) from error
 
 
 class ImageStore:
@@ -77,7 +96,8 @@ class ImageStore:
     def __init__(
         self, images: str | os.PathLike[str] | None, scratch: Path, follow_links: bool = False
     ) -> None:
-        self.places = [] if images is None else _places(os.fspath(images), scratch)
+        with reaching(os.fspath(images or "")):
+            self.places = [] if images is None else _places(os.fspath(images), scratch)
         self.reader = ImageReader(self.places)
         self._folders = {
             i: _RemoteFolder(i, place.path) if is_remote(place.path) else _Folder(i, place.path, follow_links)
@@ -87,20 +107,22 @@ class ImageStore:
         self._archives: Archives | None = None
         if len(self._folders) < len(self.places):
             self._archives = Archives(self.places, scratch / "images.sqlite", self.reader.read)
+        self._counts = self._archives.counts() if self._archives else {}
         remote = any(isinstance(folder, _RemoteFolder) for folder in self._folders.values())
         self._threads = ThreadPoolExecutor(REMOTE_THREADS) if remote else None
 
     def find(self, names: Sequence[str]) -> list[Entry | Missing]:
         """Where these images are, in the same order. On a bucket many are asked for at once."""
-        if self._threads is None:
-            return [self._find(name) for name in names]
-        return list(self._threads.map(self._find, names))
+        names = [str(PurePosixPath(name)) if is_inside(name) else name for name in names]
+        # Not in the threads: SQLite's connection belongs to the one that made it.
+        archived = [self._in_archives(name) for name in names]
+        look = map if self._threads is None else self._threads.map
+        return list(look(self._find, names, archived))
 
     def report(self) -> list[dict[str, Any]]:
-        """[{path: last component, kind, entries: members (of an archive)}]."""
-        counts = self._archives.counts() if self._archives else {}
+        """[{path: last component, kind, and of an archive what Archives.counts tells}]."""
         return [
-            {"path": place.name, "kind": place.kind} | ({"entries": counts[i]} if i in counts else {})
+            {"path": place.name, "kind": place.kind} | self._counts.get(i, {})
             for i, place in enumerate(self.places)
         ]
 
@@ -111,15 +133,16 @@ class ImageStore:
             self._threads.shutdown()
         self.reader.close()
 
-    def _find(self, name: str) -> Entry | Missing:
+    def _in_archives(self, name: str) -> Entry | None:
+        return self._archives.find(name) if self._archives and is_inside(name) else None
+
+    def _find(self, name: str, archived: Entry | None) -> Entry | Missing:
         if not self.places:
             return Missing(
                 "image_missing", "no --images was named; give the folder or the archives that hold it"
             )
         if not is_inside(name):
             return Missing("path_outside", "expected a path inside the image folder")
-        name = str(PurePosixPath(name))
-        archived = self._archives.find(name) if self._archives else None
         missing = None
         for i, folder in self._folders.items():
             if archived is not None and archived.place < i:
@@ -130,7 +153,14 @@ class ImageStore:
             missing = missing or found
         if archived is not None:
             return _usable(archived)
-        return missing or Missing("image_missing", "no archive has a member of this name")
+        return missing or Missing("image_missing", self._not_in_archives())
+
+    def _not_in_archives(self) -> str:
+        skipped = sum(count.get("skipped", 0) for count in self._counts.values())
+        hint = (
+            f"; {skipped:,} members were passed over (symbolic links, names with .. or \\)" if skipped else ""
+        )
+        return "no archive has a member of this name" + hint
 
 
 class ImageReader:
@@ -153,7 +183,7 @@ class ImageReader:
 
         Raises:
             OSError: it cannot be read (any more).
-            Unreachable: the bucket does not answer.
+            NotWritten: its archive cannot be opened (any more), or the bucket does not answer.
             ImageError: the archive is damaged there.
         """
         place = self.places[entry.place]
@@ -164,9 +194,15 @@ class ImageReader:
                     return path.read_bytes()
             with open(os.path.join(place.path, entry.name), "rb") as file:
                 return file.read(MAX_FILE_BYTES)
-        if is_remote(place.path):
-            return read_remote_member(place, entry)
-        archive = self._archive(entry.place)
+        try:
+            if is_remote(place.path):
+                return read_remote_member(place, entry)
+            archive = self._archive(entry.place)
+        except OSError as error:
+            raise NotWritten(
+                f"{place.path}: the archive cannot be opened any more ({error.strerror or error}); the same command "
+                "goes on with what is finished"
+            ) from None
         return read_member(archive, place.kind, entry)
 
     def close(self) -> None:
@@ -259,8 +295,11 @@ def _archive_place(path: epath.Path, scratch: Path) -> Place:
         return Place(kind, os.path.abspath(path), path.name)
     copies = scratch / "archives"
     copies.mkdir(exist_ok=True)
-    download(path, copies / path.name)
-    return Place(kind, os.fspath(copies / path.name), path.name, os.fspath(path))
+    url = os.fspath(path)
+    # By the whole address: train/images.zip and val/images.zip are two.
+    copy = copies / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{path.name}"
+    download(path, copy)
+    return Place(kind, os.fspath(copy), path.name, url)
 
 
 def _usable(entry: Entry) -> Entry | Missing:
@@ -300,7 +339,7 @@ class _Folder:
             if stat.S_ISLNK(found.st_mode):
                 found = os.stat(path)
         except OSError as error:
-            return Missing("image_missing", error.strerror or str(error))
+            return Missing("image_missing", why_missing(error, path))
         if not stat.S_ISREG(found.st_mode):
             what = "a directory" if stat.S_ISDIR(found.st_mode) else "not a file"
             return Missing("image_missing", f"it is {what}")

@@ -46,12 +46,15 @@ class Unreachable(folders.NotWritten):
 
 @contextlib.contextmanager
 def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Ask a bucket about one file.
+    """Ask a bucket about one file; for a path on a disk this does nothing.
 
     Raises:
         FileNotFoundError: it is not there.
         Unreachable: every other failure, after the client's own retries. A file is never called missing for it.
     """
+    if not is_remote(path):
+        yield
+        return
     try:
         yield
     except (FileNotFoundError, UserError):
@@ -63,13 +66,20 @@ def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def download(source: epath.Path, target: Path) -> None:
-    """Copy a remote file; what bears the name `target` is whole. One that is there with that size stays."""
+    """Copy a remote file; what bears the name `target` is whole and has the date of its original.
+
+    A copy that is there stays if it has the size and the date (in whole seconds) that the original has now.
+    """
     with reaching(source):
-        size = source.stat().length
-    if target.is_file() and target.stat().st_size == size:
-        return
+        found = source.stat()
+    changed = int(found.mtime)
+    if target.is_file():
+        there = target.stat()
+        if (there.st_size, int(there.st_mtime)) == (found.length, changed):
+            return
     part = target.with_name(target.name + ".part")
     part.unlink(missing_ok=True)
     with reaching(source):
         source.copy(part)
+    os.utime(part, (changed, changed))
     os.replace(part, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -9,14 +10,19 @@ import pickle
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from etils.epath import backend
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
 
 from data_pipeline import archives, image_store
 from data_pipeline.archives import Entry
 from data_pipeline.image_store import ImageStore, Missing
 from vflax.errors import UserError
+from vflax.folders import NotWritten
 from vflax.images import ImageError
 
 MEMBERS = {
@@ -335,3 +341,202 @@ def test_the_checksum_of_a_zip_is_what_the_entry_bears(tmp_path):
     """The digest of a job covers it: a changed image is converted again."""
     [entry] = open_store(write_zip(tmp_path / "z", {"a.jpg": b"123"}), tmp_path).find(["a.jpg"])
     assert (entry.stamp, entry.size) == (zlib.crc32(b"123"), 3)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# On a bucket
+
+
+class Bucket(LocalFileSystem):
+    """A folder, where fsspec looks for a bucket."""
+
+    root = ""
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        path = os.fspath(path)
+        return cls.root + path.removeprefix("s3:/") if path.startswith("s3://") else path
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an empty bucket."""
+    monkeypatch.setattr(Bucket, "root", os.fspath(tmp_path / "buckets"))
+    monkeypatch.setitem(_registry, "s3", Bucket)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield "s3://b"
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def put(url: str, data: bytes) -> None:
+    path = Path(Bucket._strip_protocol(url))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def test_a_folder_on_a_bucket_and_an_archive_together_are_looked_through_in_their_order(tmp_path, bucket):
+    put(f"{bucket}/coco/a.jpg", b"folder")
+    put(f"{bucket}/coco/c.jpg", b"only here")
+    write_zip(tmp_path / "vg.zip", {"a.jpg": b"zip", "b.jpg": b"only there"})
+    store = open_store(f"{bucket}/coco,{tmp_path}/vg.zip", tmp_path)
+    found = [read(store, name) for name in ("a.jpg", "b.jpg", "c.jpg")]
+    assert found == [b"folder", b"only there", b"only here"]
+    assert store.find(["../a.jpg", "d.jpg"])[0].reason == "path_outside"
+    store.close()
+
+
+def test_two_archives_of_one_name_on_a_bucket_are_two(tmp_path, bucket):
+    for folder in ("train", "val"):
+        path = write_zip(tmp_path / f"{folder}.zip", {"a.jpg": folder.encode(), f"{folder}.jpg": b"1"})
+        put(f"{bucket}/{folder}/images.zip", path.read_bytes())
+    store = open_store(f"{bucket}/train/images.zip,{bucket}/val/images.zip", tmp_path)
+    assert [place.name for place in store.places] == ["images.zip", "images.zip"]
+    assert [read(store, name) for name in ("a.jpg", "train.jpg", "val.jpg")] == [b"train", b"1", b"1"]
+
+
+def test_an_archive_that_was_put_on_the_bucket_anew_is_fetched_anew(tmp_path, bucket):
+    url = f"{bucket}/images.zip"
+    put(url, write_zip(tmp_path / "z", {"a.jpg": b"one"}).read_bytes())
+    open_store(url, tmp_path).close()
+    [copy] = (tmp_path / "scratch/archives").iterdir()
+    put(url, write_zip(tmp_path / "z", {"a.jpg": b"two"}).read_bytes())
+    os.utime(Bucket._strip_protocol(url), (2e9, 2e9))
+    assert copy.stat().st_size == (tmp_path / "z").stat().st_size
+    assert read(open_store(url, tmp_path), "a.jpg") == b"two"
+
+
+def test_a_bucket_that_does_not_answer_is_said_in_words_of_ours(tmp_path, monkeypatch):
+    def silent(*args: object) -> None:
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(image_store, "_paths", silent)
+    with pytest.raises(NotWritten, match=r"s3://b: the bucket does not answer \(no credentials\)"):
+        open_store("s3://b", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Damage, and what is no regular file
+
+
+def damaged_tar(path: Path, how: str) -> Path:
+    data = write_tar(path, {f"{i}.jpg": bytes(900) for i in range(5)}).read_bytes()
+    second = 2 * 1536  # a header and two blocks each
+    path.write_bytes(
+        {
+            "a byte of a header": data[: second + 10] + b"?" + data[second + 11 :],
+            "cut between members": data[:second],
+            "cut in a header": data[: second + 300],
+            "a foreign block": data[:second] + b"?" * 512 + data[second + 512 :],
+        }[how]
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", ["a byte of a header", "cut between members", "cut in a header", "a foreign block"]
+)
+def test_a_tar_whose_headers_end_too_early_is_refused(tmp_path, how):
+    with pytest.raises(UserError, match=r"not a whole tar archive .*at byte 3,072"):
+        open_store(damaged_tar(tmp_path / "t", how), tmp_path)
+
+
+def test_a_tar_without_its_end_mark_is_whole_when_the_command_of_the_error_was_run(tmp_path):
+    path = damaged_tar(tmp_path / "t", "cut between members")
+    path.write_bytes(path.read_bytes() + bytes(1024))
+    assert open_store(path, tmp_path).report() == [{"path": "t", "kind": "tar", "entries": 2}]
+
+
+def test_a_hard_link_in_a_tar_is_the_file_that_it_names(tmp_path):
+    files = write_folder(tmp_path / "f", {"a.jpg": b"one", "b.jpg": b"two"})
+    os.link(files / "a.jpg", files / "c.jpg")
+    os.symlink("b.jpg", files / "d.jpg")
+    with tarfile.open(tmp_path / "t", "w") as archive:
+        for name in "abcd":
+            archive.add(files / f"{name}.jpg", f"top/{name}.jpg")
+    store = open_store(tmp_path / "t", tmp_path)
+    assert [read(store, f"{name}.jpg") for name in "abc"] == [b"one", b"two", b"one"]
+    assert store.report() == [{"path": "t", "kind": "tar", "entries": 3, "skipped": 1}]
+    [missing] = store.find(["d.jpg"])
+    assert "1 members were passed over (symbolic links" in missing.detail
+
+
+def test_a_hard_link_is_read_where_an_earlier_archive_has_its_target_too(tmp_path):
+    write_zip(tmp_path / "z", {"a.jpg": b"zip"})
+    with tarfile.open(tmp_path / "t", "w") as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"tar"))
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        archive.addfile(link)
+    store = open_store(f"{tmp_path}/z,{tmp_path}/t", tmp_path)
+    assert [read(store, name) for name in ("a.jpg", "b.jpg")] == [b"zip", b"tar"]
+
+
+def test_links_and_backslashes_in_a_zip_are_passed_over_and_counted(tmp_path):
+    path = write_zip(tmp_path / "z", {"a.jpg": b"one"})
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("b.jpg")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        archive.writestr(link, "a.jpg")
+        archive.writestr("sub\\c.jpg", b"two")
+    store = open_store(path, tmp_path)
+    assert store.report() == [{"path": "z", "kind": "zip", "entries": 1, "skipped": 2}]
+    assert "2 members were passed over" in store.find(["b.jpg"])[0].detail
+
+
+@pytest.mark.parametrize("stamp", ["nan", "1e30"])
+def test_a_mad_date_in_a_tar_is_no_date(tmp_path, stamp):
+    with tarfile.open(tmp_path / "t", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.pax_headers = {"mtime": stamp}
+        archive.addfile(info, io.BytesIO())
+    assert open_store(tmp_path / "t", tmp_path).find(["a.jpg"])[0].stamp == 0
+
+
+def test_an_archive_that_has_the_name_below_its_top_folder_comes_before_a_later_one_that_has_it_in_full(
+    tmp_path,
+):
+    write_zip(tmp_path / "1", {"top/a.jpg": b"first"})
+    write_zip(tmp_path / "2", {"a.jpg": b"second", "b.jpg": b""})
+    store = open_store(f"{tmp_path}/1,{tmp_path}/2", tmp_path)
+    assert read(store, "a.jpg") == b"first"
+    assert store.find(["a.jpg"])[0].other == "2"
+
+
+def test_an_index_of_another_version_is_made_anew(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "z", MEMBERS)
+    open_store(path, tmp_path).close()
+    added = []
+    add = archives.Archives._add
+    monkeypatch.setattr(archives.Archives, "_add", lambda *args: added.append(1) or add(*args))
+    open_store(path, tmp_path).close()
+    assert not added
+    monkeypatch.setattr(archives, "__file__", os.fspath(path))
+    open_store(path, tmp_path).close()
+    assert added
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A disk that fails
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
+def test_an_error_of_the_disk_makes_no_image_missing(tmp_path, monkeypatch, code):
+    store = open_store(write_folder(tmp_path / "f", MEMBERS), tmp_path)
+
+    def failing(path: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(image_store.os, "lstat", failing)
+    with pytest.raises(NotWritten, match=r"a\.jpg: cannot be read .*The same command goes on"):
+        store.find(["a.jpg"])
+
+
+def test_an_archive_that_is_gone_when_it_is_read_makes_no_image_missing(tmp_path):
+    path = write_zip(tmp_path / "z", MEMBERS)
+    store = open_store(path, tmp_path)
+    [entry] = store.find(["a.jpg"])
+    path.unlink()
+    with pytest.raises(NotWritten, match="cannot be opened any more"):
+        store.reader.read(entry)
