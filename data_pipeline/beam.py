@@ -70,10 +70,10 @@ def convert(request: Request, beam_arguments: Sequence[str] = ()) -> dict[str, A
     options = _beam_options(beam_arguments)
     request.release()  # what is wrong with the annotations is told before machines are started
     with work_folder(target, request.split) as work, _staging(target, request.split, work) as staged:
-        with _reaching(staged):
+        with reaching(staged):
             (staged / JOBS_FILE).unlink(missing_ok=True)
         _run(request, staged, options)
-        with _reaching(staged):
+        with reaching(staged):
             text = (staged / JOBS_FILE).read_text("utf-8")
         cutting = json.loads(text)
         if "error" in cutting:
@@ -87,7 +87,7 @@ def convert(request: Request, beam_arguments: Sequence[str] = ()) -> dict[str, A
             cutting["sources"],
             cutting["images"],
             request.split,
-            request.options(),
+            request.options(cutting["format"]),
             results,
         )
         return finish(request, target, report, results, shards, work)
@@ -135,12 +135,15 @@ def _staging(target: epath.Path, split: str, work: Path) -> Iterator[epath.Path]
         yield epath.Path(work)
         return
     folder = target.parent / f".{target.name}.converting-{split}"
+    with reaching(folder):
+        was_there = folder.exists()
     try:
         yield folder
     except NotWritten:
         raise
     except UserError:
-        _remove(folder)
+        if not was_there:
+            _remove(folder)
         raise
     except OSError as error:
         raise NotWritten(
@@ -150,7 +153,7 @@ def _staging(target: epath.Path, split: str, work: Path) -> Iterator[epath.Path]
 
 
 def _remove(folder: epath.Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), reaching(folder):
         folder.rmtree()
 
 
@@ -191,13 +194,9 @@ def _collect(job: Job, staged: epath.Path) -> Result:
         raise PipelineFailed(f"{base}: the pipeline ended without having made this shard")
     if is_remote(staged):
         for remote, local in zip(shard.files(base)[1:], shard.files(job.base)[1:], strict=True):
-            with _reaching(remote):
+            with reaching(remote):
                 remote.copy(local, overwrite=True)
     return result
-
-
-def _reaching(path: epath.Path) -> contextlib.AbstractContextManager[None]:
-    return reaching(path) if is_remote(path) else contextlib.nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -208,9 +207,8 @@ def _reaching(path: epath.Path) -> contextlib.AbstractContextManager[None]:
 class Part:
     """A piece of what spool.cut laid down for a job, and what the job's shard needs beside it."""
 
-    digest: str  # of the job, as its rows and images
+    digest: str  # of the job, as its rows
     rows: int
-    images: int
     offset: int  # of `samples` in the job's file
     samples: bytes
     reader: ImageReader
@@ -220,7 +218,7 @@ class Part:
 def cut(request: Request, staged: str, code: str) -> Iterator[tuple[str, Part]]:
     """Read the release; gives (name of the shard, part) of all that is to be made, and lists all jobs in `staged`."""
     _check_code(code)
-    listed: list[tuple[str, str, int, int]] = []
+    listed: list[tuple[str, str, int]] = []
     summary: dict[str, Any]
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -228,7 +226,7 @@ def cut(request: Request, staged: str, code: str) -> Iterator[tuple[str, Part]]:
             with request.cutting(release, Path(folder)) as (jobs, store):
                 reader, source = store.reader.away(), source_name(release)
                 for job in jobs:
-                    listed.append((job.base.name, job.digest, job.rows, job.images))
+                    listed.append((job.base.name, job.digest, job.rows))
                     if shard.finished(job, epath.Path(staged) / job.base.name) is None:
                         yield from _parts(job, reader, source)
                     job.samples_path.unlink()
@@ -242,14 +240,15 @@ def cut(request: Request, staged: str, code: str) -> Iterator[tuple[str, Part]]:
         raise
     except UserError as error:  # trying again, as a runner would, changes nothing
         summary = {"error": str(error)}
-    (epath.Path(staged) / JOBS_FILE).write_text(json.dumps(summary))
+    with reaching(staged):
+        (epath.Path(staged) / JOBS_FILE).write_text(json.dumps(summary))
 
 
 def _parts(job: Job, reader: ImageReader, source: str) -> Iterator[tuple[str, Part]]:
     with open(job.samples_path, "rb") as file:
         offset = 0
         while samples := file.read(PART_BYTES):
-            yield job.base.name, Part(job.digest, job.rows, job.images, offset, samples, reader, source)
+            yield job.base.name, Part(job.digest, job.rows, offset, samples, reader, source)
             offset += len(samples)
 
 
@@ -271,11 +270,11 @@ def make_shard(name: str, parts: Iterable[Part], staged: epath.Path, tick: Calla
     """Make a shard in a folder of this machine's, and put it into `staged`; tick as of shard.make."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / name
-        with open(Job(base, "", 0, 0).samples_path, "wb") as file:
+        with open(Job(base, "", 0).samples_path, "wb") as file:
             for part in parts:  # in any order
                 file.seek(part.offset)
                 file.write(part.samples)
-        job = Job(base, part.digest, part.rows, part.images)
+        job = Job(base, part.digest, part.rows)
         if shard.finished(job, staged / name) is not None:
             return  # a runner may start a job twice
         with contextlib.closing(part.reader) as reader:

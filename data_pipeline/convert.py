@@ -31,17 +31,20 @@ from etils import epath
 from data_pipeline import manifest, pool
 from data_pipeline.image_store import ImageStore
 from data_pipeline.manifest import MANIFEST_FILE
-from data_pipeline.releases import FORMATS, OPTIONS, Release, open_release
-from data_pipeline.remote import is_remote, reaching, to_path
+from data_pipeline.releases import FORMATS, OPTIONS, Release, open_release, scienceqa
+from data_pipeline.remote import reaching, to_path
 from data_pipeline.shard import Result, code_version
 from data_pipeline.spool import Job, SeenIds, cut
 from data_pipeline.tfds_writer import Shard, check_split, check_target, staging
 from data_pipeline.work_folder import work_folder
 from vflax.errors import UserError
+from vflax.folders import NotWritten
 
 DEFAULT_SHARD_MB = 256
 # Formats whose ids are unique by design; in the others different samples share one.
 _UNIQUE_IDS = ("vision_flan",)
+# A split that is there is not replaced when a greater share is left out: more likely a disk is not mounted.
+MAX_LEFT_OUT = 0.5
 
 
 def convert(
@@ -57,6 +60,7 @@ def convert(
     follow_links: bool = False,
     workers: int | None = None,
     shard_size_mb: int = DEFAULT_SHARD_MB,
+    max_left_out: float = MAX_LEFT_OUT,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Convert one release to one split of the dataset at `out`.
@@ -72,6 +76,7 @@ def convert(
         follow_links: links may lead out of the image folder.
         workers: processes; None for one per core. The result does not depend on it.
         shard_size_mb: size of a shard in MiB, about.
+        max_left_out: the share of samples left out, above which a split that is there already is not replaced.
         show_progress: draw a progress bar on stderr.
 
     Returns:
@@ -80,8 +85,11 @@ def convert(
 
     Raises:
         UserError: an argument is wrong, the file is not of that format, or not one sample survived: nothing is left
-            behind then. Or the disk is full or a worker was killed: the same call goes on with what is finished.
+            behind then, but for what an earlier call had finished. Or the disk is full, images cannot be read, a worker
+            was killed, or more than max_left_out would be left out: the same call goes on with what is finished.
     """
+    if not 0 <= max_left_out <= 1:
+        raise UserError(f"--max_left_out={max_left_out}: expected a share, from 0 to 1")
     if shard_size_mb < 1 or (workers is not None and workers < 1):
         raise UserError(f"--shard_size_mb={shard_size_mb}, --workers={workers}: expected at least 1 of each")
     request = Request(
@@ -95,6 +103,7 @@ def convert(
         task_from,
         follow_links,
         shard_size_mb,
+        max_left_out,
     )
     target = request.target()
     release = request.release()
@@ -103,7 +112,9 @@ def convert(
             count = workers or os.cpu_count() or 1
             results = pool.run(jobs, count, store.reader, source_name(release), show_progress)
             sources, places = manifest.sources(release.files), store.report()
-        report = manifest.split_report(release.format, sources, places, split, request.options(), results)
+        report = manifest.split_report(
+            release.format, sources, places, split, request.options(release.format), results
+        )
         return finish(request, target, report, results, [result.shard for result in results], work)
 
 
@@ -125,6 +136,7 @@ class Request:
     task_from: str | None
     follow_links: bool
     shard_size_mb: int
+    max_left_out: float = MAX_LEFT_OUT
 
     def target(self) -> epath.Path:
         """Where the dataset will be.
@@ -144,12 +156,16 @@ class Request:
             UserError: see open_release.
         """
         path = to_path(self.annotations, "--annotations")
-        with reaching(path) if is_remote(path) else contextlib.nullcontext():
-            return open_release(path, self.format, **self._reader())
+        with reaching(path):
+            release = open_release(path, self.format, **self._reader(self.format))
+            options = self._reader(release.format)
+            if options != self._reader(self.format):  # auto
+                release = open_release(path, release.format, **options)
+            return release
 
-    def options(self) -> dict[str, Any]:
-        """As the manifest names them."""
-        chosen = {name: value for name, value in self._reader().items() if value is not None}
+    def options(self, format: str) -> dict[str, Any]:
+        """As the manifest names them; format: the release's, never auto."""
+        chosen = {name: value for name, value in self._reader(format).items() if value is not None}
         return chosen | {"follow_links": self.follow_links, "shard_size_mb": self.shard_size_mb}
 
     @contextlib.contextmanager
@@ -164,8 +180,11 @@ class Request:
             ids.close()
             store.close()
 
-    def _reader(self) -> dict[str, str | None]:
-        return {"style": self.style, "split": self.source_split, "task_from": self.task_from}
+    def _reader(self, format: str) -> dict[str, str | None]:
+        """The options of a format's reader. ScienceQA's problems are those of the split that is made, if it has it."""
+        same = format == "scienceqa" and self.split in scienceqa.SPLITS
+        split = self.source_split or (self.split if same else None)
+        return {"style": self.style, "split": split, "task_from": self.task_from}
 
 
 def source_name(release: Release) -> str:
@@ -185,11 +204,14 @@ def finish(
 
     Raises:
         UserError: not one sample survived.
+        NotWritten: too many are left out to replace a split that is there.
     """
     shown = report | {"quarantine": manifest.first_problems(results)}
     if not report["written"]:
         raise UserError(_nothing_left(request.annotations, request.images, shown))
     with staging(target, work) as stage:
+        if stage.has_split(request.split) and report["quarantined"] > request.max_left_out * report["read"]:
+            raise NotWritten(_too_many(request, shown))
         stage.add_split(request.split, shards)
         manifest.add_to(stage, request.split, report, results)
         stage.commit(f"Converted from {report['format']} annotations.")
@@ -204,6 +226,15 @@ def _nothing_left(annotations: str, images: str | None, report: dict[str, Any]) 
         f"{annotations}: not one of {report['read']} samples can be used {report['reasons']}. "
         f"The first: {first['id']} {first['file']}: {first['detail']}. "
         f"Is --images={images or ''} the folder that the paths start from?"
+    )
+
+
+def _too_many(request: Request, report: dict[str, Any]) -> str:
+    first = report["quarantine"][0]
+    return (
+        f"{request.out}: split {request.split!r} is left as it was: {report['quarantined']} of {report['read']} "
+        f"samples would be left out {report['reasons']}. The first: {first['id']} {first['file']}: {first['detail']}. "
+        "If that is as it should be, --max_left_out=1 replaces the split; what was made is kept for it"
     )
 
 
@@ -241,6 +272,12 @@ def parser(program: str, description: str | None) -> argparse.ArgumentParser:
     add(
         "shard_size_mb", "size of a shard in MiB, about (default: %(default)s)",
         type=int, default=DEFAULT_SHARD_MB, metavar="MB",
+    )  # fmt: skip
+    add(
+        "max_left_out",
+        "if more than this share of the samples is left out, a split that is there already is not replaced "
+        "(default: %(default)s; 1 replaces it in any case)",
+        type=float, default=MAX_LEFT_OUT, metavar="SHARE",
     )  # fmt: skip
     return parser
 

@@ -3,7 +3,8 @@
     {"splits": {SPLIT: {
         format, tool {vflax: version, code: hash of the code that makes shards}, options {name: value},
         sources [{file, bytes, sha256}]     the annotation files
-        images [{path, kind, entries}]      folders and archives; entries of an archive: how many files it holds
+        images [{path, kind, entries, skipped}]     folders and archives; of an archive how many files it holds, and how
+                                            many members were passed over (absent: none; data_pipeline.archives)
         read, written, quarantined          samples; read = written + quarantined
         reasons {reason: count}             of those left out: data_pipeline.hygiene, data_pipeline.releases
         findings {kind: count}              of those written
@@ -27,6 +28,7 @@ from typing import Any
 from etils import epath
 
 import vflax
+from data_pipeline.remote import reaching
 from data_pipeline.shard import Result, code_version
 from data_pipeline.tfds_writer import Stage
 
@@ -95,7 +97,7 @@ def sources(files: Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
 
 def _source(file: epath.Path) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
-    with file.open("rb") as data:
+    with reaching(file), file.open("rb") as data:
         while block := data.read(1 << 20):
             digest.update(block)
             size += len(block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -96,8 +97,13 @@ def _in_processes(
                 yield from (future.result() for future in ready)
     except BrokenProcessPool:
         raise WorkerKilled(
-            "a worker process was killed, most likely because memory ran out; try fewer --workers"
+            "a worker process was killed: most likely memory ran out (try fewer --workers), or convert() was called by "
+            'a script that does not guard it by `if __name__ == "__main__":` (its workers import the script)'
         ) from None
+    except BaseException:  # Ctrl-C too: shards that are not finished do not count, so nobody waits for them
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -117,6 +123,9 @@ _source = ""
 def _start_worker(counters: Any, reader: ImageReader, source: str) -> None:
     global _counters, _reader, _source
     _counters, _reader, _source = counters, reader, source
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends Ctrl-C to all; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

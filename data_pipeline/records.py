@@ -15,6 +15,9 @@ class RawSample:
     task: str
     files: tuple[str, ...]  # images, relative to the image folder
     conversations: Any  # as it stands there; vflax.conversation.read_llava judges it
+    repeated: str = (
+        ""  # the id that it has there, where an earlier sample has it too and `id` was made to differ
+    )
 
 
 @dataclasses.dataclass(frozen=True)

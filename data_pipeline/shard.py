@@ -12,7 +12,6 @@ A shard without that record, or with one of another digest, does not count and i
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -33,7 +32,7 @@ from data_pipeline import archives, hygiene, image_store, records, spool, tfds_w
 from data_pipeline.archives import Entry
 from data_pipeline.image_store import ImageReader, Missing
 from data_pipeline.records import Finding, Problem, RawSample
-from data_pipeline.remote import is_remote, reaching
+from data_pipeline.remote import Unreachable, reaching
 from data_pipeline.spool import Job
 from data_pipeline.tfds_writer import Shard, ShardWriter
 
@@ -90,16 +89,21 @@ def finished(job: Job, base: epath.Path | None = None) -> Result | None:
     """The shard of this job, if an earlier run finished it and its files are there.
 
     base: the path that its files' names begin with, where they lie elsewhere than the job's (on a bucket).
+
+    Raises:
+        Unreachable: the bucket does not answer.
     """
     place = base or epath.Path(job.base)
     try:
-        with reaching(place) if is_remote(place) else contextlib.nullcontext():
+        with reaching(place):
             content = done_path(place).read_bytes()
             there = [path.stat().length for path in files(place)]
         record = json.loads(content)
         if record["digest"] != job.digest or record.pop("files") != there:
             return None
         return Result(base=job.base, **record)
+    except Unreachable:  # a ValueError, as every UserError is
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -154,11 +158,14 @@ def make(job: Job, reader: ImageReader, source: str, tick: Callable[[int], None]
 
 
 def _doubts(sample: RawSample | Problem, images: list[Entry | Missing]) -> list[Finding]:
-    """Findings of images that lie in two archives."""
+    """Findings of a repeated id, and of images that lie in two archives."""
     assert isinstance(sample, RawSample)
-    return [
+    about = (sample.number, sample.id, sample.task)
+    detail = f"an earlier entry has the id {sample.repeated!r}; here it is {sample.id!r}"
+    found = [Finding(*about, "", "repeated_id", detail)] if sample.repeated else []
+    return found + [
         Finding(
-            sample.number, sample.id, sample.task, file, "in_two_archives",
+            *about, file, "in_two_archives",
             f"{image.other} holds other bytes under this name; the first archive counts",
         )
         for file, image in zip(sample.files, images, strict=True)

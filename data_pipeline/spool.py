@@ -38,13 +38,11 @@ class Job:
     base: the path that its files' names begin with: BASE.samples, and what data_pipeline.shard makes of it.
     digest: of all that decides the shard's bytes.
     rows: entries of the release, problems included.
-    images: how many images they have.
     """
 
     base: Path
     digest: str
     rows: int
-    images: int
 
     @property
     def samples_path(self) -> Path:
@@ -78,11 +76,11 @@ class SeenIds:
             return sample
         if not self._number:
             file = ", ".join(sample.files)
-            detail = "an earlier sample has the same id"
+            detail = "an earlier entry has the same id (it counts, even where it is left out itself)"
             return Problem(sample.number, sample.id, sample.task, file, "duplicate_id", detail)
         while self._count(name := f"{sample.id}#{times}") > 1:
             times += 1
-        return dataclasses.replace(sample, id=name)
+        return dataclasses.replace(sample, id=name, repeated=sample.id)
 
     def _count(self, id: str) -> int:
         """How often this id came, this time included."""
@@ -145,8 +143,8 @@ class _JobWriter:
     def __init__(self, base: Path, salt: str) -> None:
         self._base = base
         self._digest = hashlib.sha256(salt.encode())
-        self._file = open(Job(base, "", 0, 0).samples_path, "wb")  # noqa: SIM115 (closed by close)
-        self.bytes = self.rows = self._images = 0
+        self._file = open(Job(base, "", 0).samples_path, "wb")  # noqa: SIM115 (closed by close)
+        self.bytes = self.rows = 0
 
     def add(self, row: RawSample | Problem, images: list[Entry | Missing]) -> None:
         value: dict[str, Any]
@@ -154,14 +152,12 @@ class _JobWriter:
             value = {"problem": row.__dict__}
         else:
             value = {"sample": row.__dict__, "images": images}
-        # default: a reader may give decimal numbers, where nobody expects numbers at all.
-        line = json.dumps(value, separators=(",", ":"), default=float).encode() + b"\n"
+        line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
         self._file.write(line)
         self._digest.update(line)
         self.bytes += len(line) + sum(image.size for image in images if isinstance(image, Entry))
         self.rows += 1
-        self._images += len(images)
 
     def close(self) -> Job:
         self._file.close()
-        return Job(self._base, self._digest.hexdigest(), self.rows, self._images)
+        return Job(self._base, self._digest.hexdigest(), self.rows)

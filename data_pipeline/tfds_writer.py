@@ -238,6 +238,9 @@ class Stage:
         self._contents = _copy_existing(out, self.new)
         self._on_bucket: dict[str, epath.Path] = {}
 
+    def has_split(self, split: str) -> bool:
+        return split in self._contents
+
     def add_split(self, split: str, shards: Sequence[Shard]) -> None:
         """Take finished shards, in their order, as the split; a split of that name is replaced.
 
@@ -350,7 +353,7 @@ def staging(out: str | os.PathLike[str], scratch: Path | None = None) -> Iterato
     It lies beside `out`, where `out` is local; else in the folder `scratch`.
     """
     if not is_remote(out):
-        local = Path(os.path.abspath(out))
+        local = Path(os.path.realpath(out))
         check_target(epath.Path(local))
         with folders.beside(local) as root:
             yield Stage(epath.Path(local), root)
@@ -375,13 +378,15 @@ def check_target(out: epath.Path) -> None:
     """Refuse to write over something that is not a vflax dataset.
 
     Raises:
-        UserError: `out` is a file, or a directory with other things in it.
+        UserError: `out` is a file, a directory with other things in it, or the root of a mounted disk.
     """
-    with reaching(out) if is_remote(out) else contextlib.nullcontext():
+    with reaching(out):
         if not out.exists():
             return
         is_folder = out.is_dir()
         is_other = is_folder and any(out.iterdir()) and not (out / CONTENTS_FILE).exists()
+    if not is_remote(out) and os.path.ismount(os.path.realpath(out)):
+        raise UserError(f"{out} is where a disk is mounted, which cannot be renamed; name a folder below it")
     if not is_folder:
         raise UserError(f"{out} is a file; expected a directory, or nothing, to write the dataset to")
     if is_other:
@@ -396,15 +401,16 @@ def _copy_existing(out: epath.Path, new: Path) -> dict[str, Any]:
 
     Of a directory on a bucket only JSON files are fetched: the others stay there as they are.
     """
-    if not (out / CONTENTS_FILE).exists():
-        new.mkdir()
-        return {}
-    if is_remote(out):
-        new.mkdir()
-        for path in out.glob("*.json"):
-            path.copy(new / path.name)
-    else:
-        shutil.copytree(out, new, copy_function=_link)
+    with reaching(out):
+        if not (out / CONTENTS_FILE).exists():
+            new.mkdir()
+            return {}
+        if is_remote(out):
+            new.mkdir()
+            for path in out.glob("*.json"):
+                path.copy(new / path.name)
+        else:
+            shutil.copytree(out, new, copy_function=_link)
     return json.loads((new / CONTENTS_FILE).read_text("utf-8"))["splits"]
 
 

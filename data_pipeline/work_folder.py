@@ -1,7 +1,8 @@
 """Where a conversion keeps what it has finished, so that a killed one goes on: a folder whose name stays the same.
 
 Beside a local OUT it is .OUT.converting-SPLIT; for an OUT on a bucket it lies in the cache (VFLAX_CACHE, or
-~/.cache/vflax). It goes when the conversion ends well, or for a reason that running again would not change.
+~/.cache/vflax). It goes when the conversion ends well, or for a reason that running again would not change; what an
+earlier run left in it goes only when the conversion ends well.
 """
 
 from __future__ import annotations
@@ -26,19 +27,24 @@ def work_folder(out: str | os.PathLike[str], split: str) -> Iterator[Path]:
     """The folder of this conversion, while nobody else converts to the same `out`.
 
     Raises:
-        UserError: somebody else does; or the disk is full, or cannot be written: then the folder stays.
+        UserError: somebody else does; or the disk is full, or cannot be written: then the folder stays. So does one
+            that was there before, whatever is raised: a mistake in the second command does not cost what the first did.
     """
     parent, name = _where(out)
     folder = parent / f".{name}.converting-{split}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _locked(parent / f".{name}.converting.lock", out):
+            was_there = folder.is_dir()
             folder.mkdir(exist_ok=True)
             try:
                 yield folder
             except folders.NotWritten:
                 raise
-            except UserError:
+            except UserError as error:
+                if was_there:
+                    kept = f"{error}. What an earlier run finished is kept in {folder}"
+                    raise UserError(kept) from None
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             shutil.rmtree(folder, ignore_errors=True)
@@ -52,7 +58,7 @@ def work_folder(out: str | os.PathLike[str], split: str) -> Iterator[Path]:
 
 def _where(out: str | os.PathLike[str]) -> tuple[Path, str]:
     if not is_remote(out):
-        local = Path(os.path.abspath(out))
+        local = Path(os.path.realpath(out))
         return local.parent, local.name
     cache = Path(os.environ.get("VFLAX_CACHE") or "~/.cache/vflax").expanduser()
     url = os.fspath(out).rstrip("/")

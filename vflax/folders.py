@@ -1,4 +1,5 @@
 """A folder appears under its name when it is whole, or not at all; what a killed process left goes at the next one.
+Where the name is a symbolic link, the folder that it points to is replaced, and the link stays.
 
 Imports nothing heavy: the offline side uses it too.
 """
@@ -31,7 +32,7 @@ def beside(out: Path) -> Iterator[Path]:
         NotWritten: the disk is full, or `out` cannot be written for another reason of the system's. What was there
             under that name is there still.
     """
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     root = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,7 @@ def beside(out: Path) -> Iterator[Path]:
 
 def swap(new: Path, out: Path) -> None:
     """Give `new` the name `out`; what had that name goes only then. `recover` mends a process killed in between."""
+    out = Path(os.path.realpath(out))
     old = _old_name(out)
     if out.is_dir():
         os.rename(out, old)
@@ -59,9 +61,12 @@ def swap(new: Path, out: Path) -> None:
 
 def recover(out: Path) -> None:
     """Give back its name to the folder that a killed `swap` had set aside."""
+    out = Path(os.path.realpath(out))
     old = _old_name(out)
     if old.is_dir():
-        if out.is_dir():
+        if out.is_dir() and old.is_symlink():
+            old.unlink()
+        elif out.is_dir():
             shutil.rmtree(old)
         else:
             os.rename(old, out)

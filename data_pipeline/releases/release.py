@@ -16,6 +16,7 @@ from etils import epath
 from data_pipeline.records import Problem, RawSample
 from data_pipeline.releases import json_stream, llava, scienceqa
 from data_pipeline.releases.json_stream import BadLine, Layout
+from data_pipeline.remote import reaching
 from vflax.errors import UserError
 
 FORMATS = {
@@ -86,6 +87,7 @@ class Release:
 
     Raises, while iterating:
         UserError: the file turns out not to be JSON, or ends too early, after PEEK records.
+        Unreachable: the bucket does not answer.
     """
 
     def __init__(
@@ -98,7 +100,8 @@ class Release:
         self.format, self.files, self.name, self._read = format, files, name, read
 
     def __iter__(self) -> Iterator[RawSample | Problem]:
-        return self._read()
+        with reaching(self.files[0]):
+            yield from self._read()
 
 
 def open_release(annotations: str | os.PathLike[str], format: str, **options: str | None) -> Release:

@@ -21,12 +21,14 @@ from PIL import Image
 
 from data_pipeline import pool, shard
 from data_pipeline.convert import convert, main
+from data_pipeline.image_store import ImageReader, ImageStore
 from data_pipeline.remote import Unreachable, reaching
 from data_pipeline.spool import Job
 from data_pipeline.tfds_writer import ShardWriter
 from tests.data_pipeline.test_convert import Release, entry, files
 from vflax import folders
 from vflax.errors import UserError
+from vflax.folders import NotWritten
 
 EXAMPLE = {"id": "a", "task": "t", "conversations": [], "source": "test"}
 SHARDS = 8
@@ -283,6 +285,98 @@ def test_a_bucket_that_does_not_answer_makes_no_image_missing(tmp_path, monkeypa
     assert convert_and_count(release, monkeypatch) == SHARDS - 4
 
 
+def test_a_mistake_in_the_second_command_does_not_cost_what_the_first_one_finished(stopped, monkeypatch):
+    with pytest.raises(UserError, match=r"no such folder or archive.*is kept in .*\.out\.converting-train"):
+        convert("vision_flan", stopped.annotations, stopped.images / "typo", stopped.out, show_progress=False)
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 5
+
+
+def test_an_error_of_the_disk_while_images_are_read_ends_the_conversion_and_leaves_none_out(
+    stopped, monkeypatch, capsys
+):
+    read = ImageReader.read
+
+    def failing(self, entry):
+        if entry.name == "img7.png":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageReader, "read", failing)
+        with pytest.raises(NotWritten, match=r"img7\.png: cannot be read \(Input/output error\)"):
+            stopped.convert(shard_size_mb=1, workers=1)
+    assert convert_and_count(stopped, monkeypatch) == SHARDS - 7
+
+
+def test_a_split_is_not_replaced_by_one_that_lacks_most_of_its_samples_unless_told_so(tmp_path, capsys):
+    """As when a disk is not mounted."""
+    release = Release(tmp_path, [entry(0), *(entry(i, image=None) for i in (1, 2)), entry(3), entry(4)])
+    assert release.convert()["written"] == 5
+    before = files(release.out)
+    for path in release.images.iterdir():
+        path.unlink()
+    arguments = [f"--annotations={release.annotations}", f"--images={release.images}", f"--out={release.out}"]
+    assert main(["--format=vision_flan", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "split 'train' is left as it was: 3 of 5 samples would be left out" in error
+    assert files(release.out) == before
+    assert main(["--format=vision_flan", *arguments, "--max_left_out=1"]) == 0
+    assert json.loads((release.out / "manifest.json").read_text())["splits"]["train"]["written"] == 2
+    assert main(["--format=vision_flan", *arguments, "--max_left_out=2"]) == 1
+
+
+def test_a_link_as_out_stays_a_link_and_what_it_points_to_is_replaced(tmp_path):
+    release = Release(tmp_path / "in", [entry(0)])
+    (tmp_path / "big/vf").mkdir(parents=True)
+    out = tmp_path / "vf"
+    out.symlink_to(tmp_path / "big/vf")
+    for split in ("train", "test"):
+        release.convert(out=out, split=split)
+    assert out.is_symlink()
+    assert sorted(path.name for path in (tmp_path / "big").iterdir()) == ["vf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "in", "vf"]
+    assert {"vflax-train.array_record-00000-of-00001", "vflax-test.array_record-00000-of-00001"} <= {
+        path.name for path in out.iterdir()
+    }
+
+
+def test_a_mount_point_as_out_is_refused_at_once(tmp_path, monkeypatch):
+    release = Release(tmp_path, [entry(0)])
+    release.out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == release.out)
+    with pytest.raises(UserError, match=r"where a disk is mounted.*name a folder below it"):
+        release.convert()
+
+
+def test_whether_a_shard_is_finished_is_not_guessed_when_the_bucket_does_not_answer(tmp_path, monkeypatch):
+    def silent(path):
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(shard, "done_path", silent)
+    with pytest.raises(Unreachable):
+        shard.finished(Job(tmp_path / "00000", "", 1), epath.Path("gs://bucket/00000"))
+
+
+def test_an_error_with_several_workers_does_not_wait_for_the_others(tmp_path, monkeypatch):
+    """Their shards do not count; a worker may be a minute in one."""
+    monkeypatch.setattr(pool, "_run_in_worker", _slow)
+    store = ImageStore(None, tmp_path)
+    jobs = [Job(tmp_path / f"{i:05d}", "", 1) for i in range(3)]
+
+    def cut():
+        yield from jobs
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(cut(), 2, store.reader, "release", show_progress=False)
+    assert time.monotonic() - began < 30
+
+
+def _slow(job):
+    time.sleep(60)
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
     release = release_of_many_shards(tmp_path)
 
@@ -333,8 +427,8 @@ if __name__ == "__main__":
 
 def test_the_bar_counts_what_is_to_do_and_tells_what_was_finished_before():
     with pool.Bar(show=False) as bar:
-        bar.read(Job(Path("00000"), "", rows=5, images=5), finished=True)
-        bar.read(Job(Path("00001"), "", rows=3, images=6), finished=False)
+        bar.read(Job(Path("00000"), "", rows=5), finished=True)
+        bar.read(Job(Path("00001"), "", rows=3), finished=False)
         [task] = bar._progress.tasks
         assert task.total is None  # not known before the release is read to its end: no time left is made up
         bar.all_read()
