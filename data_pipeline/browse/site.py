@@ -263,7 +263,7 @@ def _read_findings(path: Path, split: str) -> list[dict[str, Any]]:
         counts: Counter[str] = Counter()
         listed: dict[str, list[dict[str, Any]]] = {}
         for line in _lines(path / kind / f"{split}.jsonl"):
-            reason = str(line.get("reason", ""))
+            reason = str(line.get("reason") or line.get("kind", ""))  # records.Problem, records.Finding
             counts[reason] += 1
             if counts[reason] <= _LISTED:
                 shown = {key: str(line.get(key, "")) for key in ("id", "task", "file", "detail")}

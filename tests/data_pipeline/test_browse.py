@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,10 +22,12 @@ import sentencepiece
 import tokenizers
 from PIL import Image
 
+from data_pipeline import shard
 from data_pipeline.browse import write_site
 from data_pipeline.browse.__main__ import main
 from data_pipeline.browse.pieces import CUT, IMAGE, SPECIAL, SUPERVISED, Pieces, pieces
 from data_pipeline.browse.view import View, choose
+from data_pipeline.records import Finding, Problem
 from data_pipeline.tfds_writer import write_dataset
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.conversation import read_llava, render_text
@@ -414,13 +417,14 @@ def test_a_conversation_that_cannot_be_rendered_is_shown_as_it_stands(tmp_path, 
 def test_the_lists_of_the_conversion_are_counted_by_reason(tmp_path, view):
     write_dataset(tmp_path / "data", {"train": [example(0)]})
     told = {"id": "gone", "task": "t", "file": "a.jpg", "detail": "No such file"}
-    line = told | {"number": 1, "reason": "image_missing"}
+    problem = Problem(**told, number=1, reason="image_missing")
+    finding = Finding(0, "s0", "t", "", "extra_image_marker", "text")
     for folder, lines in {
-        "quarantine": [line] * 250 + [line | {"reason": "image_damaged"}],
-        "findings": [line | {"id": "s0", "reason": "extra_image_marker"}],
+        "quarantine": [problem] * 250 + [dataclasses.replace(problem, reason="image_damaged")],
+        "findings": [finding, dataclasses.replace(finding, kind="animated"), finding],
     }.items():
         (tmp_path / "data" / folder).mkdir()
-        text = "".join(json.dumps(value) + "\n" for value in lines)
+        text = "".join(map(shard._line, lines))
         (tmp_path / "data" / folder / "train.jsonl").write_text(text)
         (tmp_path / "data" / folder / "test.jsonl").write_text("of another split")
     write_site(tmp_path / "data", tmp_path / "page", view, show_progress=False)
@@ -428,7 +432,8 @@ def test_the_lists_of_the_conversion_are_counted_by_reason(tmp_path, view):
     assert [(group["kind"], group["reason"], group["count"], len(group["lines"])) for group in found] == [
         ("quarantine", "image_missing", 250, 200),
         ("quarantine", "image_damaged", 1, 1),
-        ("findings", "extra_image_marker", 1, 1),
+        ("findings", "extra_image_marker", 2, 2),
+        ("findings", "animated", 1, 1),
     ]
     assert found[0]["lines"][0] == told
 
