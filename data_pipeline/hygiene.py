@@ -47,9 +47,11 @@ IMAGE_FINDINGS = {
 CONVERSATION_FINDINGS = {
     "empty_answer": "ends before an answer without text",
     "empty_question": "a human turn with neither text nor image",
-    "extra_image_marker": "more <image> than images, or one in an answer: text",
+    "extra_image_marker": "more <image> in the human turns than images: the others are text",
     "first_turn_dropped": "the first turn is not human and is left out",
     "image_without_marker": "fewer <image> than images: the images left over follow the last one that has a place",
+    "marker_in_answer": "<image> in an answer: text",
+    "marker_without_image": "<image>, but no image at all: text",
     "lone_surrogate": "half a UTF-16 pair became U+FFFD",
     "unanswered": "the last turn is human: nothing of it is learned",
 }
@@ -131,7 +133,7 @@ def _oddities(image: Image.Image) -> list[tuple[str, str]]:
         kinds.append("cmyk")
     if image.mode[0] in "IF":
         kinds.append("sixteen_bit")
-    if image.has_transparency_data and _lowest_alpha(image) < 255:
+    if image.has_transparency_data and _is_transparent(image):
         kinds.append("transparent")
     if _orientation(image) in range(2, 9):
         kinds.append("exif_rotated")
@@ -151,6 +153,17 @@ def _has_several_frames(image: Image.Image) -> bool:
         return getattr(image, "is_animated", False)
     except Exception:  # looking for a second frame met damage; the first one is whole
         return False
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """
+    Raises:
+        ImageError: Pillow cannot tell.
+    """
+    try:
+        return _lowest_alpha(image) < 255
+    except ValueError as error:  # of a mode that does not become RGBA
+        raise images.ImageError(f"transparency: {error}") from None
 
 
 def _lowest_alpha(image: Image.Image) -> float:

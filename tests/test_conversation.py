@@ -139,16 +139,21 @@ def test_an_image_of_a_later_turn_stays_in_that_turn():
 def test_only_as_many_markers_as_images_are_images():
     turns = [human("<image> type <image>"), gpt("<image>"), human("<image>"), gpt("y")]
     expected = [[None, "\ntype <image>"], ["<image>"], ["<image>"], ["y"]]
-    assert parts_of(turns, 1) == (expected, ["extra_image_marker"])
+    assert parts_of(turns, 1) == (expected, ["extra_image_marker", "marker_in_answer"])
 
 
 def test_markers_in_a_sample_without_images_are_text_and_a_finding():
-    assert parts_of([human("<image>\nhi"), gpt("y")], 0) == ([["<image>\nhi"], ["y"]], ["extra_image_marker"])
+    found = parts_of([human("<image>\nhi"), gpt("y"), human("<image>"), gpt("z")], 0)
+    assert found == ([["<image>\nhi"], ["y"], ["<image>"], ["z"]], ["marker_without_image"])
+
+
+def test_a_marker_only_in_an_answer_of_a_sample_without_images_is_one_in_an_answer():
+    assert parts_of([human("hi"), gpt("<image>")], 0) == ([["hi"], ["<image>"]], ["marker_in_answer"])
 
 
 def test_a_marker_in_an_answer_is_text_and_a_finding():
     turns = [human("<image>\nhi"), gpt("see <image>")]
-    assert parts_of(turns, 1) == ([[None, "\nhi"], ["see <image>"]], ["extra_image_marker"])
+    assert parts_of(turns, 1) == ([[None, "\nhi"], ["see <image>"]], ["marker_in_answer"])
 
 
 @pytest.mark.parametrize("position", ["front", "auto"])

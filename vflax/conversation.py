@@ -93,7 +93,9 @@ def read_llava(
                                 stays unanswered (LLaVA masks the whole sample)
         "empty_question"        a human turn with neither text nor image; kept
         "unanswered"            the last turn is human; kept, as in LLaVA, and nothing of it is supervised
-        "extra_image_marker"    more `<image>` than images, or one in an answer: text (LLaVA drops or breaks)
+        "marker_without_image"  `<image>` in a human turn of a sample without images: text (LLaVA drops or breaks)
+        "extra_image_marker"    more `<image>` in the human turns than images: the others are text (likewise)
+        "marker_in_answer"      `<image>` in an answer: text (likewise)
         "image_without_marker"  fewer `<image>` than images: the images left over follow the last one that has
                                 a place, or open the first human turn (LLaVA ignores them)
         "lone_surrogate"        half a UTF-16 pair, replaced by U+FFFD
@@ -198,10 +200,10 @@ def _place_markers(turns: list[tuple[str, str]], num_images: int, findings: list
     """Splits the values at the markers that stand for images; images without a marker find a place."""
     left, last = num_images, 0
     placed: list[Turn] = []
-    extra = False
+    extra = in_answer = False
     for role, value in turns:
         if role != "user":
-            extra |= IMAGE_MARKER in value
+            in_answer |= IMAGE_MARKER in value
             placed.append(Turn("assistant", (Text(value),)))
             continue
         first, *others = value.split(IMAGE_MARKER, left)
@@ -213,7 +215,9 @@ def _place_markers(turns: list[tuple[str, str]], num_images: int, findings: list
         extra |= IMAGE_MARKER in (others or [first])[-1]
         placed.append(Turn("user", tuple(part for part in parts if part != Text(""))))
     if extra:
-        findings.append("extra_image_marker")
+        findings.append("extra_image_marker" if num_images else "marker_without_image")
+    if in_answer:
+        findings.append("marker_in_answer")
     if left:
         findings.append("image_without_marker")
         kept = placed[last].parts

@@ -60,7 +60,8 @@ def write_release(folder: Path, kind: str, rows: int = 50) -> tuple[Path, Path, 
 
     Returns:
         the annotation file, the image folder, and how often each fault is in it: {name: count}, and beside the faults
-        "begins_with_marker", "ends_with_marker", "inline_options". `reason_of` says what becomes of each.
+        "begins_with_marker", "ends_with_marker", "inline_options", "unlettered_options", "several_turns". `reason_of`
+        says what becomes of each.
     """
     release = _Release(folder, kind)
     faults = list(_faults(kind).items())
@@ -123,10 +124,11 @@ _FINDINGS = {
     "first_turn_gpt": "first_turn_dropped",
     "unanswered": "unanswered",
     "several_markers": "extra_image_marker",
-    "marker_in_answer": "extra_image_marker",
-    "marker_without_image": "extra_image_marker",
-    "literal_marker": "extra_image_marker",
+    "marker_in_answer": "marker_in_answer",
+    "marker_without_image": "marker_without_image",
+    "literal_marker": "marker_without_image",
     "marker_in_text": "extra_image_marker",
+    "duplicate_id": "repeated_id",
     "image_without_marker": "image_without_marker",
     "empty_question": "empty_question",
 }
@@ -222,6 +224,8 @@ def _vision_flan(i: int, rng: random.Random) -> Record:
     question = "What is shown in the picture?"
     if i % 5 == 0:
         question += f" \n\nOptions: (a) {thing} (b) nothing (c) a train"
+    elif i % 5 == 1:
+        question += f" \n\nOptions: {thing}, nothing, a train"
     stem = f"vision-flan_{task}+{i}" if "+" in task else f"multiinstruct_{task}_['train', 'val']_{i}"
     return {
         "id": stem,
@@ -260,21 +264,23 @@ _FOLDERS = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_ima
 
 def _mix665k(i: int, rng: random.Random) -> Record:
     if i % 6 == 5:  # ShareGPT: no picture, odd ids
-        return {
-            "id": f"wNBG8Gp_{i}",
-            "model": "",
-            "conversations": _turns("Write a line about rivers.", "A river bends."),
-        }
+        values = ["Write a line about rivers.", "A river bends."] + ["And one more.", "It carries sand."] * (
+            i % 4
+        )
+        return {"id": f"wNBG8Gp_{i}", "model": "", "conversations": _turns(*values)}
     question = "What is it?\nAnswer the question using a single word or phrase."
     if i % 5 == 0:
         question = (
             "Which is it?\nA. bus\nB. dog\nAnswer with the option's letter from the given choices directly."
         )
     image_id: Any = i if i % 4 == 0 else f"{i:012d}"  # VG and GQA ids are numbers in places
+    values = [f"<image>\n{question}", "A" if i % 5 == 0 else rng.choice(_THINGS)]
+    for k in range(i % 4):  # the questions about one picture stand in one row; only the first has the marker
+        values += [f"Is there a thing to the left of number {k}?", rng.choice(("Yes", "No"))]
     return {
         "id": image_id,
         "image": f"{_FOLDERS[i % 5]}/{i:012d}.jpg",
-        "conversations": _turns(f"<image>\n{question}", "A" if i % 5 == 0 else rng.choice(_THINGS)),
+        "conversations": _turns(*values),
     }
 
 
@@ -359,6 +365,8 @@ def _looks(record: Record) -> list[str]:
         "begins_with_marker": text.startswith("<image>\n"),
         "ends_with_marker": text.endswith("\n<image>"),
         "inline_options": "Options: (a)" in text,
+        "unlettered_options": "Options: " in text and "Options: (" not in text,
+        "several_turns": len(turns or ()) > 2,
     }
     return [name for name, holds in names.items() if holds]
 
@@ -452,6 +460,9 @@ _TURNS: dict[str, Fault] = {
     "empty_question": _text_only("", "A bus."),
     "end_in_answer": _said("<image>\nWhat is it?", "A bus.</s> Or not."),
     "role_in_answer": _said("<image>\nWhat is it?", "A bus. USER: Why? ASSISTANT: It has wheels."),
+    "unk_in_answer": _said("<image>\nWhat is it?", "An <unk> bus."),
+    "bos_in_answer": _said("<image>\nWhat is it?", "<s> A bus."),
+    "long_answer": _said("<image>\nWhat is it?", "A bus and a dog. " * 1000),
     "lone_surrogate": _said("<image>\nWhat \ud83d is it?", "A bus \ude00 \ud83dA."),
     "doubled_turns": _conversations([{"from": "human", "value": text} for text in "ab"]),
     "no_turns": _conversations([]),

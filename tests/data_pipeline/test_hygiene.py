@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def turns(*values: str) -> list[dict]:
         (turns("<image>a", "b", "", "d"), "empty_question"),
         (turns("<image>a", "b", "c"), "unanswered"),
         (turns("<image><image>a", "b"), "extra_image_marker"),
-        (turns("<image>a", "b <image>"), "extra_image_marker"),
+        (turns("<image>a", "b <image>"), "marker_in_answer"),
         (turns("a", "b"), "image_without_marker"),
         ([{"from": "system", "value": "Be brief."}, *TURNS], "first_turn_dropped"),
         (turns("<image>a\ud83d", "b"), "lone_surrogate"),
@@ -193,6 +194,12 @@ def test_a_conversation_that_is_odd_is_kept_as_it_is_and_noted(conversations, ki
     assert isinstance(checked, hygiene.Checked)
     assert [(finding.kind, finding.file) for finding in checked.findings] == [(kind, "")]
     assert checked.example["conversations"] == conversations
+
+
+def test_a_marker_in_a_sample_without_images_has_a_name_of_its_own():
+    checked = hygiene.check(sample(files=()), [], "release")
+    assert isinstance(checked, hygiene.Checked)
+    assert [finding.kind for finding in checked.findings] == ["marker_without_image"]
 
 
 def test_a_missing_image_keeps_the_reason_that_the_store_gave():
@@ -208,6 +215,16 @@ def test_an_image_that_is_gone_when_it_is_read_is_missing():
     problem = hygiene.check(sample(), [gone], "release")
     assert isinstance(problem, Problem)
     assert problem.reason == "image_missing"
+
+
+def test_transparency_that_pillow_cannot_read_is_damage_and_ends_no_run(monkeypatch):
+    def odd(image: Image.Image) -> float:
+        raise ValueError("conversion not supported")
+
+    monkeypatch.setattr(hygiene, "_lowest_alpha", odd)
+    problem = check(palette(True))
+    assert isinstance(problem, Problem)
+    assert (problem.reason, problem.detail) == ("image_damaged", "transparency: conversion not supported")
 
 
 def test_findings_are_counted_and_listed_for_samples_that_are_kept_only(tmp_path: Path):
@@ -233,17 +250,15 @@ def test_findings_are_counted_and_listed_for_samples_that_are_kept_only(tmp_path
 
 
 def test_every_finding_and_reason_stands_in_the_documentation():
-    text = (Path(__file__).parents[2] / "docs/data.md").read_text("utf-8")
-    reasons = {reason for _, reason in LEFT_OUT.values()} | {
-        "empty_answer",
-        "unanswered",
-        "broken_conversation",
-    }
-    for name in {
-        *hygiene.IMAGE_FINDINGS,
-        *hygiene.CONVERSATION_FINDINGS,
-        *reasons,
-        "in_two_archives",
-        "duplicate_id",
-    }:
+    """Reasons are named in the code as texts beside Problem(...) and Missing(...)."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs/data.md").read_text("utf-8")
+    sources = [root / "data_pipeline" / f"{name}.py" for name in ("hygiene", "spool", "shard", "image_store")]
+    sources += (root / "data_pipeline/releases").glob("*.py")
+    code = "\n".join(path.read_text("utf-8") for path in sources)
+    told = re.findall(r'"((?:image|path|broken|duplicate|repeated|in_two|not_a|empty)_\w+)"', code)
+    known = {"broken_record", "not_a_caption", "path_outside", "image_missing", "duplicate_id", "repeated_id"}
+    assert known <= set(told)
+    reasons = {reason for _, reason in LEFT_OUT.values()} | set(told) - {"image_folder"}
+    for name in {*hygiene.IMAGE_FINDINGS, *hygiene.CONVERSATION_FINDINGS, *reasons}:
         assert f"`{name}`" in text, name

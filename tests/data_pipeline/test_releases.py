@@ -105,6 +105,23 @@ def test_a_release_holds_each_of_its_faults_and_is_the_same_each_time(tmp_path, 
     assert (expected, found) == written()
 
 
+@pytest.mark.parametrize(
+    ("kind", "look"),
+    [("mix665k", "several_turns"), ("vision_flan", "inline_options"), ("vision_flan", "unlettered_options")],
+)
+def test_faultless_rows_look_as_those_of_the_release_do(tmp_path, kind, look):
+    _, _, expected = write_release(tmp_path, kind)
+    assert expected[look] >= 5
+
+
+def test_words_of_the_tokenizer_and_long_answers_are_kept_as_they_stand(tmp_path):
+    rows = list(open_release(write_release(tmp_path, "llava_instruct")[0], "llava"))
+    answers = [
+        row.conversations[-1]["value"] for row in rows if isinstance(row, RawSample) and row.conversations
+    ]
+    assert {"An <unk> bus.", "<s> A bus.", "A bus and a dog. " * 1000} <= set(answers)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_release_can_be_gone_through_again(tmp_path, kind):
     release = open_release(write_release(tmp_path, kind)[0], FORMAT_OF[kind])
