@@ -20,7 +20,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -50,6 +50,7 @@ REMOTE_THREADS = 32
 _OPEN_ARCHIVES = 32
 # A folder with one of these is a folder of images, whatever else is in it.
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_OTHER_SUFFIXES = (".gif", ".jpg", ".png", ".jpeg", ".webp")
 
 
 class Missing(NamedTuple):
@@ -117,7 +118,7 @@ class ImageStore:
         # Not in the threads: SQLite's connection belongs to the one that made it.
         archived = [self._in_archives(name) for name in names]
         look = map if self._threads is None else self._threads.map
-        return list(look(self._find, names, archived))
+        return list(map(self._hinted, names, look(self._find, names, archived)))
 
     def report(self) -> list[dict[str, Any]]:
         """[{path: last component, kind, and of an archive what Archives.counts tells}]."""
@@ -155,12 +156,30 @@ class ImageStore:
             return _usable(archived)
         return missing or Missing("image_missing", self._not_in_archives())
 
+    def _hinted(self, name: str, found: Entry | Missing) -> Entry | Missing:
+        """With the name that an archive has instead, if it has one."""
+        if self._archives and isinstance(found, Missing) and found.reason == "image_missing":
+            detail = found.detail + _hint(filter(self._in_archives, _spellings(name)))
+            return found._replace(detail=detail)
+        return found
+
     def _not_in_archives(self) -> str:
         skipped = sum(count.get("skipped", 0) for count in self._counts.values())
         hint = (
             f"; {skipped:,} members were passed over (symbolic links, names with .. or \\)" if skipped else ""
         )
         return "no archive has a member of this name" + hint
+
+
+def _spellings(name: str) -> list[str]:
+    """The name with other suffixes: of OCR-VQA some that the annotations call .jpg are stored as .gif."""
+    stem, suffix = os.path.splitext(name)
+    return [stem + other for other in _OTHER_SUFFIXES if other != suffix]
+
+
+def _hint(others: Iterable[str]) -> str:
+    name = next(iter(others), None)
+    return f"; but there is {os.path.basename(name)}: rename it, or the entry's image" if name else ""
 
 
 class ImageReader:
@@ -339,7 +358,8 @@ class _Folder:
             if stat.S_ISLNK(found.st_mode):
                 found = os.stat(path)
         except OSError as error:
-            return Missing("image_missing", why_missing(error, path))
+            reason = why_missing(error, path)
+            return Missing("image_missing", reason + _hint(filter(os.path.exists, _spellings(path))))
         if not stat.S_ISREG(found.st_mode):
             what = "a directory" if stat.S_ISDIR(found.st_mode) else "not a file"
             return Missing("image_missing", f"it is {what}")

@@ -17,6 +17,7 @@ from PIL import Image
 
 import vflax
 from data_pipeline.convert import convert, main
+from tests.data_pipeline.release_files import write_release
 from vflax.images import perceptual_hash
 
 
@@ -205,6 +206,34 @@ def test_llava_files_need_no_task_and_repeated_ids_are_told_apart(tmp_path):
     report = release.convert(format="llava")
     assert list(release.read()) == ["s0", "s0#2"]
     assert report["tasks"] == {"annotation": 2}
+    assert report["findings"] == {"repeated_id": 1}
+    [line] = (release.out / "findings/train.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "number": 1, "id": "s0#2", "task": "annotation", "file": "", "kind": "repeated_id",
+        "detail": "an earlier entry has the id 's0'; here it is 's0#2'",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "read"), [(None, "test"), ("train", "train")])
+@pytest.mark.parametrize("format", ["auto", "scienceqa"])
+def test_a_split_of_scienceqa_is_made_of_its_own_problems_unless_others_are_asked_for(
+    tmp_path, format, asked, read
+):
+    annotations, images, _ = write_release(tmp_path / "in", "scienceqa_QCM-LEA", rows=5)
+    (images / "test/7").mkdir(parents=True)  # problems 1 to 5 are in train, 6 in val, 7 in test
+    (images / "test/7/image.png").write_bytes(png(0))
+    report = convert(
+        format,
+        annotations,
+        images,
+        tmp_path / "out",
+        split="test",
+        source_split=asked,
+        workers=1,
+        show_progress=False,
+    )
+    assert report["options"]["split"] == read
+    assert report["read"] == {"test": 1, "train": 5}[read]
 
 
 @pytest.mark.parametrize(

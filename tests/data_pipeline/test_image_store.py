@@ -517,6 +517,17 @@ def test_an_index_of_another_version_is_made_anew(tmp_path, monkeypatch):
     assert added
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_an_image_that_is_there_under_another_suffix_is_missing_and_its_name_is_told(tmp_path, kind):
+    """As some of OCR-VQA are."""
+    write = {"folder": write_folder, "zip": write_zip}[kind]
+    store = open_store(write(tmp_path / "images", {"ocr/a.gif": b"GIF", "ocr/b.jpg": b"JPEG"}), tmp_path)
+    one, other = store.find(["ocr/a.jpg", "ocr/c.jpg"])
+    assert one.reason == other.reason == "image_missing"
+    assert one.detail.endswith("; but there is a.gif: rename it, or the entry's image")
+    assert "but there is" not in other.detail
+
+
 # ---------------------------------------------------------------------------------------------------------
 # A disk that fails
 
