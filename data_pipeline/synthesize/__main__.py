@@ -25,7 +25,7 @@ from data_pipeline.synthesize import prompts
 from data_pipeline.synthesize.draw import read_counts
 from data_pipeline.synthesize.output import REJECTS_FILE
 from data_pipeline.synthesize.parsing import TYPES
-from data_pipeline.synthesize.run import EXIT_DONE, EXIT_ERROR, Options, dry_run, synthesize
+from data_pipeline.synthesize.run import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR, Options, dry_run, synthesize
 from vflax.errors import UserError
 from vflax.small_files import parse_object
 
@@ -135,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; all replies are kept, the same command goes on", file=sys.stderr)
+        return EXIT_AGAIN
     _report(options, manifest)
     return status
 

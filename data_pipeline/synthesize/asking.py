@@ -162,7 +162,7 @@ class Asker:
             self.failures[key] = f"{error} (tried {1 + self._policy.retries} times)"
             if len(self.failures) >= self._policy.max_failures:
                 self._stop.set(
-                    f"{len(self.failures)} requests without a reply, the last: {self.failures[key]}"
+                    f"{len(self.failures)} requests without a reply (--max_failures), the last: {self.failures[key]}"
                 )
         except BudgetReached:
             self._stop.set("the next request could exceed --budget")
@@ -238,7 +238,9 @@ class Asker:
                 if "insufficient_quota" in (code, error.type):
                     raise
                 wanted = _retry_after(error.response.headers)
-                raise _Transient(str(error.status_code), self._said(error), False, wanted) from None
+                # A proxy that waited too long says nothing of the model behind it, which may have worked.
+                billed = error.status_code in (408, 504, 524)
+                raise _Transient(str(error.status_code), self._said(error), billed, wanted) from None
             raise
 
     def _read(self, request: Request, content: bytes) -> Stored:

@@ -93,7 +93,7 @@ def _whole(reply: Reply) -> Reject | None:
     if reply.refusal:
         return Reject("refused", reply.refusal[:200])
     if reply.finish == "length":
-        return Reject("truncated", "cut off at the limit of tokens; raise --max_tokens")
+        return Reject("truncated", "cut off at the limit of tokens; a larger --max_tokens asks all anew")
     if not reply.text.strip():
         return Reject("empty", f"no text (finish reason {reply.finish})")
     if found := _THINKING.search(reply.text):

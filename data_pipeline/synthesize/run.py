@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -48,6 +49,7 @@ from vflax.errors import UserError
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75  # as in vflax.workdir, which needs JAX
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 OPENAI_URL = "https://api.openai.com/v1"
+_SECRET = re.compile(r"(api|access|private)[_-]?key|secret|passw|authorization|(access|auth)[_-]?token", re.I)
 _FIXED = ("model", "messages", "stream", "stream_options", "n")  # parameters that are not the user's to set
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -117,6 +119,12 @@ class Options:
             if value is not None and not 0 < value < float("inf")
         ]
         wrong += [f"--parameters: {name} is set by other means" for name in _FIXED if name in self.parameters]
+        wrong += [
+            f"--parameters: {name} looks like a key, and parameters stand in manifest.json; the key goes into the "
+            f"environment variable {KEY_VARIABLE}"
+            for name in self.parameters
+            if _SECRET.search(name)
+        ]
         if (self.price_in is None) != (self.price_out is None):
             wrong.append("--price_in and --price_out: expected both or none")
         if self.budget is not None and self.price_in is None:

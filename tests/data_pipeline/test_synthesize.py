@@ -465,6 +465,7 @@ def broken(answer: Answer, after: int) -> Answer:
         (failure(503), "503"),
         (failure(529), "529"),
         (failure(408), "408"),
+        (failure(504), "504"),
         (Answer(500, b"<html>oops</html>"), "500"),
         (broken(completion(REPLIES["detail"]), 0), "connection"),
         (broken(completion(REPLIES["detail"]), 100), "connection"),
@@ -542,7 +543,16 @@ def test_a_server_that_always_fails_ends_the_run_soon(tmp_path, capsys):
         assert job.run() == 75
     assert len(server.seen) == 6
     assert job.manifest["types"]["detail"] == {"accepted": 0, "rejected": 0, "no_answer": 3, "unfinished": 47}
-    assert "503" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "503" in error and "--max_failures" in error
+
+
+@pytest.mark.parametrize(("status", "billed"), [(503, False), (504, True), (524, True), (408, True)])
+def test_what_a_proxy_gave_up_waiting_for_counts_as_billed(tmp_path, status, billed):
+    with serving(lambda seen, before: failure(status)) as server:
+        job = Job(tmp_path, server, 1, "--retries=0", "--max_failures=1")
+        job.run()
+    assert (job.manifest["lost_tokens_at_most"]["completion"] > 0) is billed
 
 
 @pytest.mark.parametrize(
@@ -811,6 +821,7 @@ def test_a_dry_run_prints_what_would_be_sent_and_sends_nothing(tmp_path, monkeyp
         ((*PRICED, "--budget=5", """--parameters={"max_tokens": null}"""), "limit of tokens"),
         (("""--parameters={"max_tokens": "many"}""",), "whole numbers"),
         (("""--parameters={"n": 3}""",), "n is set by other means"),
+        (("""--parameters={"api_key": "sk-1"}""",), "OPENAI_API_KEY"),
         (("--parameters=[1]",), "--parameters"),
         (("--base_url=localhost:8000",), "--base_url"),
         (("--base_url=http://me:secret@localhost/v1",), "environment variable"),
