@@ -4,7 +4,7 @@
 #
 #   benchmarks/beam.sh WORK [ROWS] [RESULT]      (20000 rows, benchmarks/results/beam.json)
 #
-# WORK: a folder for the environment (WORK/venv), the release and the datasets. Where BEAM_PYTHON names a Python that
+# WORK: a folder for the environment (WORK/venv), the release and the datasets (WORK/beam, made anew). Where BEAM_PYTHON names a Python that
 # has both, no environment is made. PYTHON: the Python of vflax's own environment (default: python), in which convert
 # runs once more: it shows what the older Pillow changes. Exit status 1 when a dataset differs.
 #
@@ -29,7 +29,10 @@ if [ -z "${BEAM_PYTHON:-}" ]; then
   "$BEAM_PYTHON" -m pip install -q 'apache-beam>=2.77' 'sentencepiece<0.2.3' -e "${root}[gcs]"
 fi
 export PYTHONPATH=$root
-rm -rf "$work/release" "$work"/out-*
+# What this script deletes is in a folder of its own: WORK may hold other things.
+work=$work/beam
+rm -rf "$work"
+mkdir "$work"
 "$own" - "$work/release" "$rows" <<'PYTHON'
 import sys
 from pathlib import Path

@@ -133,8 +133,7 @@ def convert(work: Path, rows: int, workers: int, shard_size_mb: int) -> dict[str
         "rows": rows,
         "annotation_bytes": annotations.stat().st_size,
         "seconds": round(seconds, 1),
-        "rows_per_second": round(rows / seconds),
-        "images_per_second": round(rows / seconds),  # one picture a row
+        "rows_per_second": round(rows / seconds),  # of one picture each
         "peak_bytes_parent": peaks[process.pid],
         "peak_bytes_workers": sorted((v for pid, v in peaks.items() if pid != process.pid), reverse=True)[
             :workers

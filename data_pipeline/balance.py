@@ -447,6 +447,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing is written", file=sys.stderr)
+        return 130
     captions, phrases = manifest["captions"], manifest["phrases"]
     extractor = manifest["extractor"]
     print(f"{args['out']}: {captions['kept']} of {captions['read']} captions kept")

@@ -79,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:  # OSError: a port in use, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # the way to end --serve
-        return 0
+    except KeyboardInterrupt:
+        print("interrupted; no page is written", file=sys.stderr)
+        return 130
 
 
 def _run(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
@@ -122,7 +123,8 @@ def _run(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     if server is not None:
         server.RequestHandlerClass = functools.partial(_Handler, directory=str(out))
         print(f"http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            server.serve_forever()
     return 0
 
 

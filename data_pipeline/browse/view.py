@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vflax.data.rows import RowFormat
 from vflax.errors import UserError
 from vflax.images import ImageRules
-from vflax.templates import check_position, get_template
+from vflax.templates import Position, check_position, get_template
 from vflax.tokenizer import load_tokenizer
 
 DEFAULT_TEMPLATE, DEFAULT_POSITION = "vicuna_v1", "auto"
@@ -112,17 +112,13 @@ def _of_tokenizer(
             f"--image_tokens={image_tokens}, --max_length={max_length}: expected at least 1, and at least 0 (no limit)"
         )
     format = RowFormat(
-        load_tokenizer(path), template, _position(position), _ANY_RULES, image_tokens, max_length or 0, 0
+        load_tokenizer(path), template, cast(Position, position), _ANY_RULES, image_tokens, max_length or 0, 0
     )
     return _view(f"tokenizer {path}", format)
 
 
 # Pictures are not preprocessed for the page.
 _ANY_RULES = ImageRules("pad", 1, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def _position(position: str) -> Any:
-    return position
 
 
 def _view(source: str, format: RowFormat) -> View:

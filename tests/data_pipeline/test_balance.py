@@ -380,3 +380,12 @@ def test_real_captions_lose_what_is_frequent_and_no_counted_concept(shared_data,
     with Image.open(tmp_path / "out/coverage.png") as picture:
         assert picture.size == (1040, 650)
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_ctrl_c_is_said_in_one_line(monkeypatch, capsys, tmp_path):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_pipeline.balance.balance", interrupted)
+    assert main([f"--captions={tmp_path}/a.json", f"--out={tmp_path}/out"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing is written\n"

@@ -550,6 +550,15 @@ def test_the_page_is_served_until_it_is_interrupted(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_ctrl_c_while_the_page_is_made_is_no_success(tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_pipeline.browse.__main__.choose", interrupted)
+    assert main([str(tmp_path), f"--out={tmp_path / 'page'}"]) == 130
+    assert "no page is written" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------------
 # In a browser
 
