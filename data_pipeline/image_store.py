@@ -38,7 +38,7 @@ from data_pipeline.archives import (
     read_member,
     read_remote_member,
 )
-from data_pipeline.remote import download, is_remote, reaching, to_path
+from data_pipeline.remote import check_name, download, is_remote, reaching, to_path
 from vflax.errors import UserError
 from vflax.folders import NotWritten
 
@@ -307,6 +307,7 @@ def _children(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _archive_place(path: epath.Path, scratch: Path) -> Place:
+    check_name(path, "--images")
     kind = archive_kind(path)
     if kind is None:
         raise UserError(f"--images={path}: neither a folder nor a zip or tar archive, by its first bytes")

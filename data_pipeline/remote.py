@@ -22,9 +22,11 @@ def to_path(path: str | os.PathLike[str], option: str) -> epath.Path:
     """The path, local ones with ~ replaced.
 
     Raises:
-        UserError: a scheme that nobody knows or that needs a package, or one that lost a slash in a pathlib.Path.
+        UserError: a scheme that nobody knows or that needs a package, one that lost a slash in a pathlib.Path, or a
+            name that is not UTF-8.
     """
     text = os.fspath(path)
+    check_name(text, option)
     if text.startswith(("gs:/", "s3:/")) and "://" not in text:
         raise UserError(
             f"{option}={text}: a slash is missing; give the path as text, such as gs://bucket/folder"
@@ -38,6 +40,18 @@ def to_path(path: str | os.PathLike[str], option: str) -> epath.Path:
         raise UserError(f"{option}={text}: {error}. pip install 'vflax[gcs]' brings it for gs://") from None
     except ValueError as error:
         raise UserError(f"{option}={text}: {error}") from None
+
+
+def check_name(path: str | os.PathLike[str], option: str) -> None:
+    """Refuse a name that no text file can hold: reports and indexes name every source.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{option}={os.fspath(path)!a}: the name is not UTF-8; rename it") from None
 
 
 class Unreachable(folders.NotWritten):

@@ -2,7 +2,8 @@
 
 A directory holds, beside what TFDS itself reads (dataset_info.json, features.json and the shards):
 
-    contents.json        for each split: samples, sha256 over the samples in their order, tasks with counts
+    contents.json        for each split: samples, sha256 over the samples in their order and over the index, lengths of
+                         the shards, num_bytes, tasks with counts
     index/SPLIT.jsonl    for each sample of the split one line {id, task, conversations, images: how many, hashes:
                          of each image vflax.images.perceptual_hash as 16 hex digits, or null where the writer has
                          not decoded it}, so that lengths are measured, mixtures drawn and copies of a picture found
@@ -182,6 +183,8 @@ def write_dataset(
     description: str = "",
 ) -> None:
     """Write splits of samples to the directory `out`; splits that it holds already are kept or replaced.
+
+    For writers of one's own; images are not looked at (data_pipeline.convert is the checked way).
 
     Args:
         out: the directory; created when absent.

@@ -65,9 +65,10 @@ def version(scale: float) -> str:
     digest = hashlib.sha256()
     sources = [*Path(__file__).parent.glob("*.py")]
     sources += Path(str(releases.__file__)).parent.glob("*.py")
-    sources += [*shard.code_files(), Path(convert.__file__), Path(manifest.__file__)]
+    sources += [Path(convert.__file__), Path(manifest.__file__)]
     for source in sorted(sources):
         digest.update(source.read_bytes())
+    digest.update(shard.code_version().encode())
     versions = [m.__version__ for m in (np, PIL, sentencepiece, sklearn)]
     systems = [template.system for template in TEMPLATES.values()]
     digest.update(json.dumps([scale, versions, systems]).encode())

@@ -302,6 +302,20 @@ def test_the_command_line_says_what_was_written_and_what_was_not(tmp_path, capsy
     assert "image_missing: s1 nowhere.png" in out
 
 
+@pytest.mark.parametrize("option", ["annotations", "images"])
+def test_a_name_that_is_not_utf_8_is_refused_in_words_that_can_be_printed(tmp_path, capsys, option):
+    release = Release(tmp_path / "in", [entry(0)])
+    odd = os.fsdecode(os.fsencode(tmp_path / "a") + b"\xff.zip")
+    with zipfile.ZipFile(odd, "w"):
+        pass
+    given = {"annotations": release.annotations, "images": release.images} | {option: odd}
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    assert main([*arguments, f"--out={release.out}", "--format=vision_flan"]) == 1
+    error = capsys.readouterr().err
+    error.encode()
+    assert f"--{option}=" in error and "the name is not UTF-8; rename it" in error
+
+
 def test_text_alone_needs_no_image_folder(tmp_path):
     release = Release(tmp_path, [entry(0, image=None), entry(1)])
     report = convert("vision_flan", release.annotations, None, release.out, workers=1, show_progress=False)
