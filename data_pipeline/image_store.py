@@ -251,6 +251,10 @@ def _places(images: str, scratch: Path) -> list[Place]:
         if path.is_dir():
             archives = _archives_of(path)
             found += [_archive_place(archive, scratch) for archive in archives]
+            if not archives and next(_children(path), None) is None:
+                raise UserError(
+                    f"--images={path}: an empty folder; is the disk mounted? For text alone leave --images out"
+                )
             if not archives:
                 found.append(Place("folder", os.fspath(path), path.name))
         elif path.exists():

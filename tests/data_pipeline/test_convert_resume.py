@@ -309,12 +309,12 @@ def test_an_error_of_the_disk_while_images_are_read_ends_the_conversion_and_leav
 
 
 def test_a_split_is_not_replaced_by_one_that_lacks_most_of_its_samples_unless_told_so(tmp_path, capsys):
-    """As when a disk is not mounted."""
+    """As when a folder was not filled."""
     release = Release(tmp_path, [entry(0), *(entry(i, image=None) for i in (1, 2)), entry(3), entry(4)])
     assert release.convert()["written"] == 5
     before = files(release.out)
     for path in release.images.iterdir():
-        path.unlink()
+        path.rename(path.with_name("other-" + path.name))
     arguments = [f"--annotations={release.annotations}", f"--images={release.images}", f"--out={release.out}"]
     assert main(["--format=vision_flan", *arguments]) == 1
     error = capsys.readouterr().err

@@ -318,6 +318,12 @@ def test_a_cut_off_archive_is_refused(tmp_path):
             open_store(path, tmp_path)
 
 
+def test_an_empty_folder_is_refused_as_a_disk_that_is_not_mounted(tmp_path):
+    (tmp_path / "mount").mkdir()
+    with pytest.raises(UserError, match=r"mount: an empty folder; is the disk mounted\?"):
+        open_store(tmp_path / "mount", tmp_path)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="nothing matches"):
         open_store(tmp_path / "*.tar", tmp_path)
