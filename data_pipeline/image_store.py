@@ -50,6 +50,8 @@ REMOTE_THREADS = 32
 _OPEN_ARCHIVES = 32
 # A folder with one of these is a folder of images, whatever else is in it.
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+# What lies beside the archives of a release; any other file without a suffix may be an image.
+_NO_IMAGES = {"LICENSE", "LICENCE", "COPYING", "NOTICE", "README", "CHECKSUMS", "MD5SUMS", "SHA256SUMS"}
 _OTHER_SUFFIXES = (".gif", ".jpg", ".png", ".jpeg", ".webp")
 
 
@@ -296,7 +298,7 @@ def _archives_of(folder: epath.Path) -> list[epath.Path]:
             return []
         if archive_kind(path, refuse_compressed=False):
             archives.append(path)
-        elif not path.suffix:
+        elif not path.suffix and path.name.upper() not in _NO_IMAGES:
             return []
     return sorted(archives, key=os.fspath)
 

@@ -93,9 +93,10 @@ def read_llava(
                                 stays unanswered (LLaVA masks the whole sample)
         "empty_question"        a human turn with neither text nor image; kept
         "unanswered"            the last turn is human; kept, as in LLaVA, and nothing of it is supervised
-        "marker_without_image"  `<image>` in a human turn of a sample without images: text (LLaVA drops or breaks)
-        "extra_image_marker"    more `<image>` in the human turns than images: the others are text (likewise)
-        "marker_in_answer"      `<image>` in an answer: text (likewise)
+        "marker_without_image"  `<image>` in a human turn of a sample without images: text, as in LLaVA
+        "extra_image_marker"    more `<image>` in the human turns than images: the others are text (LLaVA drops or
+                                breaks)
+        "marker_in_answer"      `<image>` in an answer: text (LLaVA drops or breaks)
         "image_without_marker"  fewer `<image>` than images: the images left over follow the last one that has
                                 a place, or open the first human turn (LLaVA ignores them)
         "lone_surrogate"        half a UTF-16 pair, replaced by U+FFFD

@@ -42,7 +42,8 @@ def reader(format: str, stem: str, task_from: str = "file") -> Callable[[int, An
 def _read(format: str, stem: str, task_from: str, number: int, record: Any) -> RawSample | Problem:
     if not isinstance(record, dict):
         return Problem(number, "", "", "", "broken_record", f"expected an object, found {repr(record)[:60]}")
-    if format == "vision_flan" and "conversations" not in record and "instance_id" in record:
+    earlier = format == "vision_flan" and "conversations" not in record and "instance_id" in record
+    if earlier:
         record = earlier_record(record)
     if format == "llava_plain" and "conversations" not in record:
         record = caption_record(record)
@@ -51,9 +52,9 @@ def _read(format: str, stem: str, task_from: str, number: int, record: Any) -> R
     files = [] if value is None else [value] if isinstance(value, str) else value
     wrong = []
     if not isinstance(record.get("id"), str | int) or isinstance(record["id"], bool) or record["id"] == "":
-        wrong.append("id: expected a text or a number")
+        wrong.append(("instance_id" if earlier else "id") + ": expected a text or a number")
     if not isinstance(files, list) or not all(isinstance(file, str) and file for file in files):
-        wrong.append(f"{key}: expected a path or a list of paths")
+        wrong.append(f"{'img_path' if earlier else key}: expected a path or a list of paths")
         files = []
     task = record.get("task_name") if format == "vision_flan" else _llava_task(files, stem, task_from)
     if not isinstance(task, str) or not task:

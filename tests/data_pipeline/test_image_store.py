@@ -132,6 +132,7 @@ def test_several_archives_without_suffixes_are_one_store(tmp_path, how):
     for name in (
         "vision_flan.json",
         "unzip.sh",
+        "LICENSE",
         ".gitattributes",
     ):  # what lies beside the shards of the release
         (tmp_path / "images" / name).write_text("{}")

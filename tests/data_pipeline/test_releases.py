@@ -223,6 +223,15 @@ def test_a_record_that_is_none_is_told_with_all_that_is_wrong(tmp_path, fields, 
     assert detail in row.detail
 
 
+def test_what_is_wrong_with_a_record_of_the_earlier_schema_is_told_by_its_own_keys(tmp_path):
+    fields = {"instance_id": None, "img_path": 7, "task_name": "t", "prompt": "What?", "target": "A bus."}
+    row = read_one(tmp_path, fields, "vision_flan")
+    assert isinstance(row, Problem)
+    assert (
+        row.detail == "instance_id: expected a text or a number; img_path: expected a path or a list of paths"
+    )
+
+
 def test_ids_may_be_numbers_and_come_again(tmp_path):
     rows = open_release(write(tmp_path, [{"id": 0, "conversations": TURNS}] * 2), "llava")
     assert [row.id for row in rows] == ["0", "0"]
