@@ -91,14 +91,19 @@ def check(sample: RawSample, fetches: Sequence[Fetch], source: str) -> Checked |
             return _problem(sample, fetch.reason, fetch.detail, file)
         try:
             data = fetch()
+        except OSError as error:
+            return _problem(sample, "image_missing", why_missing(error, file), file)
+        except images.ImageError as error:  # of an archive
+            return _problem(sample, f"image_{error.kind}", error.reason, file)
+        try:
             picture = images.load(data)
             found += [_finding(sample, kind, detail, file) for kind, detail in _oddities(picture)]
             picture = images.to_rgb(picture)
             hashes.append(images.perceptual_hash(picture))
-        except OSError as error:
-            return _problem(sample, "image_missing", why_missing(error, file), file)
         except images.ImageError as error:
             return _problem(sample, f"image_{error.kind}", error.reason, file)
+        except OSError as error:  # Pillow's words for damage
+            return _problem(sample, "image_damaged", str(error), file)
         encoded.append(data)
         sizes.append(picture.size)
     example = {

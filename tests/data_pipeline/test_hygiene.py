@@ -217,6 +217,16 @@ def test_an_image_that_is_gone_when_it_is_read_is_missing():
     assert problem.reason == "image_missing"
 
 
+def test_an_error_of_pillow_after_decoding_is_damage_and_not_a_disk_that_fails(monkeypatch):
+    def odd(image: Image.Image) -> int:
+        raise OSError("unrecognized data stream contents")
+
+    monkeypatch.setattr(images, "perceptual_hash", odd)
+    problem = check(palette(False))
+    assert isinstance(problem, Problem)
+    assert (problem.reason, problem.detail) == ("image_damaged", "unrecognized data stream contents")
+
+
 def test_transparency_that_pillow_cannot_read_is_damage_and_ends_no_run(monkeypatch):
     def odd(image: Image.Image) -> float:
         raise ValueError("conversion not supported")
