@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.tfds_writer import write_dataset
+from tests.data.whole_rows import step_rows
 from vflax.config import load_config
 from vflax.constants import IGNORE_LABEL
 from vflax.data.pipeline import Data, build_data
@@ -274,11 +275,14 @@ def test_sources_in_sequence_are_learned_one_after_the_other(build, dataset, tmp
     other = tmp_path / "other"
     write_dataset(other, {"train": [make_example(500 + i) for i in range(24)]})
     data = build([source(dataset), source(other)], order="sequence", epochs=1)
-    order = [number for step in range(data.total_steps) for row in data.plan.step(step) for number in row]
+    order = [
+        number for step in range(data.total_steps) for row in step_rows(data.plan, step) for number in row
+    ]
     assert sorted(order) == list(range(64))
     # Steps are whole but for the last, so the two may meet in one step, and nowhere else.
     steps = [
-        {number >= 40 for row in data.plan.step(step) for number in row} for step in range(data.total_steps)
+        {number >= 40 for row in step_rows(data.plan, step) for number in row}
+        for step in range(data.total_steps)
     ]
     assert sum(len(sources) == 2 for sources in steps) <= 1
     assert [max(sources) for sources in steps] == sorted(max(sources) for sources in steps)

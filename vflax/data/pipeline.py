@@ -400,7 +400,6 @@ def _heldout(
         slots=train.capacity.images,
         packing=train.packing,
         seed=train.seed,
-        shuffle=False,
         epoch_samples=mixture.epoch,
     )
     rows = RowSource(

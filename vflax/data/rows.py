@@ -146,7 +146,7 @@ def join(samples: Sequence[Prepared], format: RowFormat) -> Row:
 
 
 class RowSource:
-    """Every row of a run: `len`, `rows[i]` -> Row. A pure function of i; picklable; for many threads.
+    """Every row of a run: `len`, `rows[i]` -> Row. A pure function of i; for many threads.
 
     Row i is row i % rows_per_step of step i // rows_per_step. The plan's rows of a step are followed by empty
     ones, up to a multiple of rows_multiple: the mesh may change and every step still has the same samples.
