@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -213,10 +214,57 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     assert "1 truncated (novel)" in text
     assert f"batch.samples=8, planned {data.stats.samples_per_step:.2f} samples" in text
     assert f"{data.stats.images_per_step:.1f} images" in text
-    assert f"filled {data.stats.fill:.1%}" in text
-    assert f"{data.stats.supervised_fill:.1%} of the supervised" in text
+    used = data.plan.rows_per_step / data.rows_per_step
+    assert f"filled {used * data.stats.fill:.1%}" in text
+    assert f"{used * data.stats.supervised_fill:.1%} of the supervised" in text
     assert data.findings == {str(tmp_path / "d"): {"train": {"truncated": ["novel"]}}}
     assert abs(data.stats.samples_per_step / 8 - 1) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        (
+            {"rows_multiple": 16},
+            "make batch.samples a multiple of 16, or this number smaller with mesh.tensor",
+        ),
+        ({"samples": 9, "packing": False, "rows_multiple": 8}, "make batch.samples a multiple of 8"),
+    ],
+)
+def test_empty_rows_count_in_the_fills_and_how_to_fill_them_is_said(build, changes, remedy):
+    data = build(**changes)
+    rows, computed = data.plan.rows_per_step, data.rows_per_step
+    assert computed % changes["rows_multiple"] == 0 and computed - rows > 0.1 * computed
+    text = data.describe()
+    assert f"(and {computed - rows} empty rows, for the devices)" in text
+    assert f"filled {data.stats.fill * rows / computed:.1%} of the tokens" in text
+    assert f"{data.stats.slot_fill * rows / computed:.1%} of the image slots" in text
+    assert f"{data.stats.supervised_fill * rows / computed:.1%} of the supervised" in text
+    assert f"  {1 - rows / computed:.0%} of the rows that the devices compute are empty" in text
+    assert remedy in text
+
+
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_the_rows_that_are_advised_fill_the_devices_and_cut_no_sample(
+    build, tmp_path, make_example, multiple
+):
+    write_dataset(tmp_path / "d", {"train": [make_example(i, words=1 + i % 5) for i in range(80)]})
+    before = build([source(tmp_path / "d")], rows_multiple=multiple)
+    assert before.plan.rows_per_step == 3
+    [advised] = re.findall(r"with data.max_length=(\d+) and data.slots=(\d+) a step", before.describe())
+    length, slots = map(int, advised)
+    after = build([source(tmp_path / "d")], rows_multiple=multiple, max_length=length, slots=slots)
+    assert after.plan.rows_per_step == after.rows_per_step == multiple
+    assert "are empty" not in after.describe()
+
+
+def test_few_empty_rows_ask_for_no_advice(build):
+    data = build(samples=19, packing=False, rows_multiple=20)
+    assert data.rows_per_step - data.plan.rows_per_step == 1
+    assert "empty rows" in data.describe() and "are empty" not in data.describe()
+    data = build(rows_multiple=1)
+    assert data.rows_per_step == data.plan.rows_per_step
+    assert "empty" not in data.describe() and f"filled {data.stats.fill:.1%}" in data.describe()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ TOLERANCE = 0.02
 SUPERVISED_COST = 0.005
 # The loss gathers supervised positions into an array of static size; small changes shall not recompile it.
 SUPERVISED_UNIT = 32
+# T is advised in steps of so many tokens.
+_LENGTH_UNIT = 32
 # Samples of a window. A quarter of the epoch at most, so that samples meet others in each epoch.
 _WINDOW = 8192
 # Plans of epochs are kept up to so many samples in all, about 100 MB: those of all epochs of most runs.
@@ -173,6 +175,7 @@ class PackPlan:
         self.capacity = Capacity(max_length, slots, max_length)
         self._check(used, supervised_capacity)
         self.capacity = Capacity(max_length, slots, supervised_capacity or self._enough_supervised(used))
+        self._largest = int(self._tokens[used].max()), int(self._images[used].max())
         self.rows_per_step = self._find_rows() if packing else samples
 
     def _check(self, used: np.ndarray, supervised_capacity: int) -> None:
@@ -265,6 +268,34 @@ class PackPlan:
             slot_fill=int(images.sum()) / (rows * self.capacity.images) if self.capacity.images else 0.0,
             supervised_fill=learned / (rows * self.capacity.supervised) if learned else 0.0,
         )
+
+    def size_for(self, rows: int) -> tuple[int, int] | None:
+        """(T, S) with which a step has so many rows or few less, judged by a trial; the shortest that cut no sample.
+
+        None where there are none: the longest sample makes rows that are too long for so many of them.
+        """
+        trial = self._trial(self._epoch(0).order)
+        tokens, images, supervised = (
+            values[trial] for values in (self._tokens, self._images, self._supervised)
+        )
+        each = self.samples / rows  # samples of a row
+        longest, most_images = self._largest
+        slots = max(most_images, math.ceil(each * float(images.mean()) - 1e-6))
+
+        def needed(length: int) -> float:
+            capacity = Capacity(length, slots, length)
+            aims = {max(1, math.floor(each)), math.ceil(each)}
+            filled = [len(fill_rows(tokens, images, supervised, capacity, aim)) for aim in aims]
+            return min(filled) * self.samples / len(trial)
+
+        def enough(units: int) -> bool:
+            length = longest + units * _LENGTH_UNIT
+            # Rows of twice the mean length are half empty.
+            too_long = length > longest + 2 * each * float(tokens.mean())
+            return too_long or needed(length) <= (1 + TOLERANCE / 2) * rows
+
+        length = longest + smallest(0, enough) * _LENGTH_UNIT
+        return (length, slots) if 0.9 <= needed(length) / rows <= 1 + TOLERANCE / 2 else None
 
     # -- the order --------------------------------------------------------------------------------------
 

@@ -172,7 +172,7 @@ class RowSource:
         rows_multiple: int = 1,
     ) -> None:
         self._sources, self._mixture, self._plan, self._format = list(sources), mixture, plan, format
-        self.total_steps = total_steps
+        self.total_steps, self.rows_multiple = total_steps, rows_multiple
         self.rows_per_step = -(-plan.rows_per_step // rows_multiple) * rows_multiple
 
     def __len__(self) -> int:
