@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.whole_rows import step_rows
+from vflax.config import load_config
 from vflax.data import packing
 from vflax.data.draw import Draw, permutation
 from vflax.data.packing import PLAN_VERSION, SUPERVISED_COST, SUPERVISED_UNIT, TOLERANCE, PackPlan, smallest
@@ -174,6 +175,54 @@ def test_rows_are_as_full_as_lengths_and_slots_allow(length, slots):
         tokens, images, supervised, samples=128, max_length=length, slots=slots, packing=True, seed=0
     )
     assert plan.stats().fill > min(1, tokens.mean() * slots / length) - 0.015
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "rows"),
+    [
+        ("stage1.py", (128, 65), 32),
+        ("stage2.py:13b-per-device", (199, 51), 32),
+        ("stage2.py:7b", (199, 51), 4),
+        ("finetune.py", (128, 65), 4),
+    ],
+)
+def test_the_rows_of_a_recipe_divide_among_the_devices_that_its_comment_names(recipe, text, rows):
+    """Texts of Vision-Flan, and of LLaVA's GPT-4 data: mean and standard deviation of the tokens."""
+    config = load_config(f"configs/{recipe}")
+    mean, deviation = text
+    tokens = 576 + np.random.default_rng(0).gamma((mean / deviation) ** 2, deviation**2 / mean, 2000).astype(
+        int
+    )
+    plan = PackPlan(
+        tokens, np.ones(2000, int), tokens // 9, samples=config.batch.samples, seed=config.seed,
+        max_length=config.data.max_length, slots=config.data.slots, packing=config.data.packing,
+    )  # fmt: skip
+    assert plan.rows_per_step == rows
+
+
+@pytest.mark.parametrize(("samples", "rows"), [(8, 8), (16, 8), (64, 16), (64, 32), (128, 32), (128, 48)])
+def test_the_size_for_so_many_rows_makes_so_many_or_few_less_and_cuts_no_sample(samples, rows):
+    lengths = tokens, _, _ = real_like(2000)
+    settings = {"samples": samples, "packing": True, "seed": 0}
+    found = PackPlan(*lengths, max_length=2944, slots=4, **settings).size_for(rows)
+    assert found is not None and found[0] >= tokens.max()
+    better = PackPlan(*lengths, max_length=found[0], slots=found[1], **settings)
+    assert 0.9 * rows <= better.rows_per_step <= rows
+
+
+def test_there_is_no_size_for_more_rows_than_the_longest_sample_allows():
+    tokens = np.array([20] * 99 + [500])
+    plan = PackPlan(
+        tokens,
+        np.zeros(100, int),
+        np.ones(100, int),
+        samples=8,
+        max_length=600,
+        slots=0,
+        packing=True,
+        seed=0,
+    )
+    assert plan.size_for(8) is None
 
 
 def test_every_step_has_as_many_images_and_supervised_tokens_as_the_next():
