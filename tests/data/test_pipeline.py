@@ -126,6 +126,23 @@ def test_held_out_batches_hold_each_held_out_sample_once(build, dataset):
     assert all(np.array_equal(a["ids"], b["ids"]) for a, b in zip(found, again, strict=True))
 
 
+def test_a_held_out_split_that_is_sorted_by_length_is_mixed_so_that_long_ones_meet_short_ones(
+    build, tmp_path, make_example
+):
+    held_out = [make_example(i, words=2 if i < 40 else 45) for i in range(80)]
+    write_dataset(tmp_path / "d", {"train": held_out, "test": held_out})
+    data = build([source(tmp_path / "d")], slots=6, epochs=1)
+    lengths = [
+        np.unique(row[row > 0], return_counts=True)[1]
+        for b in data.heldout_batches()
+        for row in b["segments"]
+    ]
+    assert sum(map(len, lengths)) == 80
+    mixed = [np.ptp(counts) > 20 for counts in lengths if len(counts) > 1]
+    assert np.mean(mixed) > 0.5
+    assert data.heldout_stats == data.stats  # the same samples, shuffled by the same seed
+
+
 def test_held_out_batches_are_as_large_as_a_micro_batch(build):
     data = build(samples=8, accumulation=2, rows_multiple=4)
     assert data.rows_per_step % 4 == 0
