@@ -38,6 +38,12 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.evaluate.max_new_tokens = 160
         return common.tiny_lora(config) if kind == "lora" else config
     config.batch.samples = 64 if kind == "per-device" else 8  # [VF] batch 8
+    # Few samples, so the rows are short: two of 576 + about 200 tokens (LLaVA's GPT-4 data), and no sample is cut that
+    # LLaVA-1.5 keeps whole. 64 samples make 32 rows, which divide among 8, 16 and 32 devices; of 2944 tokens they would
+    # be 20. 8 samples make 4: on 8 devices and more each computes one row, full or empty, so that only its length
+    # counts; a row for each sample would take as long there, and twice as long on 4.
+    config.data.max_length = 2048
+    config.data.slots = 2
     config.data.sources = (common.source("data/llava-instruct-150k"),)
     config.init.checkpoint = "runs/stage1" if size == "13b" else f"runs/stage1-{size}"
     return common.lora(config) if kind == "lora" else config

@@ -80,7 +80,7 @@ def test_the_parts_of_a_power_of_two_of_devices_differ_by_no_more_than_two_rows_
 
 def window(first: int, count: int, images: int = 1) -> Rows:
     """Rows of one sample each, numbered from `first`."""
-    loads = np.tile([images, 1, 5], (count, 1))
+    loads = np.tile([images, 1, 5, 9, 0], (count, 1))
     return Rows([[first + i] for i in range(count)], loads)
 
 
@@ -94,6 +94,17 @@ def test_rows_that_make_no_whole_step_wait_for_the_next_window():
     assert set(samples[:4].tolist()) <= set(range(6))
     assert len(set(samples[4:8].tolist()) & set(range(6))) == 2
     assert lengths[8:].sum() == 1 and len(lengths) == 12
+
+
+def test_how_long_a_row_is_and_how_long_it_waited_do_not_decide_where_it_goes():
+    def order(tokens: int, waited: int) -> list[int]:
+        rows = window(0, 40)
+        rows.loads[::3, 3:] = tokens, waited
+        steps = Steps(4, 0)
+        steps.add(rows)
+        return steps.finish()[0].tolist()
+
+    assert order(9, 0) == order(900, 1)
 
 
 def test_a_partial_step_has_its_rows_spread_over_the_devices():

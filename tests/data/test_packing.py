@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from vflax.data.draw import permutation
-from vflax.data.packing import PLAN_VERSION, SUPERVISED_COST, SUPERVISED_UNIT, TOLERANCE, PackPlan
+from tests.data.whole_rows import step_rows
+from vflax.config import load_config
+from vflax.data import packing
+from vflax.data.draw import Draw, permutation
+from vflax.data.packing import PLAN_VERSION, SUPERVISED_COST, SUPERVISED_UNIT, TOLERANCE, PackPlan, smallest
 from vflax.errors import UserError
 
 
@@ -32,7 +36,7 @@ def lengths(seed: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def epoch(plan: PackPlan, number: int = 0) -> list[list[list[int]]]:
     start = sum(plan.steps_per_epoch(e) for e in range(number))
-    return [plan.step(start + i) for i in range(plan.steps_per_epoch(number))]
+    return [step_rows(plan, start + i) for i in range(plan.steps_per_epoch(number))]
 
 
 def flat(steps: list[list[list[int]]]) -> list[int]:
@@ -42,7 +46,6 @@ def flat(steps: list[list[list[int]]]) -> list[int]:
 CASES = [
     {},
     {"packing": False},
-    {"shuffle": False},
     {"samples": 1},
     {"samples": 7, "slots": 2},
     {"samples": 64, "max_length": 800, "slots": 12},
@@ -100,7 +103,7 @@ def test_random_data_is_packed_without_a_loss_or_a_repeat(seed):
     plan = PackPlan(
         tokens, images, supervised, samples=int(rng.integers(1, 70)), max_length=length, slots=slots,
         supervised_capacity=int(rng.choice([0, 60, 90])), packing=bool(rng.integers(0, 8)), seed=seed,
-        shuffle=bool(rng.integers(0, 4)), epoch_samples=lambda e: drawn,
+        epoch_samples=lambda e: drawn,
     )  # fmt: skip
     wanted = Counter(np.concatenate(drawn).tolist())
     group_of = [{*group.tolist()} for group in drawn]
@@ -120,16 +123,42 @@ def test_one_row_less_would_not_keep_up(seed):
     assert not all(plan._keeps_up(plan._pack(e, plan.rows_per_step - 1)) for e in range(4))
 
 
-def test_a_long_epoch_keeps_up_over_its_whole_length():
-    """In the order given, the long samples come after the short ones."""
+def test_data_sorted_by_length_is_packed_as_if_it_were_mixed():
+    """Short and long ones halved need 5.8 rows for 10 samples; one after the other they would need 10."""
     tokens = np.concatenate([np.full(1000, 20), np.full(1000, 120)])
     none = np.zeros(2000, int)
-    plan = PackPlan(
-        tokens, none, none + 1, samples=10, max_length=128, slots=1, packing=True, seed=0, shuffle=False
-    )
+    plan = PackPlan(tokens, none, none + 1, samples=10, max_length=128, slots=1, packing=True, seed=0)
     counts = [sum(map(len, step)) for step in epoch(plan)]
     assert np.mean(counts[:-1]) >= 9.8
-    assert plan.rows_per_step == 10
+    assert plan.rows_per_step in (6, 7)
+
+
+@pytest.mark.parametrize("wanted", [*range(1, 20), 100, 1000])
+@pytest.mark.parametrize("start", [1, 5])
+def test_the_smallest_number_that_is_enough_is_found_in_few_trials(start, wanted):
+    asked: list[int] = []
+
+    def enough(rows: int) -> bool:
+        asked.append(rows)
+        return rows >= wanted
+
+    assert smallest(start, enough) == max(start, wanted)
+    # Doubled steps up to it, halves back.
+    assert len(asked) == len(set(asked)) <= 3 + 2 * math.log2(max(1, wanted - start))
+    passed = [rows for rows in asked if rows >= wanted]
+    assert passed == sorted(passed, reverse=True)  # the plans that are kept are those of the last
+
+
+def test_a_number_of_rows_that_is_far_from_the_guess_is_found(monkeypatch):
+    """The guess is made from a trial; here it is that of one row. The plans that are kept are those of the result."""
+    expected, _, _ = make(samples=64)
+    assert expected.rows_per_step > 16
+    monkeypatch.setattr(
+        PackPlan, "_best_aim", lambda self, trial, real=PackPlan._best_aim: (real(self, trial)[0], 2)
+    )
+    plan, _, _ = make(samples=64, supervised_capacity=expected.capacity.supervised)
+    assert plan.rows_per_step == expected.rows_per_step
+    assert len(plan._epoch(0).starts) == plan._epoch(0).steps * plan.rows_per_step + 1
 
 
 def real_like(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,6 +175,54 @@ def test_rows_are_as_full_as_lengths_and_slots_allow(length, slots):
         tokens, images, supervised, samples=128, max_length=length, slots=slots, packing=True, seed=0
     )
     assert plan.stats().fill > min(1, tokens.mean() * slots / length) - 0.015
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "rows"),
+    [
+        ("stage1.py", (128, 65), 32),
+        ("stage2.py:13b-per-device", (199, 51), 32),
+        ("stage2.py:7b", (199, 51), 4),
+        ("finetune.py", (128, 65), 4),
+    ],
+)
+def test_the_rows_of_a_recipe_divide_among_the_devices_that_its_comment_names(recipe, text, rows):
+    """Texts of Vision-Flan, and of LLaVA's GPT-4 data: mean and standard deviation of the tokens."""
+    config = load_config(f"configs/{recipe}")
+    mean, deviation = text
+    tokens = 576 + np.random.default_rng(0).gamma((mean / deviation) ** 2, deviation**2 / mean, 2000).astype(
+        int
+    )
+    plan = PackPlan(
+        tokens, np.ones(2000, int), tokens // 9, samples=config.batch.samples, seed=config.seed,
+        max_length=config.data.max_length, slots=config.data.slots, packing=config.data.packing,
+    )  # fmt: skip
+    assert plan.rows_per_step == rows
+
+
+@pytest.mark.parametrize(("samples", "rows"), [(8, 8), (16, 8), (64, 16), (64, 32), (128, 32), (128, 48)])
+def test_the_size_for_so_many_rows_makes_so_many_or_few_less_and_cuts_no_sample(samples, rows):
+    lengths = tokens, _, _ = real_like(2000)
+    settings = {"samples": samples, "packing": True, "seed": 0}
+    found = PackPlan(*lengths, max_length=2944, slots=4, **settings).size_for(rows)
+    assert found is not None and found[0] >= tokens.max()
+    better = PackPlan(*lengths, max_length=found[0], slots=found[1], **settings)
+    assert 0.9 * rows <= better.rows_per_step <= rows
+
+
+def test_there_is_no_size_for_more_rows_than_the_longest_sample_allows():
+    tokens = np.array([20] * 99 + [500])
+    plan = PackPlan(
+        tokens,
+        np.zeros(100, int),
+        np.ones(100, int),
+        samples=8,
+        max_length=600,
+        slots=0,
+        packing=True,
+        seed=0,
+    )
+    assert plan.size_for(8) is None
 
 
 def test_every_step_has_as_many_images_and_supervised_tokens_as_the_next():
@@ -265,17 +342,85 @@ def test_without_packing_every_sample_has_a_row_of_its_own():
 def test_a_fresh_plan_asked_in_any_order_gives_the_same_rows():
     plan, _, _ = make(n=200)
     total = plan.total_steps(epochs=5)
-    forward = [plan.step(i) for i in range(total)]
+    forward = [step_rows(plan, i) for i in range(total)]
     fresh, _, _ = make(n=200)
     order = np.random.default_rng(0).permutation(total)
-    assert {i: fresh.step(i) for i in order.tolist()} == dict(enumerate(forward))
+    assert {i: step_rows(fresh, i) for i in order.tolist()} == dict(enumerate(forward))
     assert fresh.row(total - 1, 0) == forward[-1][0]
 
 
-def test_a_pickled_plan_gives_the_same_rows():
-    plan, _, _ = make()
-    expected = plan.step(20)
-    assert pickle.loads(pickle.dumps(plan)).step(20) == expected
+@pytest.fixture
+def planned(monkeypatch) -> list[int]:
+    """Every epoch that is planned, in turn."""
+    epochs: list[int] = []
+
+    def pack(self, epoch, rows, real=PackPlan._pack):
+        epochs.append(epoch)
+        return real(self, epoch, rows)
+
+    monkeypatch.setattr(PackPlan, "_pack", pack)
+    return epochs
+
+
+def test_each_epoch_of_a_run_is_planned_once_and_none_that_nobody_enters(planned):
+    plan, _, _ = make(n=100)
+    trials = max(planned) + 1
+    planned.clear()
+    total = plan.total_steps(epochs=7)
+    for step in range(total):
+        plan.row(step, 0)
+    assert plan.samples_before(total) == 700
+    assert sum(plan.steps_per_epoch(e) for e in range(7)) == total
+    assert planned == list(range(trials, 7))
+
+
+def test_the_plans_that_are_kept_have_a_limit_and_are_made_again_beyond_it(planned, monkeypatch):
+    plan, _, _ = make(n=100, packing=False)
+    monkeypatch.setattr(packing, "_KEPT_SAMPLES", 250)  # two epochs
+    first = step_rows(plan, 0)
+    for number in range(4):
+        plan.row(plan._begin(number), 0)
+    assert planned == [0, 1, 2, 3]
+    assert step_rows(plan, 0) == first
+    assert planned == [0, 1, 2, 3, 0]
+    plan.row(plan._begin(3), 0)
+    assert planned == [0, 1, 2, 3, 0]
+    assert plan.total_steps(epochs=4) == 4 * 7  # counted before, though two of the plans are gone
+    assert planned == [0, 1, 2, 3, 0]
+
+
+def test_who_reads_an_epoch_does_not_wait_for_the_plan_of_the_next(monkeypatch):
+    plan, _, _ = make(n=100, packing=False)
+    expected = step_rows(plan, 1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(self, epoch, rows, real=PackPlan._pack):
+        begun.set()
+        assert go_on.wait(10)
+        return real(self, epoch, rows)
+
+    monkeypatch.setattr(PackPlan, "_pack", slow)
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            ahead = threads.submit(step_rows, plan, 7)
+            assert begun.wait(10)
+            read = threads.submit(
+                lambda: (step_rows(plan, 1), plan.steps_per_epoch(0), plan.samples_before(7))
+            )
+            assert read.result(timeout=5) == (expected, 7, 100)
+            assert not ahead.done()
+        finally:
+            go_on.set()
+        assert ahead.result() == step_rows(plan, 7)
+
+
+def test_threads_that_need_the_same_epoch_plan_it_once(planned):
+    plan, _, _ = make(n=100, packing=False)
+    planned.clear()
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda step: step_rows(plan, step), [20] * 16))
+    assert all(rows == found[0] for rows in found)
+    assert planned == [0, 1, 2]
 
 
 def test_epochs_and_seeds_differ_in_their_order():
@@ -288,15 +433,19 @@ def test_epochs_and_seeds_differ_in_their_order():
     assert flat(epoch(plan, 0)) != flat(epoch(other, 0))
 
 
-def test_without_shuffling_the_samples_are_taken_as_they_lie():
-    plan, _, _ = make(n=64, shuffle=False, max_length=4000, slots=60)
-    taken = [sorted(sample for row in step for sample in row) for step in epoch(plan, 1)]
-    assert taken == [list(range(i, i + 16)) for i in range(0, 64, 16)]
-
-
 def test_the_order_of_an_epoch_is_pinned():
     """Resuming needs the same permutation from every version of NumPy: this one must never change."""
-    assert permutation(10, 1, 42, 0).tolist() == [1, 3, 5, 8, 4, 9, 7, 2, 6, 0]
+    assert permutation(10, Draw.ORDER, 42, 0).tolist() == [1, 3, 5, 8, 4, 9, 7, 2, 6, 0]
+
+
+def test_what_is_drawn_keeps_its_number():
+    """Another number draws others, and a run that goes on would repeat and miss samples."""
+    assert {draw.name: draw.value for draw in Draw} == {
+        "ORDER": 1, "CAP": 2, "WEIGHT": 3, "BUDGET": 4, "QUESTIONS": 5, "TASKS": 6, "COUNT": 7,
+        "ROWS": 11, "STEPS_OF_ROWS": 12, "STEPS_OF_SAMPLES": 13,
+    }  # fmt: skip
+    assert permutation(50, Draw.CAP, 0).tolist() == permutation(50, 2, 0).tolist()
+    assert len({tuple(permutation(50, draw, 0).tolist()) for draw in Draw}) == len(Draw)
 
 
 def test_the_rows_of_a_plan_are_pinned():
@@ -335,8 +484,11 @@ def test_steps_are_found_in_their_epochs():
     assert fresh.locate(0) == (0, 0)
     assert fresh.total_steps(epochs=3) == sum(per_epoch)
     assert fresh.total_steps(steps=5) == 5
+    assert fresh.samples_before(0) == 0
+    assert fresh.samples_before(per_epoch[0]) == 100
     assert fresh.samples_before(sum(per_epoch)) == 300
-    assert fresh.samples_before(1) == sum(map(len, fresh.step(0)))
+    assert fresh.samples_before(sum(per_epoch) + 1) == 300 + sum(map(len, step_rows(fresh, sum(per_epoch))))
+    assert fresh.samples_before(1) == sum(map(len, step_rows(fresh, 0)))
 
 
 def test_the_statistics_are_those_of_the_rows():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data_pipeline.tfds_writer import write_dataset
+from tests.data.whole_rows import step_rows
 from vflax.config import load_config
 from vflax.constants import IGNORE_LABEL
 from vflax.data.pipeline import Data, build_data
@@ -124,6 +126,23 @@ def test_held_out_batches_hold_each_held_out_sample_once(build, dataset):
     assert all(np.array_equal(a["ids"], b["ids"]) for a, b in zip(found, again, strict=True))
 
 
+def test_a_held_out_split_that_is_sorted_by_length_is_mixed_so_that_long_ones_meet_short_ones(
+    build, tmp_path, make_example
+):
+    held_out = [make_example(i, words=2 if i < 40 else 45) for i in range(80)]
+    write_dataset(tmp_path / "d", {"train": held_out, "test": held_out})
+    data = build([source(tmp_path / "d")], slots=6, epochs=1)
+    lengths = [
+        np.unique(row[row > 0], return_counts=True)[1]
+        for b in data.heldout_batches()
+        for row in b["segments"]
+    ]
+    assert sum(map(len, lengths)) == 80
+    mixed = [np.ptp(counts) > 20 for counts in lengths if len(counts) > 1]
+    assert np.mean(mixed) > 0.5
+    assert data.heldout_stats == data.stats  # the same samples, shuffled by the same seed
+
+
 def test_held_out_batches_are_as_large_as_a_micro_batch(build):
     data = build(samples=8, accumulation=2, rows_multiple=4)
     assert data.rows_per_step % 4 == 0
@@ -212,10 +231,57 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     assert "1 truncated (novel)" in text
     assert f"batch.samples=8, planned {data.stats.samples_per_step:.2f} samples" in text
     assert f"{data.stats.images_per_step:.1f} images" in text
-    assert f"filled {data.stats.fill:.1%}" in text
-    assert f"{data.stats.supervised_fill:.1%} of the supervised" in text
+    used = data.plan.rows_per_step / data.rows_per_step
+    assert f"filled {used * data.stats.fill:.1%}" in text
+    assert f"{used * data.stats.supervised_fill:.1%} of the supervised" in text
     assert data.findings == {str(tmp_path / "d"): {"train": {"truncated": ["novel"]}}}
     assert abs(data.stats.samples_per_step / 8 - 1) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        (
+            {"rows_multiple": 16},
+            "make batch.samples a multiple of 16, or this number smaller with mesh.tensor",
+        ),
+        ({"samples": 9, "packing": False, "rows_multiple": 8}, "make batch.samples a multiple of 8"),
+    ],
+)
+def test_empty_rows_count_in_the_fills_and_how_to_fill_them_is_said(build, changes, remedy):
+    data = build(**changes)
+    rows, computed = data.plan.rows_per_step, data.rows_per_step
+    assert computed % changes["rows_multiple"] == 0 and computed - rows > 0.1 * computed
+    text = data.describe()
+    assert f"(and {computed - rows} empty rows, for the devices)" in text
+    assert f"filled {data.stats.fill * rows / computed:.1%} of the tokens" in text
+    assert f"{data.stats.slot_fill * rows / computed:.1%} of the image slots" in text
+    assert f"{data.stats.supervised_fill * rows / computed:.1%} of the supervised" in text
+    assert f"  {1 - rows / computed:.0%} of the rows that the devices compute are empty" in text
+    assert remedy in text
+
+
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_the_rows_that_are_advised_fill_the_devices_and_cut_no_sample(
+    build, tmp_path, make_example, multiple
+):
+    write_dataset(tmp_path / "d", {"train": [make_example(i, words=1 + i % 5) for i in range(80)]})
+    before = build([source(tmp_path / "d")], rows_multiple=multiple)
+    assert before.plan.rows_per_step == 3
+    [advised] = re.findall(r"with data.max_length=(\d+) and data.slots=(\d+) a step", before.describe())
+    length, slots = map(int, advised)
+    after = build([source(tmp_path / "d")], rows_multiple=multiple, max_length=length, slots=slots)
+    assert after.plan.rows_per_step == after.rows_per_step == multiple
+    assert "are empty" not in after.describe()
+
+
+def test_few_empty_rows_ask_for_no_advice(build):
+    data = build(samples=19, packing=False, rows_multiple=20)
+    assert data.rows_per_step - data.plan.rows_per_step == 1
+    assert "empty rows" in data.describe() and "are empty" not in data.describe()
+    data = build(rows_multiple=1)
+    assert data.rows_per_step == data.plan.rows_per_step
+    assert "empty" not in data.describe() and f"filled {data.stats.fill:.1%}" in data.describe()
 
 
 @pytest.mark.parametrize(
@@ -274,11 +340,14 @@ def test_sources_in_sequence_are_learned_one_after_the_other(build, dataset, tmp
     other = tmp_path / "other"
     write_dataset(other, {"train": [make_example(500 + i) for i in range(24)]})
     data = build([source(dataset), source(other)], order="sequence", epochs=1)
-    order = [number for step in range(data.total_steps) for row in data.plan.step(step) for number in row]
+    order = [
+        number for step in range(data.total_steps) for row in step_rows(data.plan, step) for number in row
+    ]
     assert sorted(order) == list(range(64))
     # Steps are whole but for the last, so the two may meet in one step, and nowhere else.
     steps = [
-        {number >= 40 for row in data.plan.step(step) for number in row} for step in range(data.total_steps)
+        {number >= 40 for row in step_rows(data.plan, step) for number in row}
+        for step in range(data.total_steps)
     ]
     assert sum(len(sources) == 2 for sources in steps) <= 1
     assert [max(sources) for sources in steps] == sorted(max(sources) for sources in steps)

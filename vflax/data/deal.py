@@ -13,14 +13,18 @@ import dataclasses
 
 import numpy as np
 
-from vflax.data.draw import permutation
-
-_DEAL, _STEPS = 11, 12  # the first words of the keys of permutations, see vflax.data.draw
+from vflax.data.draw import Draw, permutation
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of sample numbers, and what is in each: (images, samples, supervised tokens), int64 [rows, 3]."""
+    """Rows of sample numbers, and what is in each.
+
+    Attributes:
+        samples: of each row.
+        loads: int64 [rows, 5]: (images, samples, supervised tokens, tokens, samples that were left by an earlier
+            window).
+    """
 
     samples: list[list[int]]
     loads: np.ndarray
@@ -42,6 +46,11 @@ class Rows:
         return self.take(np.flatnonzero(chosen)), self.take(np.flatnonzero(~chosen))
 
     @property
+    def dealt(self) -> np.ndarray:
+        """int64 [rows, 3]: of the loads those by which rows are dealt, (images, samples, supervised tokens)."""
+        return self.loads[:, :3]
+
+    @property
     def count(self) -> int:
         """How many samples there are."""
         return int(self.loads[:, 1].sum())
@@ -49,7 +58,7 @@ class Rows:
 
 def no_rows(count: int = 0) -> Rows:
     """Empty rows."""
-    return Rows([[] for _ in range(count)], np.zeros((count, 3), np.int64))
+    return Rows([[] for _ in range(count)], np.zeros((count, 5), np.int64))
 
 
 class Steps:
@@ -72,8 +81,8 @@ class Steps:
 
     def add(self, rows: Rows) -> None:
         """Deal the rows of a window; what makes no whole step waits for the next window."""
-        order = permutation(len(rows), _DEAL, *self._key, self._windows)
-        sizes = _shares(rows.loads).sum(axis=1)[order]
+        order = permutation(len(rows), Draw.ROWS, *self._key, self._windows)
+        sizes = _shares(rows.dealt).sum(axis=1)[order]
         rows = rows.take(order[np.argsort(-sizes, kind="stable")])
         self._windows += 1
         if len(self.waiting):
@@ -83,7 +92,9 @@ class Steps:
                 self.flush()
         rest, rows = rows.split(len(rows) % self._rows)
         whole = len(rows) // self._rows
-        for part in deal(rows.loads, whole)[permutation(whole, _STEPS, *self._key, self._windows)]:
+        for part in deal(rows.dealt, whole)[
+            permutation(whole, Draw.STEPS_OF_ROWS, *self._key, self._windows)
+        ]:
             self._append(rows.take(part))
         self.waiting += rest
 
@@ -100,7 +111,7 @@ class Steps:
 
     def _append(self, step: Rows) -> None:
         """Lay out the rows of one step."""
-        images, _, supervised = step.loads.T
+        images, _, supervised = step.dealt.T
         layout = np.empty(self._rows, np.int64)
         layout[self._places] = np.lexsort((-supervised, -images))
         for place in layout.tolist():

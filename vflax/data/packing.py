@@ -24,16 +24,16 @@ other: no row holds samples of two groups, and the last rows of one share a step
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vflax.data.deal import Rows, Steps, deal, no_rows
-from vflax.data.draw import permutation
+from vflax.data.draw import Draw, permutation
 from vflax.data.fill import Capacity, fill_rows
 from vflax.errors import UserError
 
@@ -45,12 +45,14 @@ TOLERANCE = 0.02
 SUPERVISED_COST = 0.005
 # The loss gathers supervised positions into an array of static size; small changes shall not recompile it.
 SUPERVISED_UNIT = 32
+# T is advised in steps of so many tokens.
+_LENGTH_UNIT = 32
 # Samples of a window. A quarter of the epoch at most, so that samples meet others in each epoch.
 _WINDOW = 8192
-_CACHED_EPOCHS = 3
+# Plans of epochs are kept up to so many samples in all, about 100 MB: those of all epochs of most runs.
+_KEPT_SAMPLES = 1 << 24
 # Short epochs are cheap to pack and differ more: R is judged by several.
 _TRIAL_EPOCHS = 4
-_ORDER, _STEPS = 1, 13  # the first words of the keys of permutations, see vflax.data.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class _Pace:
     """How a group is taken."""
 
     steps: int  # of a window
-    most: int  # samples of a window
+    most: float  # samples that a step may have
     aim: int  # samples of a row
     exact: bool  # whether samples, not rows, are dealt to the steps
 
@@ -126,7 +128,6 @@ class PackPlan:
             most SUPERVISED_COST more rows than no limit and holds every sample.
         packing: False gives each sample a row of its own, as LLaVA does.
         seed: of the permutations.
-        shuffle: False takes the samples in the order in which they are given, window by window.
         epoch_samples: epoch -> the groups of that epoch, int [m] each, taken one after another and each shuffled by
             itself, repeats allowed (vflax.data.mixture); by default one group, each of the n samples once.
         pool: int [m], every sample that some epoch may hold; by default those of epoch 0.
@@ -152,20 +153,21 @@ class PackPlan:
         supervised_capacity: int = 0,
         packing: bool,
         seed: int,
-        shuffle: bool = True,
         epoch_samples: Callable[[int], Sequence[np.ndarray]] | None = None,
         pool: np.ndarray | None = None,
     ) -> None:
         if samples < 1:
             raise UserError(f"batch.samples={samples}: expected at least 1 sample per step")
-        self.samples, self.packing, self.seed, self.shuffle = samples, packing, seed, shuffle
+        self.samples, self.packing, self.seed = samples, packing, seed
         self._tokens, self._images, self._supervised = (
             np.asarray(values, np.int32) for values in (tokens, images, supervised)
         )
         self._epoch_samples = epoch_samples
-        self._lock = threading.RLock()
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._first_steps = [0]  # [e]: the global step at which epoch e begins
+        # Held while an epoch is planned, 20 s for 1.66 M samples. What is known is read without it, so that the threads
+        # of the loader, and the report of a step, wait only for an epoch that they need.
+        self._planning = threading.RLock()
+        self._epochs: dict[int, _Epoch] = {}
+        self._first_steps = [0]  # [e]: the global step at which epoch e begins; only ever appended to
         self._size = sum(map(len, self._groups(0)))
         if not self._size:
             raise UserError("data.sources: not one sample is left to train on")
@@ -173,6 +175,7 @@ class PackPlan:
         self.capacity = Capacity(max_length, slots, max_length)
         self._check(used, supervised_capacity)
         self.capacity = Capacity(max_length, slots, supervised_capacity or self._enough_supervised(used))
+        self._largest = int(self._tokens[used].max()), int(self._images[used].max())
         self.rows_per_step = self._find_rows() if packing else samples
 
     def _check(self, used: np.ndarray, supervised_capacity: int) -> None:
@@ -197,13 +200,6 @@ class PackPlan:
                 f"that, up to {most}. Set data.supervised={most}, or 0 to have it chosen."
             )
 
-    def __getstate__(self) -> dict[str, object]:
-        """For pickling: the plans of epochs are made again, a lock cannot travel."""
-        return {**self.__dict__, "_epochs": OrderedDict(), "_lock": None}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
-
     # -- what the loader asks ---------------------------------------------------------------------------
 
     def length(self, sample: int) -> tuple[int, int]:
@@ -212,7 +208,7 @@ class PackPlan:
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Steps of this epoch; the last one is partial."""
-        return self._epoch(epoch).steps
+        return self._begin(epoch + 1) - self._begin(epoch)
 
     def total_steps(self, *, epochs: int | None = None, steps: int | None = None) -> int:
         """Steps of a run of so many epochs, or simply `steps`; one of the two is given."""
@@ -221,24 +217,27 @@ class PackPlan:
         if steps is not None:
             return steps
         assert epochs is not None
-        return sum(self.steps_per_epoch(epoch) for epoch in range(epochs))
+        return self._begin(epochs)
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step within that epoch) of a global step."""
         if step < 0:
             raise IndexError(f"step {step}")
-        with self._lock:
-            while self._first_steps[-1] <= step:
-                epoch = len(self._first_steps) - 1
-                self._first_steps.append(self._first_steps[-1] + self._epoch(epoch).steps)
-            epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
-            return epoch, step - self._first_steps[epoch]
+        if self._first_steps[-1] <= step:
+            with self._planning:
+                while self._first_steps[-1] <= step:
+                    self._begin(len(self._first_steps))
+        epoch = bisect.bisect_right(self._first_steps, step) - 1
+        return epoch, step - self._first_steps[epoch]
 
     def samples_before(self, step: int) -> int:
         """How many samples the steps before this one took, repeats counted."""
-        epoch, local = self.locate(step)
+        if step == 0:
+            return 0
+        # By the step before, so that the end of a run asks for no plan of an epoch that it never enters.
+        epoch, local = self.locate(step - 1)
         earlier = epoch * self._size  # every epoch is equally long
-        return earlier + int(self._epoch(epoch).starts[local * self.rows_per_step])
+        return earlier + int(self._epoch(epoch).starts[(local + 1) * self.rows_per_step])
 
     def row(self, step: int, row: int) -> list[int]:
         """The samples of one row of a step, in their order; empty where the step needs fewer rows."""
@@ -248,10 +247,6 @@ class PackPlan:
         plan = self._epoch(epoch)
         start, end = plan.starts[local * self.rows_per_step + row :][:2]
         return plan.order[start:end].tolist()
-
-    def step(self, step: int) -> list[list[int]]:
-        """The rows of a global step: rows_per_step lists of sample numbers, some may be empty."""
-        return [self.row(step, row) for row in range(self.rows_per_step)]
 
     def stats(self) -> PlanStats:
         """Fill and means of epoch 0."""
@@ -274,6 +269,34 @@ class PackPlan:
             supervised_fill=learned / (rows * self.capacity.supervised) if learned else 0.0,
         )
 
+    def size_for(self, rows: int) -> tuple[int, int] | None:
+        """(T, S) with which a step has so many rows or few less, judged by a trial; the shortest that cut no sample.
+
+        None where there are none: the longest sample makes rows that are too long for so many of them.
+        """
+        trial = self._trial(self._epoch(0).order)
+        tokens, images, supervised = (
+            values[trial] for values in (self._tokens, self._images, self._supervised)
+        )
+        each = self.samples / rows  # samples of a row
+        longest, most_images = self._largest
+        slots = max(most_images, math.ceil(each * float(images.mean()) - 1e-6))
+
+        def needed(length: int) -> float:
+            capacity = Capacity(length, slots, length)
+            aims = {max(1, math.floor(each)), math.ceil(each)}
+            filled = [len(fill_rows(tokens, images, supervised, capacity, aim)) for aim in aims]
+            return min(filled) * self.samples / len(trial)
+
+        def enough(units: int) -> bool:
+            length = longest + units * _LENGTH_UNIT
+            # Rows of twice the mean length are half empty.
+            too_long = length > longest + 2 * each * float(tokens.mean())
+            return too_long or needed(length) <= (1 + TOLERANCE / 2) * rows
+
+        length = longest + smallest(0, enough) * _LENGTH_UNIT
+        return (length, slots) if 0.9 <= needed(length) / rows <= 1 + TOLERANCE / 2 else None
+
     # -- the order --------------------------------------------------------------------------------------
 
     def _groups(self, epoch: int) -> list[np.ndarray]:
@@ -283,22 +306,31 @@ class PackPlan:
 
     def _orders(self, epoch: int) -> list[np.ndarray]:
         """int [m] of each group: its samples in the order in which the windows take them."""
-        groups = self._groups(epoch)
-        if not self.shuffle:
-            return groups
         return [
-            group[permutation(len(group), _ORDER, self.seed, epoch, *([k] if k else []))]
-            for k, group in enumerate(groups)
+            group[permutation(len(group), Draw.ORDER, self.seed, epoch, *([k] if k else []))]
+            for k, group in enumerate(self._groups(epoch))
         ]
 
+    def _begin(self, epoch: int) -> int:
+        """The global step at which an epoch begins; plans the epochs before it, each once."""
+        if len(self._first_steps) <= epoch:
+            with self._planning:
+                while len(self._first_steps) <= epoch:
+                    last = len(self._first_steps) - 1
+                    self._first_steps.append(self._first_steps[-1] + self._epoch(last).steps)
+        return self._first_steps[epoch]
+
     def _epoch(self, epoch: int) -> _Epoch:
-        with self._lock:
-            if epoch not in self._epochs:
-                self._epochs[epoch] = self._pack(epoch, self.rows_per_step)
-            self._epochs.move_to_end(epoch)
-            while len(self._epochs) > _CACHED_EPOCHS:
-                self._epochs.popitem(last=False)
-            return self._epochs[epoch]
+        plan = self._epochs.get(epoch)
+        if plan is None:
+            with self._planning:
+                plan = self._epochs.get(epoch)  # another thread may have planned it meanwhile
+                if plan is None:
+                    plan = self._pack(epoch, self.rows_per_step)
+                    while self._epochs and (len(self._epochs) + 1) * self._size > _KEPT_SAMPLES:
+                        del self._epochs[next(iter(self._epochs))]
+                    self._epochs[epoch] = plan
+        return plan
 
     # -- windows ----------------------------------------------------------------------------------------
 
@@ -323,7 +355,7 @@ class PackPlan:
     def _add_window(self, steps: Steps, queue: _Queue, rows: int, count: int, pace: _Pace) -> None:
         """Fill the rows of `count` steps; at the end of the group those of as many as there are."""
         places = count * rows - len(steps.waiting)
-        most = pace.most * count // pace.steps - steps.waiting.count
+        most = int(pace.most * count) - steps.waiting.count
         window, waited = queue.take(self._until_full(queue.next(most), places))
         kept, rest = self._fullest(window, waited, places if len(queue) else None, pace.aim)
         queue.put_back(rest)
@@ -338,7 +370,8 @@ class PackPlan:
         loads = np.stack([self._tokens[window], self._images[window], self._supervised[window]], axis=1)
         left = []
         # The longest were dealt to the first steps first: in any order but that.
-        for part in deal(loads, count)[permutation(count, _STEPS, self.seed, epoch, len(queue))]:
+        order = permutation(count, Draw.STEPS_OF_SAMPLES, self.seed, epoch, len(queue))
+        for part in deal(loads, count)[order]:
             kept, rest = self._fullest(window[part], waited[part], rows, pace.aim)
             steps.add(kept)
             left.append(rest)
@@ -373,31 +406,33 @@ class PackPlan:
         Rows with a sample that was left before go first: what fits badly is not put off to the end of the epoch.
         """
         found = self._fill(window, aim)
-        rows = self._rows(window, found)
+        rows = self._rows(window, waited, found)
         if places is None or len(rows) <= places:
             return rows + no_rows((places or len(rows)) - len(rows)), window[:0]
         size = self.capacity
-        sums = np.array([self._tokens[row].sum() for row in rows.samples])
-        images, _, supervised = rows.loads.T
+        images, _, supervised, tokens, late = rows.loads.T
         fullness = np.max(
-            [sums / size.tokens, images / max(size.images, 1), supervised / size.supervised], axis=0
+            [tokens / size.tokens, images / max(size.images, 1), supervised / size.supervised], axis=0
         )
-        first = np.array([waited[row].any() for row in found])
-        best = np.lexsort((-fullness, ~first))
+        best = np.lexsort((-fullness, late == 0))
         left = sorted(i for row in best[places:].tolist() for i in found[row])
         return rows.take(np.sort(best[:places])), window[left]
 
-    def _rows(self, window: np.ndarray, found: list[list[int]]) -> Rows:
-        flat = window[[i for row in found for i in row]]
+    def _rows(self, window: np.ndarray, waited: np.ndarray, found: list[list[int]]) -> Rows:
+        each = np.stack(  # of each sample what Rows.loads has of each row
+            [
+                self._images[window],
+                np.ones(len(window), np.int64),
+                self._supervised[window],
+                self._tokens[window],
+                waited,
+            ],
+            axis=1,
+        )
         lengths = np.array([len(row) for row in found], np.int64)
-        starts = np.cumsum(lengths) - lengths
-        loads = [
-            np.add.reduceat(self._images[flat], starts),
-            lengths,
-            np.add.reduceat(self._supervised[flat], starts),
-        ]
+        loads = np.add.reduceat(each[[i for row in found for i in row]], np.cumsum(lengths) - lengths)
         numbers = window.tolist()
-        return Rows([[numbers[i] for i in row] for row in found], np.stack(loads, axis=1).astype(np.int64))
+        return Rows([[numbers[i] for i in row] for row in found], loads)
 
     # -- what is fixed before the first window ----------------------------------------------------------
 
@@ -422,12 +457,10 @@ class PackPlan:
         trial = self._trial(order)
         aim, needed = self._best_aim(trial)
         steps = max(1, min(math.ceil(_WINDOW / self.samples), len(order) // (4 * self.samples)))
-        if not self.shuffle:
-            steps = 1  # a longer window would take the samples out of the order that was asked for
         most = (1 + TOLERANCE) * self.samples
         if len(trial) / needed * rows > most:
-            return _Pace(steps, steps * self.samples, aim, True)
-        return _Pace(steps, int(steps * most), aim, False)
+            return _Pace(steps, self.samples, aim, True)
+        return _Pace(steps, most, aim, False)
 
     def _enough_supervised(self, used: np.ndarray) -> int:
         """The smallest C that costs next to nothing."""
@@ -448,28 +481,47 @@ class PackPlan:
 
     def _find_rows(self) -> int:
         """The smallest R that keeps up with `samples` per step, judged by packing."""
-        rows = 1
+        start = 1
         for order in self._orders(0):
             trial = self._trial(order)
             _, needed = self._best_aim(trial)
             # Less than is needed: the last row of the trial may be nearly empty, and a trial errs.
             least = (1 - TOLERANCE - 0.005) * self.samples * (needed - 1) / len(trial)
-            rows = max(rows, math.ceil(least))
+            start = max(start, math.ceil(least))
         epochs = range(_TRIAL_EPOCHS if self._size <= _WINDOW else 1)
-        while True:
+
+        def enough(rows: int) -> bool:
             plans: dict[int, _Epoch] = {}
             for epoch in epochs:
-                plan = self._pack(epoch, rows)
-                if not self._keeps_up(plan):
-                    break
-                plans[epoch] = plan
-            else:
-                self._epochs.update(plans)  # they are needed again
-                return rows
-            rows += 1
+                plans[epoch] = self._pack(epoch, rows)
+                if not self._keeps_up(plans[epoch]):
+                    return False
+            self._epochs = plans  # needed again: the last that is enough is the one that is found
+            return True
+
+        return smallest(start, enough)
 
     def _keeps_up(self, plan: _Epoch) -> bool:
         if plan.steps > math.ceil(self._size / self.samples) * (1 + TOLERANCE):
             return False
         last = int(plan.starts[(plan.steps - 1) * ((len(plan.starts) - 1) // plan.steps)])
         return last >= (1 - TOLERANCE) * self.samples * (plan.steps - 1)
+
+
+def smallest(start: int, enough: Callable[[int], bool]) -> int:
+    """The smallest number from `start` on that is enough, as all larger ones are.
+
+    Asked are start, start + 1, + 2, + 4, ..., then halves of the last gap: each that is enough is smaller than the one
+    before.
+    """
+    too_few, ahead = start - 1, 0
+    while not enough(start + ahead):
+        too_few, ahead = start + ahead, max(1, 2 * ahead)
+    found = start + ahead
+    while found - too_few > 1:
+        middle = (too_few + found) // 2
+        if enough(middle):
+            found = middle
+        else:
+            too_few = middle
+    return found

@@ -26,6 +26,9 @@ from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.tokenizer import Tokenizer
 
+# Of a larger share of empty rows `describe` says how they could be filled.
+_EMPTY_ROWS = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
@@ -215,8 +218,7 @@ class Data:
 
     def describe(self) -> str:
         """A few lines: what there is, what the preflight found, what a step holds."""
-        stats, plan, asked = self.stats, self.plan, self.plan.samples
-        empty = self.rows_per_step - plan.rows_per_step
+        stats, asked = self.stats, self.plan.samples
         lines = [f"data: {stats.samples:,} samples an epoch, {self.total_steps:,} steps in all"]
         for part in [self._train, *([self._heldout] if self._heldout else [])]:
             lines += [
@@ -241,14 +243,37 @@ class Data:
             f"  a step: batch.samples={asked}, planned {stats.samples_per_step:.2f} samples on average "
             f"({stats.samples_per_step / asked - 1:+.1%}), {stats.images_per_step:.1f} images, "
             f"{stats.tokens_per_step:,.0f} tokens",
-            f"  in {plan.rows_per_step} rows of {plan.capacity.tokens} tokens, {plan.capacity.images} images and "
-            f"{plan.capacity.supervised} supervised tokens"
-            + (f" (and {empty} empty rows, for the devices)" if empty else "")
-            + f"; filled {stats.fill:.1%} of the tokens, {stats.slot_fill:.1%} of the image slots, "
-            f"{stats.supervised_fill:.1%} of the supervised; images differ by {stats.images_spread:.1f} from step "
-            "to step",
+            *self._describe_rows(),
         ]
         return "\n".join(lines)
+
+    def _describe_rows(self) -> list[str]:
+        """The rows of a step, and how full all those are that the devices compute."""
+        stats, plan, size = self.stats, self.plan, self.plan.capacity
+        rows, computed, multiple = plan.rows_per_step, self.rows_per_step, self._train.rows.rows_multiple
+        empty, share = computed - rows, rows / computed
+        lines = [
+            f"  in {rows} rows of {size.tokens} tokens, {size.images} images and {size.supervised} supervised tokens"
+            + (f" (and {empty} empty rows, for the devices)" if empty else "")
+            + f"; filled {share * stats.fill:.1%} of the tokens, {share * stats.slot_fill:.1%} of the image slots, "
+            f"{share * stats.supervised_fill:.1%} of the supervised; images differ by {stats.images_spread:.1f} from "
+            "step to step"
+        ]
+        if empty > _EMPTY_ROWS * computed:
+            whole = max(1, round(rows / multiple)) * multiple
+            better = plan.size_for(whole) if plan.packing else None
+            if better is not None:
+                remedy = f"with data.max_length={better[0]} and data.slots={better[1]} a step is about {whole} rows"
+            else:
+                remedy = (
+                    f"make batch.samples a multiple of {multiple}, or this number smaller with mesh.tensor or "
+                    "batch.accumulation"
+                )
+            lines.append(
+                f"  {empty / computed:.0%} of the rows that the devices compute are empty, for these take rows by "
+                f"{multiple}: {remedy}"
+            )
+        return lines
 
 
 def build_data(
@@ -400,7 +425,6 @@ def _heldout(
         slots=train.capacity.images,
         packing=train.packing,
         seed=train.seed,
-        shuffle=False,
         epoch_samples=mixture.epoch,
     )
     rows = RowSource(

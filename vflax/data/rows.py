@@ -146,7 +146,7 @@ def join(samples: Sequence[Prepared], format: RowFormat) -> Row:
 
 
 class RowSource:
-    """Every row of a run: `len`, `rows[i]` -> Row. A pure function of i; picklable; for many threads.
+    """Every row of a run: `len`, `rows[i]` -> Row. A pure function of i; for many threads.
 
     Row i is row i % rows_per_step of step i // rows_per_step. The plan's rows of a step are followed by empty
     ones, up to a multiple of rows_multiple: the mesh may change and every step still has the same samples.
@@ -172,7 +172,7 @@ class RowSource:
         rows_multiple: int = 1,
     ) -> None:
         self._sources, self._mixture, self._plan, self._format = list(sources), mixture, plan, format
-        self.total_steps = total_steps
+        self.total_steps, self.rows_multiple = total_steps, rows_multiple
         self.rows_per_step = -(-plan.rows_per_step // rows_multiple) * rows_multiple
 
     def __len__(self) -> int:
