@@ -21,6 +21,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -217,5 +218,5 @@ def _load(path: Path, count: int) -> Lengths | None:
 
 def _save(path: Path, lengths: Lengths) -> None:
     arrays = np.stack([lengths.tokens, lengths.uncut, lengths.images, lengths.supervised])
-    findings = {_FINDING + kind: numbers for kind, numbers in lengths.findings.items()}
+    findings: dict[str, Any] = {_FINDING + kind: numbers for kind, numbers in lengths.findings.items()}
     np.savez(path, lengths=arrays, dropped_kinds=np.array(lengths.dropped_kinds, str), **findings)
