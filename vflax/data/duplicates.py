@@ -382,7 +382,8 @@ def _best_pairs(
 
     One picture in many samples of both sides (a placeholder, a logo) makes more pairs than a memory holds. So they are
     gone through in blocks of _CANDIDATES, and of each evaluation image only the best pair so far is kept: memory is
-    that of a few blocks, and some 250 bytes for each image with a near hash on the other side.
+    that of four blocks, 50 bytes for each image of either side, and below 1 kB more for each image that has a near hash
+    on the other side.
     """
     own, others = _near_images(compared.hashes, trained.hashes, distance)
     ours, theirs = compared.take(own), trained.take(others)
