@@ -100,7 +100,7 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 # The run refuses to start, and data_pipeline.preflight exits with 1, when of a split more than this ...
                 "max_problem_share": 0.01,  # ... share of the samples is dropped or truncated
                 # ... share of the evaluation images has a near copy in the training data: by so much remembering
-                # alone can raise an accuracy.
+                # alone can raise an accuracy. Fewer than three copies are never too much.
                 "max_duplicate_share": 0.01,
                 # Bits of 64 in which perceptual hashes of near copies may differ; docs/preflight.md has measurements.
                 "duplicate_distance": 4,

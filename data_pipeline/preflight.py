@@ -95,6 +95,8 @@ def preflight(config: ConfigDict, out: Path, *, show_progress: bool = True) -> d
 
 def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
     """Print the figures that matter most."""
+    from vflax.data.preflight import few
+
     table = Table(box=box.SIMPLE, pad_edge=False)
     for name in ("role", "split", "samples", "kept", "tasks", "tokens", "learned", "cut"):
         left = name in ("role", "split")
@@ -108,8 +110,7 @@ def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
     console.print(table)
     for split in result["splits"]:
         for kind, finding in split["findings"].items():
-            ids = finding["ids"]
-            shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+            shown = few(finding["ids"])
             what = f"{finding['count']:,} {kind}{' (dropped)' if finding['dropped'] else ''}"
             _line(console, f"{split['path']} ({split['split']}): {what}: {finding['meaning']}: {shown}")
         if copies := split["duplicates"]:
@@ -127,13 +128,15 @@ def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
             f"{plan['samples_per_step']:.2f} samples in {plan['rows_per_step']:,} rows; filled {plan['fill']:.1%} of "
             f"the tokens, {plan['slot_fill']:.1%} of the image slots",
         )
-    short = [row for row in result["mixture"] if row["samples"] < row["asked"] - 1]
+    short = [
+        f"{row['task']} {row['samples']:,} of {row['asked']:,.0f}"
+        for row in result["mixture"]
+        if row["short"]
+    ]
     if short:
-        shown = ", ".join(f"{r['task']} {r['samples']:,} of {r['asked']:,.0f}" for r in short[:3])
-        more = ", ..." if len(short) > 3 else ""
         _line(
             console,
-            f"{len(short):,} tasks have fewer samples in an epoch than the config asks for: {shown}{more}",
+            f"{len(short):,} tasks have fewer samples in an epoch than the config asks for: {few(short)}",
         )
     _line(console, f"written: {out / JSON_FILE}, {out / PAGE_FILE}")
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from vflax.data import lengths
+from vflax.data.duplicates import sample_ids
 from vflax.data.mixture import task_codes
 from vflax.data.pipeline import Data
 from vflax.data.preflight import Part, Preflight
 
 _BINS = 32
-# What a person reads about each kind of finding. Those of conversation.read_llava, then those of vflax.data.lengths.
+# What a person reads about each kind of finding. Those of conversation.read_llava, then those of vflax.data.lengths
+# and vflax.data.preflight.
 MEANINGS = {
     "first_turn_dropped": "the first turn is not by a person; it is left out",
     "empty_answer": "an answer without text: the conversation ends before it",
@@ -26,6 +28,7 @@ MEANINGS = {
     "image_without_marker": "fewer <image> than images: the others follow the last one, or open the conversation",
     "lone_surrogate": "half a UTF-16 pair, read as U+FFFD",
     "truncated": "longer than a row: cut on the right",
+    "too_many_images": "more images than a row has slots",
     "too_long": "longer than a row, and cutting would lose an image or the whole answer",
     "nothing_supervised": "no token to learn from",
     "malformed": "conversations is not a list of turns with from and value",
@@ -97,7 +100,7 @@ def split_facts(part: Part, preflight: Preflight) -> dict[str, Any]:
         lengths: of all chosen samples that can be rendered, before anything is cut: {min, mean, median, p95, max,
         edges, counts}, the last two a histogram; None where there is none.
         truncated: {samples, tokens_lost}, of the kept ones.
-        findings: {kind: {count, dropped, meaning, ids}}, of the whole split.
+        findings: {kind: {count, dropped, meaning, ids}}, of the chosen samples.
         duplicates: None for what is trained on, see `_duplicates`.
     """
     found, used = part.found, part.used
@@ -164,13 +167,14 @@ def _distribution(values: np.ndarray) -> dict[str, Any]:
 
 
 def _findings(part: Part) -> dict[str, dict[str, Any]]:
-    found = dict(part.found.findings)
+    names = sample_ids(part.source, {int(i) for numbers in part.findings.values() for i in numbers})
+    found = {kind: [names[int(i)] for i in numbers] for kind, numbers in part.findings.items()}
     if part.damaged:
         found["damaged_image"] = list(part.damaged)
     return {
         kind: {
             "count": len(ids),
-            "dropped": kind in part.found.dropped_kinds,
+            "dropped": kind in part.dropped_kinds,
             "meaning": MEANINGS.get(kind, ""),
             "ids": ids,
         }

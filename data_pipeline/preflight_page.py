@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +60,19 @@ def _bars(lengths: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _examples(part: Part) -> dict[str, list[dict[str, Any]]]:
     """{kind of finding: the first few samples, shown}."""
-    wanted = {kind: ids[:_EXAMPLES] for kind, ids in part.found.findings.items()}
+    wanted = {kind: numbers[:_EXAMPLES].tolist() for kind, numbers in part.findings.items()}
     if part.damaged:
-        wanted["damaged_image"] = list(part.damaged[:_EXAMPLES])
-    numbers = _numbers(part.source, {id for ids in wanted.values() for id in ids})
-    return {
-        kind: [_shown(part.source[numbers[id]]) for id in ids if id in numbers]
-        for kind, ids in wanted.items()
-    }
+        wanted["damaged_image"] = _numbers(part.source, part.damaged[:_EXAMPLES])
+    return {kind: [_shown(part.source[number]) for number in numbers] for kind, numbers in wanted.items()}
 
 
-def _numbers(source: Source, ids: set[str]) -> dict[str, int]:
-    """{id: the first sample of that id}."""
+def _numbers(source: Source, ids: Sequence[str]) -> list[int]:
+    """The first sample of each of these ids."""
     found: dict[str, int] = {}
-    for number, text in enumerate(source.texts() if ids else ()):
+    for number, text in enumerate(source.texts()):
         if text.id in ids:
             found.setdefault(text.id, number)
-    return found
+    return sorted(found.values())
 
 
 def _pairs(part: Part, training: list[Part]) -> list[dict[str, Any]]:

@@ -83,20 +83,6 @@ def test_a_resume_names_every_key_that_may_not_change():
     )
 
 
-def test_a_run_from_before_there_was_a_key_goes_on_as_it_was_and_in_no_other_way():
-    now = configs.plain(configs.load_config("configs/stage1.py:tiny"))
-    old = configs.plain(configs.load_config("configs/stage1.py:tiny"))
-    for key in ("tasks", "spread", "supervised", "max_duplicate_share"):
-        del old["data"][key]
-    del old["data"]["sources"][0]["count"]
-    old["data"]["order"] = "shuffle"  # what "mixed" was called
-    assert configs.check_resume(old, now) == []
-    now["data"]["tasks"] = 3
-    now["data"]["sources"][0]["count"] = 9
-    with pytest.raises(UserError, match=r"(?s)sources\.0\.count: 0 -> 9.*data\.tasks: 0 -> 3"):
-        configs.check_resume(old, now)
-
-
 def test_data_may_have_moved_because_its_fingerprint_is_checked():
     new = plain()
     new["data"]["sources"][0]["path"] = "elsewhere"
@@ -135,6 +121,25 @@ def test_the_lora_variants_have_llava_s_numbers_and_start_where_the_whole_decode
     assert (config.optimizer.lr, config.optimizer.bridge_lr) == (2e-4, 2e-5)
     assert config.init == whole.init and config.batch == whole.batch and config.data == whole.data
     assert whole.lora.rank == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", -1, "config.seed=-1: at least 0"),
+        ("data.max_problem_share", 5.0, "config.data.max_problem_share=5.0: expected a number from 0 to 1"),
+        (
+            "data.max_duplicate_share",
+            -0.1,
+            "config.data.max_duplicate_share=-0.1: expected a number from 0 to 1",
+        ),
+    ],
+)
+def test_a_seed_or_a_share_that_cannot_be_is_refused_by_key(key: str, value: float, words: str):
+    config = configs.load_config("configs/stage1.py:tiny")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=words):
+        configs.check_values(config)
 
 
 def test_counts_that_make_no_sense_are_refused_all_at_once():

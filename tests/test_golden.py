@@ -1,4 +1,4 @@
-"""Old checkpoints of this project restore: what vflax 0.1.0 wrote is opened, continued and exported."""
+"""Old checkpoints of this project restore: what vflax 0.1.0 wrote is opened, restored and exported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vflax import config as configs
-from vflax import sharding
+from vflax import sharding, train
 from vflax.checkpoint import Checkpointer
+from vflax.data.packing import PLAN_VERSION
 from vflax.errors import UserError
 from vflax.models import lora
 from vflax.optimizer import make_optimizer
@@ -72,12 +73,19 @@ def test_its_training_state_restores_with_its_moments(workdir: Path):
     assert all(np.isfinite(leaf).all() for leaf in state.trainable.values())
 
 
-def test_a_run_of_today_continues_its_record(workdir: Path):
-    with contextlib.closing(Checkpointer(workdir, 1, "eval/loss")) as checkpointer:
-        record = checkpointer.read_record(STEP)
-    config = configs.load_config(str(GOLDEN / "config.py"))
-    assert configs.check_resume(record["config"], configs.plain(config)) == []
-    assert record["frozen"] == ModelFiles.load(workdir).frozen
+def test_a_run_that_an_earlier_vflax_planned_is_refused_before_anything_is_measured(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(train, "open_model", None)  # would fail if they were called
+    monkeypatch.setattr(train, "build_data", None)
+    status = (workdir / "status.json").read_text()
+    with pytest.raises(UserError) as refused:
+        train.run_with_start(configs.load_config(str(GOLDEN / "config.py")), workdir)
+    message = str(refused.value)
+    assert f"another version of vflax planned (plan 1; this one makes plan {PLAN_VERSION}" in message
+    assert "Finish it with the version that it was started with, or start in another --workdir" in message
+    assert "config.data" not in message  # not key by key
+    assert (workdir / "status.json").read_text() == status
 
 
 def test_what_its_record_does_not_know_is_off(workdir: Path):

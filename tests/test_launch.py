@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from tests import small
+from vflax import config_flag
 from vflax.metrics import read_metrics
 
 
@@ -125,3 +126,14 @@ def test_help_names_flags_and_config_keys():
     assert result.returncode == 0
     for text in ("--workdir", "--config.optimizer.lr=2e-05", "--config.batch.samples=128", "75 saved"):
         assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    "flag", [["--config=configs/stage0.py:tiny"], ["--config", "configs/stage0.py:tiny"]]
+)
+def test_help_with_a_config_shows_the_values_of_that_one(flag: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        config_flag.parser("usage", [])(["launch", *flag, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "with the values of configs/stage0.py:tiny" in shown and "--config.template='plain'" in shown

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vflax.errors import UserError
+from vflax.values import SHARE
 
 # What a continued run may change. Every other key is part of the run's identity.
 ELASTIC = (
@@ -21,10 +22,6 @@ ELASTIC = (
     "data.max_problem_share", "data.max_duplicate_share", "data.duplicate_distance",
 )  # fmt: skip
 EXTEND_ONLY = ("steps", "epochs")
-# Keys that came later, with what a run of before there were any did.
-_BEFORE = {"data.supervised": 0, "data.tasks": 0, "data.spread": "samples", "data.sources.*.count": 0}
-# Values that bear another name today.
-_RENAMED = {("data.order", "shuffle"): "mixed"}
 
 
 def find_config(flag: str) -> str:
@@ -89,13 +86,15 @@ _LEAST = {
     "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
     "data.supervised": 0, "data.threads": 1, "data.tasks": 0, "data.budget": 0, "checkpoint.every": 0,
     "checkpoint.keep": 1, "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1,
-    "epochs": 0, "steps": 0,
+    "epochs": 0, "steps": 0, "seed": 0,
 }  # fmt: skip
+_SHARES = ("data.max_problem_share", "data.max_duplicate_share")
 _DTYPES = ("float32", "bfloat16")
 
 
 def check_values(config: ConfigDict) -> None:
-    """Refuse counts that are too small, dtypes that are none, sources given whole; the rest is checked where used.
+    """Refuse counts that are too small, shares and dtypes that are none, sources given whole; the rest is checked where
+    it is used.
 
     Raises:
         UserError: naming all such keys.
@@ -106,6 +105,7 @@ def check_values(config: ConfigDict) -> None:
         for key, least in _LEAST.items()
         if found[key] < least
     ]
+    wrong += [SHARE.problem(f"config.{key}", found[key]) for key in _SHARES if not SHARE.holds(found[key])]
     wrong += [
         f"config.{key}={found[key]!r}: one of {', '.join(_DTYPES)}"
         for key in ("dtype", "optimizer.moment_dtype")
@@ -136,7 +136,7 @@ def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     refused: list[str] = []
     adapters = old.get("lora.rank") or now.get("lora.rank")
     for key in sorted(old.keys() | now.keys()):
-        before, after = _before(old, key), now.get(key)
+        before, after = old.get(key), now.get(key)
         # Without adapters their other keys say nothing; a run of before there were any has none of them.
         if before == after or (key.startswith("lora.") and not adapters):
             continue
@@ -156,11 +156,3 @@ def check_resume(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
             + "\nRestore these values, or choose another --workdir. (steps and epochs may grow, never shrink.)"
         )
     return notes
-
-
-def _before(old: dict[str, Any], key: str) -> Any:
-    """What a run did by this key, whether or not it knew the key, under the value's name of today; or None."""
-    if key in old:
-        value = old[key]
-        return _RENAMED.get((key, value), value) if isinstance(value, str) else value
-    return next((value for known, value in _BEFORE.items() if fnmatch.fnmatchcase(key, known)), None)

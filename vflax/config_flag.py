@@ -18,6 +18,9 @@ CONFIG = config_flags.DEFINE_config_file(
 )  # fmt: skip
 
 
+_SHOWN = "configs/stage1.py"  # by --help without --config
+
+
 def parser(usage: str, own: Sequence[str]) -> Callable[[list[str]], list[str]]:
     """For absl.app.run(flags_parser=): wrong flags and keys end the command with one clear line and status 1.
 
@@ -27,10 +30,10 @@ def parser(usage: str, own: Sequence[str]) -> Callable[[list[str]], list[str]]:
     """
 
     def parse(argv: list[str]) -> list[str]:
-        if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
-            print(_help(usage, own))
-            sys.exit(0)
         try:
+            if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
+                print(_help(usage, own, _given(argv) or _SHOWN))
+                sys.exit(0)
             rest = _parse(list(argv))
             if len(rest) > 1:
                 raise UserError(f"unknown argument {rest[1]!r}; flags begin with --, see --help")
@@ -40,6 +43,15 @@ def parser(usage: str, own: Sequence[str]) -> Callable[[list[str]], list[str]]:
             sys.exit(1)
 
     return parse
+
+
+def _given(argv: Sequence[str]) -> str:
+    """The value of --config on a command line, or nothing."""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else following
+    return ""
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -69,14 +81,13 @@ def _parse(argv: list[str]) -> list[str]:
         raise UserError(str(error)) from None
 
 
-def _help(usage: str, own: Sequence[str]) -> str:
-    """Usage, flags, and every config key of the chosen config with its value."""
+def _help(usage: str, own: Sequence[str], chosen: str) -> str:
+    """Usage, flags, and every key of a config with its value."""
     lines = [usage.strip(), "", "flags:"]
     for name in own:
         flag = flags.FLAGS[name]
         lines += [f"  --{name}", f"      {flag.help}"]
-    lines += ["", "config keys (with the values of configs/stage1.py; the meaning is in configs/common.py):"]
-    chosen = configs.load_config("configs/stage1.py")
-    for key, value in configs.flatten(configs.plain(chosen)).items():
+    lines += ["", f"config keys (with the values of {chosen}; the meaning is in configs/common.py):"]
+    for key, value in configs.flatten(configs.plain(configs.load_config(chosen))).items():
         lines.append(f"  --config.{key}={value!r}")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from rich.table import Table
 from vflax import config as configs
 from vflax import freeze, memory, sharding, summary
 from vflax.checkpoint import Checkpointer
+from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
@@ -95,6 +96,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
                 f"{workdir} holds imported weights, not a run: choose another --workdir and start it from them with "
                 f"--config.init.checkpoint={workdir}"
             )
+        _check_plan_version(record, workdir)
         notes = configs.check_resume(record["config"], plain)
     _say(_banner(config, workdir, mesh, resumed))
     for note in notes:
@@ -345,7 +347,7 @@ class _Loop:
         step = int(state.step)
         record = {
             "config": configs.plain(self.config),
-            "data": {"position": step, **self.data.identity()},
+            "data": {"position": step, "plan_version": PLAN_VERSION, **self.data.identity()},
             "frozen": self.model.files.frozen,
         }
         self.checkpointer.save(step, state, record, evaluated or None)
@@ -398,9 +400,9 @@ def _warn_of_unfinished_start(config: ConfigDict, model: Model) -> None:
 def _check_evaluation(config: ConfigDict, data: Data) -> None:
     if config.evaluate.every and not data.has_questions:
         raise UserError(
-            f"config.evaluate.every={config.evaluate.every}, but no source has the split {config.data.eval_split!r} "
-            "(config.data.eval_split) and config.evaluate.sources is empty: there is nothing to evaluate. Name a split "
-            "that is there, convert one with --split, or set config.evaluate.every=0"
+            f"config.evaluate.every={config.evaluate.every}, but there is nothing to evaluate: {data.why_no_heldout}, "
+            "and config.evaluate.sources gives no question. Name a split that is there, convert one with --split, or "
+            "set config.evaluate.every=0"
         )
 
 
@@ -410,6 +412,17 @@ def _is_done(config: ConfigDict, workdir: Path, step: int) -> bool:
     if not path.is_file() or read_json(path)["steps"] != step:
         return False
     return not config.export or (workdir / "export" / "export.json").is_file()
+
+
+def _check_plan_version(record: dict[str, Any], workdir: Path) -> None:
+    """Refuse a run whose samples another vflax put into other steps, before anything is measured for it."""
+    planned = record["data"].get("plan_version", 1)  # the first one did not write it down
+    if planned != PLAN_VERSION:
+        raise UserError(
+            f"{workdir} is a run that another version of vflax planned (plan {planned}; this one makes plan "
+            f"{PLAN_VERSION}, with other samples in a step). Finish it with the version that it was started with, or "
+            "start in another --workdir, from its weights with --config.init.checkpoint"
+        )
 
 
 def _check_record(record: dict[str, Any], data: Data, model: Model) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vflax.data.mixture import Mixture, MixtureRules, SourceSpec
+from vflax.data.mixture import Mixture, MixtureRules, SourceSpec, check_mixture
 from vflax.errors import UserError
 
 TASKS_A = ["cat", "cat", "dog", "dog", "dog", "vqa+[a]", "vqa+b"] * 10  # 70 samples
@@ -171,6 +171,37 @@ def test_the_counts_of_each_source_with_a_count_add_up_to_it():
     rows = mix([SourceSpec("a", count=35), SourceSpec("b")]).counts()
     assert sum(r.asked for r in rows if r.source == 0) == pytest.approx(35)
     assert sum(r.samples for r in rows if r.source == 0) == 35
+
+
+def test_a_task_is_short_where_its_samples_run_out_and_not_by_chance_of_a_draw():
+    def short(spec: SourceSpec, kept=None, **rules) -> list[tuple[str, int]]:
+        return [(r.task, r.samples) for r in mix([spec], kept=kept and [kept], **rules).counts() if r.short]
+
+    for seed in range(5):  # some tasks then have fewer than their share, by chance
+        drawn = mix([SourceSpec("a")], seed, budget=30).counts()
+        assert any(r.samples < r.asked - 1 for r in drawn) or seed
+        assert not any(r.short for r in drawn)
+    assert short(SourceSpec("a", weight=0.3)) == short(SourceSpec("a", count=25)) == []
+    assert short(SourceSpec("a", cap=15)) == [("vqa+[a]", 10), ("vqa+b", 10)]
+    assert short(SourceSpec("a"), budget=50, spread="tasks") == [("vqa+[a]", 10), ("vqa+b", 10)]
+    assert short(SourceSpec("a"), budget=40, spread="tasks") == []
+    assert short(SourceSpec("a"), [name != "vqa+b" or i > 6 for i, name in enumerate(TASKS_A)]) == [
+        ("vqa+b", 9)
+    ]
+
+
+def test_what_no_seed_makes_good_is_refused_without_knowing_what_can_be_used():
+    specs = [SourceSpec("a", include=("dog",)), SourceSpec("b")]
+    check_mixture(
+        specs, [TASKS_A, TASKS_B], MixtureRules(tasks=1)
+    )  # the draw decides whether one of them is empty
+    check_mixture(specs, [TASKS_A, TASKS_B], MixtureRules(tasks=2, budget=60))
+    for rules, message in (
+        (MixtureRules(tasks=3), "data.tasks=3: the sources hold 2"),
+        (MixtureRules(budget=61), "data.budget=61: the sources give 60"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_mixture(specs, [TASKS_A, TASKS_B], rules)
 
 
 def _tasks_in(count: int, seed: int) -> set[str]:

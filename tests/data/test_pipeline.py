@@ -13,6 +13,7 @@ from data_pipeline.tfds_writer import write_dataset
 from tests.data.whole_rows import step_rows
 from vflax.config import load_config
 from vflax.constants import IGNORE_LABEL
+from vflax.data import lengths
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
 from vflax.images import ImageRules
@@ -228,13 +229,13 @@ def test_the_description_says_what_was_asked_and_what_was_planned(build, tmp_pat
     data = build([source(tmp_path / "d")], max_problem_share=0.1, epochs=1)
     text = data.describe()
     assert "60 samples an epoch" in text
-    assert "1 truncated (novel)" in text
+    assert f"{tmp_path / 'd'} (split train), training: 60 of 60 samples, 3 tasks" in text
+    assert f"preflight, {tmp_path / 'd'} (split train), training: 1 truncated: novel" in text
     assert f"batch.samples=8, planned {data.stats.samples_per_step:.2f} samples" in text
     assert f"{data.stats.images_per_step:.1f} images" in text
     used = data.plan.rows_per_step / data.rows_per_step
     assert f"filled {used * data.stats.fill:.1%}" in text
     assert f"{used * data.stats.supervised_fill:.1%} of the supervised" in text
-    assert data.findings == {str(tmp_path / "d"): {"train": {"truncated": ["novel"]}}}
     assert abs(data.stats.samples_per_step / 8 - 1) <= 0.02
 
 
@@ -288,11 +289,11 @@ def test_few_empty_rows_ask_for_no_advice(build):
     ("changes", "message"),
     [
         ({"max_length": 60}, "more than data.max_problem_share=0.0: truncated: 17"),
-        ({"slots": 1}, "data.slots=1, but .* Set data.slots=2"),
+        ({"slots": 1}, r"too_many_images: 1\d \(s\d+, s\d+, s\d+ and \d+ more\)\. .*data\.slots for those"),
         ({"supervised": 9}, "data.supervised=9, but .* Set data.supervised="),
         ({"order": "random"}, "data.order='random': expected one of mixed, sequence"),
         ({"sources": ()}, "data.sources is empty"),
-        ({"sources": (source("/nowhere"),)}, "/nowhere: there is no such directory"),
+        ({"sources": (source("/nowhere"),)}, r"data.sources\[0\]: /nowhere: there is no such directory"),
         ({"epochs": 0}, "expected at least one step or one epoch"),
         ({"process_count": 3}, "do not divide among 3 processes"),
     ],
@@ -308,6 +309,118 @@ def test_other_sources_can_be_asked_too_without_being_part_of_the_held_out_loss(
     more = data.heldout_questions(2)[len(plain.heldout_questions(2)) :]
     assert more and {q.task for q in more} == {"task1"}
     assert len(list(data.heldout_batches())) == len(list(plain.heldout_batches()))
+
+
+def questions(path, **changes) -> SimpleNamespace:
+    return SimpleNamespace(**{"path": str(path), "split": "train", "include": (), "exclude": ()} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spread": "task"}, r"data\.spread='task'"),
+        ({"spread": "tasks"}, "give data.budget too"),
+        ({"order": "shuffle"}, "data.order='shuffle'"),
+        ({"tasks": 4}, "data.tasks=4: the sources hold 3 tasks"),
+        ({"budget": 41}, "data.budget=41: the sources give 40"),
+        ({"sources": {"weight": 2.0, "count": 5}}, "weight=2.0 and count=5"),
+        ({"sources": {"include": ("tusk0",)}}, r"data\.sources\[0\]: include and exclude name .*'tusk0'"),
+        (
+            {"evaluate_sources": {"exclude": ("tusk0",)}},
+            r"evaluate\.sources\[0\]: include and exclude .*'tusk0'",
+        ),
+        ({"evaluate_sources": {"split": "tset"}}, r"evaluate\.sources\[0\]: .* there is no split 'tset'"),
+    ],
+)
+def test_what_can_be_told_wrong_without_measuring_is_refused_before_any(
+    build, dataset, monkeypatch, changes, message
+):
+    monkeypatch.setattr(lengths, "measure", None)  # would fail if it were called
+    changes = dict(changes)
+    for key, make in (("sources", source), ("evaluate_sources", questions)):
+        if key in changes:
+            changes[key] = (make(dataset, **changes[key]),)
+    with pytest.raises(UserError, match=message):
+        build(**changes)
+
+
+@pytest.fixture
+def uneven(tmp_path, make_example):
+    """In the training split 20 samples of the task good and 5 of the task bad, which are too long; in the other split
+    one of each."""
+    good = [make_example(i, task="good") for i in range(21)]
+    bad = [make_example(30 + i, task="bad", words=600) for i in range(6)]
+    write_dataset(tmp_path / "uneven", {"train": good[:20] + bad[:5], "test": good[20:] + bad[5:]})
+    return tmp_path / "uneven"
+
+
+def test_only_what_is_used_counts_for_the_share_of_problems(build, uneven):
+    assert build([source(uneven, exclude=("bad",))]).stats.samples == 20
+    with pytest.raises(UserError) as refused:
+        build([source(uneven, exclude=("good",))], max_problem_share=0.5)
+    assert "5 of 5 samples would be dropped or truncated, 100.0%" in str(refused.value)
+    assert "truncated: 5 (s30, s31, s32 and 2 more)" in str(refused.value)
+    assert "leave the worst tasks out with data.sources[k].exclude" in str(refused.value)
+
+
+def test_what_a_launch_says_of_a_split_is_what_it_uses_of_it(build, uneven):
+    text = build(
+        [source(uneven, exclude=("bad",))], evaluate_sources=(questions(uneven),), max_problem_share=0.3
+    ).describe()
+    assert f"{uneven} (split train), training: 20 of 20 samples, 1 tasks" in text
+    assert f"{uneven} (split test), held out: 1 of 1 samples, 1 tasks" in text
+    assert f"{uneven} (split train), asked: 25 of 25 samples, 2 tasks" in text
+    assert text.count("truncated") == 1
+    assert f"preflight, {uneven} (split train), asked: 5 truncated: s30, s31, s32 and 2 more" in text
+
+
+def test_samples_with_more_images_than_a_row_holds_are_dropped_by_name(build, tmp_path, make_example):
+    several = [make_example(i, images=1 + (i == 7)) for i in range(30)]
+    write_dataset(tmp_path / "d", {"train": several, "test": [make_example(40, images=2), make_example(41)]})
+    data = build([source(tmp_path / "d")], slots=1, max_problem_share=0.5, epochs=1)
+    assert data.stats.samples == sum(map(count_samples, batches(data.loader()))) == 29
+    assert sum(map(count_samples, data.heldout_batches())) == 1
+    assert [question.sample_id for question in data.heldout_questions(5)] == ["s41"]
+    text = data.describe()
+    assert "training: 1 too_many_images (dropped): s7" in text
+    assert "held out: 1 too_many_images (dropped): s40" in text
+    [row] = [row for row in data.task_counts() if row.task == "task1"]
+    assert (row.available, row.usable) == (10, 9)
+
+
+def test_the_tasks_that_are_drawn_are_those_that_are_held_out(build, dataset):
+    data = build(tasks=1)
+    [drawn] = {row.task for row in data.task_counts()}
+    held = data.heldout_questions(100)
+    assert {question.task for question in held} == {drawn} and 0 < len(held) < 10
+    assert sum(map(count_samples, data.heldout_batches())) == len(held)
+    assert f"held out: of the tasks that data.tasks=1 drew, {len(held)} samples" in data.describe()
+    asked = build(tasks=1, evaluate_sources=(questions(dataset),)).heldout_questions(100)[len(held) :]
+    assert {question.task for question in asked} == {"task0", "task1", "task2"}
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "why"),
+    [
+        ("x", {"include": ("task0",)}, "include and exclude leave none of its samples"),
+        ("x", {"tasks": 1}, "it holds none of the tasks that data.tasks drew"),
+        ("task0", {"slots": 0}, "the preflight drops all that include and exclude leave of it"),
+    ],
+)
+def test_a_held_out_split_of_which_nothing_is_left_is_said_to_be_there(
+    build, tmp_path, make_example, task, changes, why
+):
+    training = [make_example(i, images=0, task=f"task{i % 2}") for i in range(12)]
+    write_dataset(tmp_path / "d", {"train": training, "test": [make_example(20, task=task)]})
+    own = {key: value for key, value in changes.items() if key == "include"}
+    rest = {key: value for key, value in changes.items() if key != "include"}
+    data = build([source(tmp_path / "d", **own)], **rest, max_problem_share=1.0)
+    assert not data.has_heldout and not data.has_questions
+    assert data.why_no_heldout == f"the split data.eval_split='test' is there, but {why}"
+    assert (
+        f"held out: nothing, so no held-out loss and no best checkpoint: {data.why_no_heldout}"
+        in data.describe()
+    )
 
 
 @pytest.mark.slow

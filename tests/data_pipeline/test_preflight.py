@@ -60,8 +60,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight samples and two held-out ones. In the template plain a sample has BOS, 16 tokens for each image, one for
-    each word and one for the newline; rows have 40."""
+    """Eight samples and six held-out ones, three of them copies. In the template plain a sample has BOS, 16 tokens for
+    each image, one for each word and one for the newline; rows have 40."""
     path = tmp_path_factory.mktemp("data") / "d"
     training = [
         sample("two", [encoded(0)], "red green"),  # 20 tokens, 3 of them supervised
@@ -75,7 +75,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample("long", [encoded(6), encoded(7), encoded(8)], "red"),  # 51, and cutting loses an image
         sample("broken", [], "red", "green"),  # two answers in a row
     ]
-    heldout = [sample("copy", [encoded(1, (32, 24))], "red"), sample("fresh", [encoded(99)], "red")]
+    heldout = [sample("copy", [encoded(1, (32, 24))], "red")]
+    heldout += [sample(f"copy{i}", [encoded(i, (32, 24))], "red") for i in (0, 4)]
+    heldout += [sample(f"fresh{i}", [encoded(99 + i)], "red") for i in range(3)]
     write_dataset(path, {"train": training, "test": heldout})
     return path
 
@@ -130,11 +132,15 @@ def test_every_figure_of_a_split_is_the_one_counted_by_hand(config, tmp_path, da
         "unanswered": (1, False, ["silent"]),
     }
     assert all(f["meaning"] for f in training["findings"].values())
-    assert (heldout["role"], heldout["kept"], heldout["findings"]) == ("held out", 2, {})
+    assert (heldout["role"], heldout["kept"], heldout["findings"]) == ("held out", 6, {})
     copies = heldout["duplicates"]
-    assert (copies["images"], copies["copied"], copies["share"], copies["plain"]) == (2, 1, 0.5, 0)
-    assert copies["samples"] == {"same_image": 0, "same_question": 1, "same_answer": 0}
-    assert [(pair["id"], pair["copy_id"]) for pair in copies["pairs"]] == [("copy", "three")]
+    assert (copies["images"], copies["copied"], copies["share"], copies["plain"]) == (6, 3, 0.5, 0)
+    assert copies["samples"] == {"same_image": 1, "same_question": 2, "same_answer": 0}
+    assert [(pair["id"], pair["copy_id"]) for pair in copies["pairs"]] == [
+        ("copy", "three"),
+        ("copy0", "two"),
+        ("copy4", "cut"),
+    ]
 
 
 def test_every_figure_of_the_plan_is_the_one_counted_by_hand(config, tmp_path):
@@ -151,8 +157,24 @@ def test_what_an_epoch_holds_of_each_task_stands_beside_what_was_asked_for(confi
     config.data.sources[0].cap = 3
     result = run(config, tmp_path)
     assert result["mixture"] == [
-        {"source": 0, "task": "colour", "available": 6, "usable": 3, "asked": 3.0, "samples": 3},
-        {"source": 0, "task": "words", "available": 2, "usable": 2, "asked": 3.0, "samples": 2},
+        {
+            "source": 0,
+            "task": "colour",
+            "available": 6,
+            "usable": 3,
+            "asked": 3.0,
+            "samples": 3,
+            "short": False,
+        },
+        {
+            "source": 0,
+            "task": "words",
+            "available": 2,
+            "usable": 2,
+            "asked": 3.0,
+            "samples": 2,
+            "short": True,
+        },
     ]
     terminal = Console(file=io.StringIO(), width=200)
     config.data.sources[0].cap = 5
@@ -168,6 +190,7 @@ def test_what_the_filters_leave_out_is_not_counted(config, tmp_path):
     config.data.sources[0].include = ("words",)
     training = run(config, tmp_path)["splits"][0]
     assert (training["samples"], training["chosen"], training["kept"], training["tokens"]) == (8, 2, 2, 41)
+    assert training["findings"] == {}
 
 
 def test_questions_of_other_sources_are_compared_too(config, tmp_path, data):
@@ -190,7 +213,7 @@ def test_questions_of_other_sources_are_compared_too(config, tmp_path, data):
         (
             "max_duplicate_share",
             1 / 2,
-            ["1 of 2 images have a near copy in the training data, 50.0%", ": copy. Take"],
+            ["3 of 6 images have a near copy in the training data, 50.0%", ": copy, copy0, copy4. Take"],
         ),
     ],
 )
@@ -232,10 +255,39 @@ def test_the_command_writes_its_report_and_exits_with_1_over_a_threshold(data, t
 
 
 def test_data_that_cannot_be_planned_is_reported_as_refused(config, tmp_path):
-    config.data.slots = 1
+    config.data.supervised = 2
     result = run(config, tmp_path)
     assert result["plan"] is None and result["splits"][0]["kept"] == 5
-    assert len(result["problems"]) == 1 and "data.slots=1" in result["problems"][0]
+    assert len(result["problems"]) == 1 and "data.supervised=2" in result["problems"][0]
+
+
+def test_samples_with_more_images_than_a_row_holds_are_reported_and_left_out(config, tmp_path):
+    config.data.slots = 1
+    result = run(config, tmp_path)
+    training = result["splits"][0]
+    assert (training["kept"], training["tokens"], training["images"]) == (4, 122 - 35, 3)
+    finding = training["findings"]["too_many_images"]
+    assert (finding["count"], finding["dropped"], finding["ids"]) == (1, True, ["pair"])
+    assert finding["meaning"] == "more images than a row has slots"
+    assert result["problems"] == [] and result["plan"]["samples"] == 4
+    assert 'too_many_images <span class="bad">dropped' in (tmp_path / "preflight.html").read_text()
+    config.data.max_problem_share = 4 / 8
+    (line,) = run(config, tmp_path)["problems"]
+    assert "5 of 8 samples would be dropped or truncated" in line and "too_many_images: 1 (pair)" in line
+
+
+def test_fewer_than_three_copies_are_named_and_not_refused(config, tmp_path):
+    for count, refused in ((2, 0), (3, 1)):
+        folder = tmp_path / str(count)
+        asked = [sample(f"x{i}", [encoded(i)], "red") for i in range(count)]
+        training = [sample(f"t{i}", [encoded(i)], "red") for i in range(5)]
+        write_dataset(folder, {"train": training, "test": asked})
+        config.data.sources[0].path, config.data.max_duplicate_share = str(folder), 0.01
+        result = run(config, tmp_path / "out")
+        assert [pair["id"] for pair in result["splits"][1]["duplicates"]["pairs"]] == [
+            f"x{i}" for i in range(count)
+        ]
+        assert len(result["problems"]) == refused
 
 
 def test_a_second_preflight_measures_nothing_and_another_tokenizer_does(config, tmp_path, monkeypatch):
@@ -252,7 +304,7 @@ def test_a_second_preflight_measures_nothing_and_another_tokenizer_does(config, 
     (other / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     config.tokenizer = str(other)
     without = run(config, tmp_path)
-    assert len(calls) == 10
+    assert len(calls) == 14
     assert without["splits"][0]["tokens"] == 19 + 20 + 5 + 34 + 40
 
 
@@ -397,7 +449,7 @@ def test_what_is_printed_names_splits_findings_copies_and_steps(config, tmp_path
         "held out",
         "1 truncated",
         ": cut",
-        "1 of 2 images have a near copy",
+        "3 of 6 images have a near copy",
         "6 steps, 2.00 epochs",
     ):
         assert words in text

@@ -24,7 +24,7 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +36,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vflax import images
+from vflax.data import cache
+from vflax.data.ahead import in_order
 from vflax.data.source import SampleText, Source
 from vflax.errors import UserError
 
@@ -49,8 +51,9 @@ MAX_DISTANCE = 10
 _MIN_BITS = 9
 # Of 255. Copies of real photographs in half the size, or at a JPEG quality of 20, stay below; see docs/preflight.md.
 _COLOUR = 6.0
-_CANDIDATES = 1 << 22  # hashes compared at a time: about 200 MB
-_LOOKS = 1 << 18  # colours compared at a time: 200 MB
+_CANDIDATES = 1 << 20  # pairs held at a time: about 50 MB
+_LOOKS = 1 << 16  # colours compared at a time: about 150 MB
+_AHEAD = 1024  # pictures given to the threads before their colours are asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,44 +125,58 @@ class Copies:
         return self.copied / self.images if self.images else 0.0
 
 
-def near_pairs(a: np.ndarray, b: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of hashes that differ in at most `distance` bits.
+def near_pairs(
+    a: np.ndarray, b: np.ndarray, distance: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All pairs of hashes that differ in at most `distance` bits, each once, at most _CANDIDATES at a time.
 
     Args:
-        a, b: uint64 [m], [k], each without repetitions; memory and time grow with m.
+        a, b: uint64 [m], [k], each without repetitions.
         distance: 0 to MAX_DISTANCE.
 
-    Returns:
-        i, j int64 [p] and bits uint8 [p]: a[i] and b[j] differ in so many bits; sorted by i, then j.
+    Yields:
+        i, j int64 [p] and bits uint8 [p]: a[i] and b[j] differ in so many bits.
     """
-    borders = np.linspace(0, 64, distance + 2).astype(int)
-    pairs = []
-    for low, high in itertools.pairwise(borders):
-        mask = np.uint64((1 << int(high - low)) - 1)
-        keys_a, keys_b = (x >> np.uint64(low) & mask for x in (a, b))
-        order = np.argsort(keys_b, kind="stable")
-        sorted_keys = keys_b[order]
-        first, last = (np.searchsorted(sorted_keys, keys_a, side) for side in ("left", "right"))
+    borders = np.linspace(0, 64, distance + 2).astype(int).tolist()
+    masks = [np.uint64((1 << high) - (1 << low)) for low, high in itertools.pairwise(borders)]
+    for band, mask in enumerate(masks):
+        order = np.argsort(b & mask, kind="stable")
+        keys = b[order] & mask
+        first, last = (np.searchsorted(keys, a & mask, side) for side in ("left", "right"))
         for i, place in _ranges(first, last):
             j = order[place]
-            near = np.bitwise_count(a[i] ^ b[j]) <= distance
-            pairs.append(i[near] * len(b) + j[near])
-    i, j = np.divmod(np.unique(np.concatenate(pairs)), len(b)) if pairs else np.zeros((2, 0), np.int64)
-    return i, j, np.bitwise_count(a[i] ^ b[j])
+            differ = a[i] ^ b[j]
+            new = np.bitwise_count(differ) <= distance
+            for earlier in masks[:band]:  # by which the pair was found already
+                new &= (differ & earlier) != 0
+            yield i[new], j[new], np.bitwise_count(differ[new])
 
 
 def _ranges(first: np.ndarray, last: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(i, place) for each i and each place in first[i] .. last[i] - 1, some millions at a time."""
+    """(i, place) for each i and each place in first[i] .. last[i] - 1, at most _CANDIDATES at a time."""
     counts = last - first
-    begin, ends = 0, np.cumsum(counts)
-    while begin < len(counts):
-        done = ends[begin] - counts[begin]
-        end = max(begin + 1, int(np.searchsorted(ends, done + _CANDIDATES, "right")))
-        some = counts[begin:end]
-        i = np.repeat(np.arange(begin, end), some)
-        within = np.arange(len(i)) - np.repeat(ends[begin:end] - done - some, some)
-        yield i, first[i] + within
-        begin = end
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    for begin in range(0, total, _CANDIDATES):
+        end = min(begin + _CANDIDATES, total)
+        some = slice(np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end) + 1)
+        within = np.minimum(ends[some], end) - np.maximum((ends - counts)[some], begin)
+        i = np.repeat(np.arange(some.start, some.stop), within)
+        yield i, np.arange(begin, end) + (last - ends)[i]
+
+
+class _Groups:
+    """Which rows of a column hold each of some values."""
+
+    def __init__(self, column: np.ndarray, values: np.ndarray) -> None:
+        self._order = np.argsort(column, kind="stable")
+        ordered = column[self._order]
+        self._first, self._last = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+
+    def rows(self, which: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(k, row) for each row that holds values[which[k]], at most _CANDIDATES at a time."""
+        for k, place in _ranges(self._first[which], self._last[which]):
+            yield k, self._order[place]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -171,40 +188,43 @@ def traits(source: Source, caches: Sequence[Path], show_progress: bool = True) -
 
     Images are decoded only where the dataset's writer has not: another program's, or one of an earlier version.
     """
-    name = f"traits-{_digest(_VERSION, source.fingerprint)}.npz"
-    for folder in caches:
-        try:
-            with np.load(folder / name) as arrays:
-                cached = Traits(**{field.name: arrays[field.name] for field in dataclasses.fields(Traits)})
-        except (OSError, ValueError, KeyError, EOFError):
-            continue
-        if len(cached.questions) == len(source):
-            return cached
-    found = _traits(source, show_progress)
-    _keep(caches, name, lambda path: np.savez(path, **vars(found)))
+    name = f"traits-{_digest(_VERSION, source.fingerprint, source.index_digest)}.npz"
+
+    def read(path: Path) -> Traits | None:
+        with np.load(path) as arrays:
+            found = Traits(**{field.name: arrays[field.name] for field in dataclasses.fields(Traits)})
+        return found if len(found.questions) == len(source) else None
+
+    found = cache.load(caches, name, read)
+    if found is None:
+        found = _traits(source, show_progress)
+        facts = vars(found)
+        cache.keep(caches, name, lambda path: np.savez(path, **facts))
     return found
 
 
 def _traits(source: Source, show_progress: bool) -> Traits:
-    hashes: list[int | None] = []
-    owners: list[int] = []
+    hashes, owners = (
+        array("Q"),
+        array("i"),
+    )  # numbers as small as in an array of NumPy's, of which none can grow
     questions, answers = np.zeros(len(source), np.uint64), np.zeros(len(source), np.uint64)
-    unknown: list[int] = []
+    unknown = array("i")
     for number, text in enumerate(source.texts()):
         questions[number] = _text_digest(text, ("human", "user"))
         answers[number] = _text_digest(text, ("gpt", "assistant"))
         if text.hashes is None and text.num_images:
             unknown.append(number)
-        owners += [number] * text.num_images
-        hashes += text.hashes if text.hashes is not None else [0] * text.num_images
-    array, places = np.array(hashes, np.uint64), np.array(owners, np.int32)
+        owners.extend([number] * text.num_images)
+        hashes.extend(text.hashes if text.hashes is not None else [0] * text.num_images)
+    known, places = np.array(hashes, np.uint64), np.array(owners, np.int32)
     damaged = []
     for number, found in _decoded(source, unknown, show_progress):
         first = int(np.searchsorted(places, number))
-        array[first : first + len(found)] = [value or 0 for value in found]
+        known[first : first + len(found)] = [value or 0 for value in found]
         if None in found:
             damaged.append(number)
-    return Traits(array, places, questions, answers, np.array(damaged, np.int32))
+    return Traits(known, places, questions, answers, np.array(damaged, np.int32))
 
 
 def _text_digest(text: SampleText, speakers: tuple[str, ...]) -> int:
@@ -235,7 +255,7 @@ def _decoded(
 
     what = f"looking at the pictures of {source.split} of {source.path.name}"
     with _bar(show_progress) as progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = zip(numbers, pool.map(hashes, numbers), strict=True)
+        found = in_order(pool, hashes, numbers, _AHEAD)
         yield from progress.track(found, len(numbers), description=what)
 
 
@@ -273,19 +293,22 @@ def find_copies(
         show_progress: draw a progress bar on stderr.
     """
     sides = [
-        [side.source.fingerprint, hashlib.sha256(np.packbits(side.mask).tobytes()).hexdigest()]
+        [side.source.fingerprint, side.source.index_digest,
+         hashlib.sha256(np.packbits(side.mask).tobytes()).hexdigest()]
         for side in [asked, *training]
-    ]
+    ]  # fmt: skip
     name = f"duplicates-{_digest(_VERSION, sides, distance)}.json"
-    for folder in caches:
-        try:
-            facts = json.loads((folder / name).read_text("utf-8"))
-            return Copies(**facts | {"pairs": [Pair(*values) for values in facts["pairs"]]})
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    found = _find(asked, training, distance, show_progress)
-    facts = vars(found) | {"pairs": [dataclasses.astuple(pair) for pair in found.pairs]}
-    _keep(caches, name, lambda path: path.write_text(json.dumps(facts, ensure_ascii=False), "utf-8"))
+
+    def read(path: Path) -> Copies:
+        facts = json.loads(path.read_text("utf-8"))
+        return Copies(**facts | {"pairs": [Pair(*values) for values in facts["pairs"]]})
+
+    found = cache.load(caches, name, read)
+    if found is None:
+        found = _find(asked, training, distance, show_progress)
+        facts = vars(found) | {"pairs": [dataclasses.astuple(pair) for pair in found.pairs]}
+        text = json.dumps(facts, ensure_ascii=False)
+        cache.keep(caches, name, lambda path: path.write_text(text, "utf-8"))
     return found
 
 
@@ -355,48 +378,96 @@ def _best_pairs(
     distance: int,
     show_progress: bool,
 ) -> list[tuple[int, int, int, int]]:
-    """(evaluation image, training image, bits, level) of each evaluation image with a copy: its worst, then nearest."""
-    i, j = _alike(compared.hashes, trained.hashes, distance)
-    own, own_row = np.unique(i, return_inverse=True)
-    others, other_row = np.unique(j, return_inverse=True)
-    own_looks = _looks(asked, compared.take(own), show_progress)
-    other_looks = _looks(training, trained.take(others), show_progress)
-    copies = np.zeros(len(i), bool)
+    """(evaluation image, training image, bits, level) of each evaluation image with a copy: its worst, then nearest.
+
+    One picture in many samples of both sides (a placeholder, a logo) makes more pairs than a memory holds. So they are
+    gone through in blocks of _CANDIDATES, and of each evaluation image only the best pair so far is kept: memory is
+    that of four blocks, 50 bytes for each image of either side, and below 1 kB more for each image that has a near hash
+    on the other side.
+    """
+    own, others = _near_images(compared.hashes, trained.hashes, distance)
+    ours, theirs = compared.take(own), trained.take(others)
+    if not len(own):
+        return []
+    colours = _looks(asked, ours, show_progress)
+    pictures = _Pictures(theirs, _looks(training, theirs, show_progress))
+    best = np.full(len(own), _NONE)
+    for i, picture, bits in _same_looks(ours, colours, pictures, distance):
+        for k, j in pictures.images(picture):
+            same_question = ours.question[i[k]] == theirs.question[j]
+            level = same_question.astype(int) + (same_question & (ours.answer[i[k]] == theirs.answer[j]))
+            np.minimum.at(best, i[k], ((len(LEVELS) - 1 - level) << 4 | bits[k]) << 32 | j)
+    found = np.flatnonzero(best < _NONE)
+    found = found[np.argsort(best[found] >> 32, kind="stable")]
+    rank, j = np.divmod(best[found], 1 << 32)
+    columns = own[found], others[j], rank & 15, len(LEVELS) - 1 - (rank >> 4)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+# A pair as one number, the smaller the better: its level, the worst first, 4 places for its bits, and its training
+# image, the first one of equal ones first.
+_NONE = np.iinfo(np.int64).max
+
+
+def _near_images(a: np.ndarray, b: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [p], [q]: the hashes of each side that have a near one on the other, repetitions too; ascending."""
+    values, others = np.unique(a), np.unique(b)
+    near, near_others = np.zeros(len(values), bool), np.zeros(len(others), bool)
+    for v, w, _ in near_pairs(values, others, distance):
+        near[v] = near_others[w] = True
+    return np.flatnonzero(np.isin(a, values[near])), np.flatnonzero(np.isin(b, others[near_others]))
+
+
+class _Pictures:
+    """The different pictures among some images; of images that show one with the same question and answer the first.
+
+    Attributes:
+        hashes: uint64 [p].
+        colours: uint8 [p, 192].
+    """
+
+    def __init__(self, images: _Images, colours: np.ndarray) -> None:
+        both = np.hstack([images.hashes[:, None].view(np.uint8), colours])
+        rows = np.ascontiguousarray(both).view(np.dtype((np.void, both.shape[1])))[:, 0]
+        _, first, picture = np.unique(rows, return_index=True, return_inverse=True)
+        self.hashes, self.colours = images.hashes[first], colours[first]
+        columns = (picture, images.question, images.answer)
+        order = np.lexsort(columns[::-1])
+        other = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
+        self._kept = order[np.concatenate([[True], other])]
+        self._groups = _Groups(picture[self._kept], np.arange(len(first)))
+
+    def images(self, which: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(k, image) for each image kept that shows the picture which[k], at most _CANDIDATES at a time."""
+        for k, row in self._groups.rows(which):
+            yield k, self._kept[row]
+
+
+def _same_looks(
+    images: _Images, colours: np.ndarray, pictures: _Pictures, distance: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(image, picture, bits) of near hashes and near colours, at most _CANDIDATES at a time."""
+    values, others = np.unique(images.hashes), np.unique(pictures.hashes)
+    own, other = _Groups(images.hashes, values), _Groups(pictures.hashes, others)
+    for v, w, bits in near_pairs(values, others, distance):
+        for k, i in own.rows(v):
+            for m, picture in other.rows(w[k]):
+                same = _same_colours(colours, i[m], pictures.colours, picture)
+                yield i[m][same], picture[same], bits[k][m][same].astype(np.int64)
+
+
+def _same_colours(a: np.ndarray, i: np.ndarray, b: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """bool [p]: whether the colours a[i] and b[j], uint8 [192] each, differ by at most _COLOUR."""
+    same = np.zeros(len(i), bool)
     for begin in range(0, len(i), _LOOKS):
         some = slice(begin, begin + _LOOKS)
-        difference = own_looks[own_row[some]] - other_looks[other_row[some]]
-        copies[some] = np.sqrt((difference**2).mean(axis=1)) <= _COLOUR
-    i, j = i[copies], j[copies]
-    bits = np.bitwise_count(compared.hashes[i] ^ trained.hashes[j])
-    same_question = compared.question[i] == trained.question[j]
-    level = same_question.astype(int) + (same_question & (compared.answer[i] == trained.answer[j]))
-    order = np.lexsort((j, bits, -level, i))
-    _, first = np.unique(i[order], return_index=True)
-    best = order[first]
-    best = best[np.lexsort((i[best], bits[best], -level[best]))]
-    return list(zip(*(x[best].tolist() for x in (i, j, bits, level)), strict=True))
-
-
-def _alike(a: np.ndarray, b: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """i, j int64 [p]: all pairs in which a[i] and b[j], which may hold repetitions, differ in at most so many bits."""
-    values, number = np.unique(a, return_inverse=True)
-    order = np.argsort(b, kind="stable")
-    ordered = b[order]
-    others = np.unique(ordered)
-    v, w, _ = near_pairs(values, others, distance)
-    # From each of a to the hashes near its own, and from these to the places in b where they are.
-    begins = np.searchsorted(v, np.arange(len(values) + 1))
-    first, last = (np.searchsorted(ordered, others, side) for side in ("left", "right"))
-    found = []
-    for i, place in _ranges(begins[number], begins[number + 1]):
-        near = w[place]
-        found += [(i[k], order[where]) for k, where in _ranges(first[near], last[near])]
-    i, j = (np.concatenate(column) for column in zip(*found, strict=True)) if found else np.zeros((2, 0), int)
-    return i, j
+        difference = a[i[some]].astype(np.int32) - b[j[some]]
+        same[some] = (difference**2).mean(axis=1) <= _COLOUR**2
+    return same
 
 
 def _looks(sides: Sequence[Side], chosen: _Images, show_progress: bool) -> np.ndarray:
-    """float32 [m, 192]: the colours of the chosen images, averaged in 8 x 8 cells.
+    """uint8 [m, 192]: the colours of the chosen images, averaged in 8 x 8 cells.
 
     Raises:
         UserError: one of them was whole when the index was written and is so no longer.
@@ -410,13 +481,15 @@ def _looks(sides: Sequence[Side], chosen: _Images, show_progress: bool) -> np.nd
         except images.ImageError as error:
             where = f"sample {sample.id!r} of {source.path} (split {source.split}), image {place}"
             raise UserError(f"{where}: {error.reason}; convert the data again") from error
-        return np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.float32).reshape(-1)
+        return np.asarray(picture.resize((8, 8), Image.Resampling.BOX)).reshape(-1)
 
     count = len(chosen.hashes)
-    result = np.zeros((count, 192), np.float32)
-    what = f"comparing {count:,} pictures" + (f" of {sides[0].source.path.name}" if count else "")
+    result = np.zeros((count, 192), np.uint8)
+    names = dict.fromkeys(side.source.path.name for side in sides)
+    what = f"comparing {count:,} pictures of {', '.join(names)}"
     with _bar(show_progress) as progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for row, colours in enumerate(progress.track(pool.map(look, range(count)), count, description=what)):
+        found = in_order(pool, look, range(count), _AHEAD)
+        for row, colours in progress.track(found, count, description=what):
             result[row] = colours
     return result
 
@@ -440,22 +513,5 @@ def sample_ids(source: Source, numbers: set[int]) -> dict[int, str]:
     return {number: text.id for number, text in enumerate(source.texts()) if number in numbers}
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The cache
-
-
 def _digest(*facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-
-
-def _keep(folders: Sequence[Path], name: str, write: Any) -> None:
-    """Write a file into the first folder that lets it; it appears when it is whole."""
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
-                write(Path(temporary) / name)
-                os.replace(Path(temporary) / name, folder / name)
-            return
-        except OSError:  # read-only: the next one; without any it is done again next time
-            continue

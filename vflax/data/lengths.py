@@ -1,6 +1,6 @@
 """How long each sample is, and which samples cannot be used: measured once, kept in a cache.
 
-What is found is a finding: a short name with the ids of the samples. Those of conversation.read_llava, and
+What is found is a finding: a short name with the numbers of the samples. Those of conversation.read_llava, and
 
     truncated            longer than a row; cut on the right, its images and a supervised token are left
     too_long             longer than a row, and cutting would lose an image or the whole answer: dropped
@@ -17,10 +17,9 @@ import itertools
 import json
 import multiprocessing
 import os
-import tempfile
-from collections import deque
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,13 @@ from rich.progress import Progress
 
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.conversation import ConversationError, expand
+from vflax.data import cache
+from vflax.data.ahead import in_order
 from vflax.data.rows import RowFormat, render_sample
 from vflax.data.source import SampleText, Source
 
 # Raise it when the arrays or the rules above change meaning.
-_VERSION = 2
+_VERSION = 3
 _CHUNK = 2000
 # Starting processes takes seconds; one core measures over a thousand samples in each.
 _POOL_FROM = 20_000
@@ -50,7 +51,7 @@ class Lengths:
         uncut: int32 [n], tokens before truncation, also where dropped; 0 where the conversation cannot be rendered.
         images: int32 [n]; 0 where dropped.
         supervised: int32 [n], supervised tokens after truncation; 0 where dropped.
-        findings: {kind: ids of the samples}.
+        findings: {kind: int32, the numbers of the samples, ascending}.
         dropped_kinds: the findings whose samples are dropped.
     """
 
@@ -58,35 +59,13 @@ class Lengths:
     uncut: np.ndarray
     images: np.ndarray
     supervised: np.ndarray
-    findings: Mapping[str, list[str]]
+    findings: Mapping[str, np.ndarray]
     dropped_kinds: Sequence[str]
 
     @property
     def kept(self) -> np.ndarray:
         """bool [n], False where the sample is dropped."""
         return self.tokens > 0
-
-    @property
-    def problems(self) -> dict[str, list[str]]:
-        """The findings by which something to learn from is lost: samples dropped or truncated."""
-        kinds = (*self.dropped_kinds, "truncated")
-        return {kind: ids for kind, ids in self.findings.items() if kind in kinds}
-
-
-def problem(lengths: Lengths, source: Source, max_share: float) -> str | None:
-    """The line that refuses a source of which a share over `max_share` is dropped or truncated, else None."""
-    count = sum(len(ids) for ids in lengths.problems.values())
-    if count <= max_share * len(source):
-        return None
-    kinds = "; ".join(
-        f"{kind}: {len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-        for kind, ids in lengths.problems.items()
-    )
-    return (
-        f"{source.path} (split {source.split}): {count} of {len(source)} samples would be dropped or "
-        f"truncated, {count / len(source):.1%}, more than data.max_problem_share={max_share}: {kinds}. "
-        "Raise data.max_length for the long ones, mend the data, or raise data.max_problem_share."
-    )
 
 
 def measure(
@@ -99,7 +78,7 @@ def measure(
 ) -> Lengths:
     """Lengths of all samples of a source; images are not read.
 
-    Kept at SOURCE/preflight/FINGERPRINT.{json,npy}, where that cannot be written at `fallback_cache`.
+    Kept at SOURCE/preflight/lengths-FINGERPRINT.npz, where that cannot be written at `fallback_cache`.
 
     Args:
         source: the samples.
@@ -108,20 +87,13 @@ def measure(
         workers: processes; None: one per core for large sources, none for small ones.
         show_progress: draw a progress bar on stderr.
     """
-    name = fingerprint(source, format)
-    folders = [Path(f) for f in (os.fspath(source.path) + "/preflight", fallback_cache) if f is not None]
-    for folder in folders:
-        cached = _load(folder, name, len(source))
-        if cached is not None:
-            return cached
-    lengths = _measure(source, format, workers, show_progress)
-    for folder in folders:
-        try:
-            _save(folder, name, lengths)
-            break
-        except OSError:  # read-only: the next place; without any it is measured again next time
-            continue
-    return lengths
+    name = f"lengths-{fingerprint(source, format)}.npz"
+    places = cache.folders(source.path, fallback_cache)
+    found = cache.load(places, name, lambda path: _load(path, len(source)))
+    if found is None:
+        found = measured = _measure(source, format, workers, show_progress)
+        cache.keep(places, name, lambda path: _save(path, measured))
+    return found
 
 
 def fingerprint(source: Source, format: RowFormat) -> str:
@@ -198,74 +170,53 @@ def _measure(source: Source, format: RowFormat, workers: int | None, show_progre
     if workers is None:
         workers = min(os.cpu_count() or 1, _MAX_WORKERS) if len(source) >= _POOL_FROM else 1
     arrays = np.zeros((len(source), 4), np.int32)
-    findings: dict[str, list[str]] = {}
+    findings: dict[str, array[int]] = {}
     dropped: set[str] = set()
     done = 0
     with Progress(console=Console(stderr=True), disable=not show_progress, transient=True) as progress:
         bar = progress.add_task(f"measuring {source.split} of {source.path.name}", total=len(source))
-        for texts, measured in _run(source, format, workers):
-            for text, (numbers, kinds, reason) in zip(texts, measured, strict=True):
+        for measured in _run(source, format, workers):
+            for numbers, kinds, reason in measured:
                 arrays[done] = numbers
-                done += 1
                 dropped.update([reason] if reason else [])
                 for kind in [*kinds, *([reason] if reason else [])]:
-                    findings.setdefault(kind, []).append(text.id)
+                    findings.setdefault(kind, array("i")).append(done)
+                done += 1
             progress.update(bar, completed=done)
     tokens, uncut, images, supervised = arrays.T.copy()
-    return Lengths(tokens, uncut, images, supervised, dict(sorted(findings.items())), sorted(dropped))
+    by_kind = {kind: np.array(numbers, np.int32) for kind, numbers in sorted(findings.items())}
+    return Lengths(tokens, uncut, images, supervised, by_kind, sorted(dropped))
 
 
-def _run(
-    source: Source, format: RowFormat, workers: int
-) -> Iterator[tuple[list[SampleText], list[_Measured]]]:
+def _run(source: Source, format: RowFormat, workers: int) -> Iterator[list[_Measured]]:
     if workers <= 1:
         for texts in _chunks(source):
-            yield texts, _measure_chunk(texts, format)
+            yield _measure_chunk(texts, format)
         return
     context = multiprocessing.get_context("spawn")  # this process may hold threads, which a fork would break
     with ProcessPoolExecutor(workers, context, _start_worker, (format,)) as pool:
-        pending: deque[tuple[list[SampleText], Future[list[_Measured]]]] = deque()
-        for texts in _chunks(source):
-            pending.append((texts, pool.submit(_measure_in_worker, texts)))
-            if len(pending) > 2 * workers:  # not the whole dataset's text at once
-                texts, future = pending.popleft()
-                yield texts, future.result()
-        for texts, future in pending:
-            yield texts, future.result()
+        # Not the whole dataset's text at once.
+        for _, measured in in_order(pool, _measure_in_worker, _chunks(source), 2 * workers + 1):
+            yield measured
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The cache
+# The cache: the four arrays as one, the kinds that are dropped, and each finding under its name
+
+_FINDING = "finding."
 
 
-def _load(folder: Path, name: str, count: int) -> Lengths | None:
-    """A whole cache entry, or None; a damaged one is measured again."""
-    try:
-        arrays = np.load(folder / f"{name}.npy")
-        facts = json.loads((folder / f"{name}.json").read_text("utf-8"))
-        findings, dropped = facts["findings"], facts["dropped_kinds"]
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
-    if arrays.shape != (4, count):
-        return None
-    return Lengths(arrays[0], arrays[1], arrays[2], arrays[3], findings, dropped)
+def _load(path: Path, count: int) -> Lengths | None:
+    with np.load(path) as arrays:
+        tokens, uncut, images, supervised = arrays["lengths"]
+        findings = {
+            name.removeprefix(_FINDING): arrays[name] for name in arrays.files if name.startswith(_FINDING)
+        }
+        found = Lengths(tokens, uncut, images, supervised, findings, arrays["dropped_kinds"].tolist())
+    return found if len(tokens) == count else None
 
 
-def _save(folder: Path, name: str, lengths: Lengths) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _save(path: Path, lengths: Lengths) -> None:
     arrays = np.stack([lengths.tokens, lengths.uncut, lengths.images, lengths.supervised])
-    facts: dict[str, Any] = {
-        "samples": len(lengths.tokens),
-        "kept": int(lengths.kept.sum()),
-        "tokens": int(lengths.tokens.sum()),
-        "images": int(lengths.images.sum()),
-        "supervised_tokens": int(lengths.supervised.sum()),
-        "counts": {kind: len(ids) for kind, ids in lengths.findings.items()},
-        "dropped_kinds": list(lengths.dropped_kinds),
-        "findings": lengths.findings,
-    }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
-        np.save(Path(temporary) / "lengths.npy", arrays)
-        (Path(temporary) / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
-        os.replace(Path(temporary) / "lengths.npy", folder / f"{name}.npy")
-        os.replace(Path(temporary) / "facts.json", folder / f"{name}.json")
+    findings: dict[str, Any] = {_FINDING + kind: numbers for kind, numbers in lengths.findings.items()}
+    np.savez(path, lengths=arrays, dropped_kinds=np.array(lengths.dropped_kinds, str), **findings)

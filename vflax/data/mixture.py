@@ -21,7 +21,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import math
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 
@@ -91,8 +93,12 @@ class TaskCount:
         task: its name.
         available: samples in the source.
         usable: of them those that the preflight keeps.
-        asked: samples per epoch by the config, had the task enough of them that can be used.
+        asked: samples per epoch by the config. With a budget that is its share of the budget: with spread="samples" by
+            what it has of all that can be used, with spread="tasks" as much as each other task's; without one, what cap
+            and weight or count would give had the task enough.
         samples: samples in epoch 0, repeats counted.
+        short: whether these are fewer than asked for because the task's usable samples run out, and not by chance of a
+            draw.
     """
 
     source: int
@@ -101,6 +107,7 @@ class TaskCount:
     usable: int
     asked: float
     samples: int
+    short: bool
 
 
 class Mixture:
@@ -132,12 +139,12 @@ class Mixture:
         self._names, self._codes = task_codes(tasks)
         self._kept = [np.asarray(mask, bool) for mask in kept]
         for spec in specs:
-            _check_numbers(spec)
+            check_numbers(spec)
         selected = [
             _matching(spec, self._names, np.unique(codes), strict=True)[codes]
             for spec, codes in zip(specs, self._codes, strict=True)
         ]
-        self._chosen_tasks = self._draw_tasks(selected)
+        self._chosen_tasks, self._asked_tasks = self._draw_tasks(selected)
         self._pools = [self._pool(k, mask) for k, mask in enumerate(selected)]
         budget = self._rules.budget
         self._fixed = None if budget is None else self._thin(self._weighted(0), budget)
@@ -146,8 +153,8 @@ class Mixture:
         return int(self.offsets[-1])
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The samples of an epoch, int32 [m] in groups to be taken one after another; both are the same for every
-        epoch: one group, or one for each source where order is "sequence"."""
+        """The samples of an epoch, int32 [m] in groups to be taken one after another: one group, or one for each source
+        where order is "sequence". How many groups there are and how large each is, is the same for every epoch."""
         samples = self._fixed if self._fixed is not None else self._weighted(epoch)
         if self._rules.order == "mixed":
             return [samples]
@@ -159,6 +166,13 @@ class Mixture:
         """int32 [m]: every sample that some epoch may hold."""
         return self._fixed if self._fixed is not None else np.concatenate(self._pools)
 
+    @property
+    def drawn_tasks(self) -> frozenset[str] | None:
+        """The tasks that rules.tasks has drawn; None where it is not set."""
+        if self._rules.tasks is None:
+            return None
+        return frozenset(name for name, chosen in zip(self._names, self._chosen_tasks, strict=True) if chosen)
+
     def locate(self, number: int) -> tuple[int, int]:
         """(source, index within that source) of a sample number."""
         source = int(np.searchsorted(self.offsets, number, side="right")) - 1
@@ -167,7 +181,7 @@ class Mixture:
     def counts(self) -> list[TaskCount]:
         """What was asked for and what an epoch holds, for each task that is not filtered out."""
         given = self._by_task(self._weighted(0))
-        asked = self._asked(given)
+        asked, scarce = self._asked(given)
         samples = self._by_task(np.concatenate(self.epoch(0)))
         rows = []
         for k, codes in enumerate(self._codes):
@@ -182,6 +196,7 @@ class Mixture:
                     int(usable[t]),
                     float(asked[k, t]),
                     int(samples[k, t]),
+                    bool(scarce[k, t] and samples[k, t] < math.floor(asked[k, t])),
                 )
                 for t in sorted(shown.tolist(), key=self._names.__getitem__)
             ]
@@ -189,29 +204,23 @@ class Mixture:
 
     # -- the steps, in their order ----------------------------------------------------------------------
 
-    def _draw_tasks(self, selected: Sequence[np.ndarray]) -> np.ndarray:
-        """bool [tasks]: those that stay; also sets which tasks each source was asked for."""
+    def _draw_tasks(self, selected: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """bool [tasks]: those that stay; and for each source which of them it was asked for."""
         count = len(self._names)
         there = [
             np.bincount(codes[mask], minlength=count) > 0
             for codes, mask in zip(self._codes, selected, strict=True)
         ]
-        usable = np.zeros(count, bool)
-        for codes, mask, kept in zip(self._codes, selected, self._kept, strict=True):
-            usable |= np.bincount(codes[mask & kept], minlength=count) > 0
-        chosen = np.ones(count, bool)
-        wanted = self._rules.tasks
+        chosen, wanted = np.ones(count, bool), self._rules.tasks
         if wanted is not None:
+            usable = np.zeros(count, bool)
+            for codes, mask, kept in zip(self._codes, selected, self._kept, strict=True):
+                usable |= np.bincount(codes[mask & kept], minlength=count) > 0
+            _check_tasks(wanted, int(usable.sum()))
             names = sorted(np.flatnonzero(usable).tolist(), key=self._names.__getitem__)
-            if not 1 <= wanted <= len(names):
-                raise UserError(
-                    f"data.tasks={wanted}: the sources hold {len(names)} tasks after include and exclude; "
-                    "expected a number from 1 to that, or 0 for all"
-                )
             chosen = np.zeros(count, bool)
             chosen[np.asarray(names)[permutation(len(names), _TASKS, self._seed)[:wanted]]] = True
-        self._asked_tasks = [mask & chosen for mask in there]
-        return chosen
+        return chosen, [mask & chosen for mask in there]
 
     def _pool(self, k: int, selected: np.ndarray) -> np.ndarray:
         spec, codes = self._specs[k], self._codes[k]
@@ -269,29 +278,65 @@ class Mixture:
         shape = (len(self._specs), len(self._names))
         return np.bincount(sources * shape[1] + codes, minlength=shape[0] * shape[1]).reshape(shape)
 
-    def _asked(self, given: np.ndarray) -> np.ndarray:
-        """float [sources, tasks]: what the config asks for, see TaskCount.
+    def _asked(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the config asks for, see TaskCount, and which tasks cannot give it.
 
         Args:
             given: int [sources, tasks], what weights and counts give, before a budget.
+
+        Returns:
+            float [sources, tasks] and bool [sources, tasks].
         """
         budget, tasks = self._rules.budget, len(self._names)
+        if budget is not None and self._rules.spread == "samples":
+            return budget * given / given.sum(), np.zeros(given.shape, bool)
         if budget is not None:
-            if self._rules.spread == "samples":
-                return budget * given / given.sum()
             each = given.sum(axis=0)
-            return budget / np.count_nonzero(each) * given / np.maximum(each, 1)
-        asked = np.zeros((len(self._specs), tasks))
+            quota = budget / np.count_nonzero(each)
+            return quota * given / np.maximum(each, 1), np.broadcast_to(each < quota, given.shape)
+        asked, scarce = np.zeros(given.shape), np.zeros(given.shape, bool)
         for k, (spec, codes) in enumerate(zip(self._specs, self._codes, strict=True)):
-            available = np.bincount(codes, minlength=tasks) * self._asked_tasks[k]
+            wanted = np.bincount(codes, minlength=tasks) * self._asked_tasks[k]
             if spec.cap is not None:
-                available = np.where(available > 0, spec.cap, 0)
-            scale = spec.weight if spec.count is None else spec.count / available.sum()
-            asked[k] = scale * available
-        return asked
+                wanted = np.where(wanted > 0, spec.cap, 0)
+            scale = spec.weight if spec.count is None else spec.count / wanted.sum()
+            asked[k] = scale * wanted
+            scarce[k] = np.bincount(codes[self._pools[k] - self.offsets[k]], minlength=tasks) < wanted
+        return asked, scarce
 
 
-def _check_numbers(spec: SourceSpec) -> None:
+def check_mixture(specs: Sequence[SourceSpec], tasks: Sequence[Sequence[str]], rules: MixtureRules) -> None:
+    """Refuse, before anything is measured, what no seed and no number of usable samples would make good.
+
+    Args:
+        specs, tasks, rules: see Mixture.
+
+    Raises:
+        UserError: as Mixture does; one that passes may still be refused when samples turn out to be unusable.
+    """
+    everything = [np.ones(len(names), bool) for names in tasks]
+    if rules.tasks is not None:
+        chosen = zip(specs, tasks, strict=True)
+        left = {name for spec, names in chosen for name in compress(names, select(spec, names))}
+        _check_tasks(rules.tasks, len(left))
+    # Whether a draw of tasks leaves something of each source depends on the seed.
+    Mixture(specs, tasks, everything, rules=dataclasses.replace(rules, tasks=None), seed=0)
+
+
+def _check_tasks(wanted: int, there: int) -> None:
+    if not 1 <= wanted <= there:
+        raise UserError(
+            f"data.tasks={wanted}: the sources hold {there} tasks after include and exclude; expected a number from 1 "
+            "to that, or 0 for all"
+        )
+
+
+def check_numbers(spec: SourceSpec) -> None:
+    """Refuse a weight, cap or count that makes no sense.
+
+    Raises:
+        UserError: naming it.
+    """
     if not spec.weight > 0:
         raise UserError(f"data.sources: weight={spec.weight} of {spec.path}: expected a number above 0")
     for key, value in (("cap", spec.cap), ("count", spec.count)):
@@ -316,22 +361,27 @@ def task_codes(tasks: Sequence[Sequence[str]]) -> tuple[list[str], list[np.ndarr
     return list(numbers), codes
 
 
-def select(spec: SourceSpec, tasks: Sequence[str], *, strict: bool = True) -> np.ndarray:
+def select(
+    spec: SourceSpec, tasks: Sequence[str], *, strict: bool = True, key: str = "data.sources"
+) -> np.ndarray:
     """bool [n]: which samples the task filters let through.
 
     Args:
         spec: has the filters.
         tasks: the task of each of n samples.
         strict: refuse a filter that matches no task; a held-out split need not hold every task.
+        key: that of the config which holds the filters, for messages.
 
     Raises:
         UserError: see strict; the message gives the nearest names.
     """
     names, [codes] = task_codes([tasks])
-    return _matching(spec, names, np.arange(len(names)), strict=strict)[codes]
+    return _matching(spec, names, np.arange(len(names)), strict=strict, key=key)[codes]
 
 
-def _matching(spec: SourceSpec, names: Sequence[str], held: np.ndarray, *, strict: bool) -> np.ndarray:
+def _matching(
+    spec: SourceSpec, names: Sequence[str], held: np.ndarray, *, strict: bool, key: str = "data.sources"
+) -> np.ndarray:
     """bool [names]: those that the filters let through, of the ones that the source holds."""
     known = sorted(names[code] for code in held)
     problems: list[str] = []
@@ -351,7 +401,7 @@ def _matching(spec: SourceSpec, names: Sequence[str], held: np.ndarray, *, stric
     excluded = of(spec.exclude)
     if problems and strict:
         raise UserError(
-            f"data.sources: include and exclude name tasks that {spec.path} (split {spec.split}) "
+            f"{key}: include and exclude name tasks that {spec.path} (split {spec.split}) "
             f"does not hold: {'; '.join(problems)}"
         )
     return np.array([name in included and name not in excluded for name in names], bool)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import numpy as np
 from vflax.conversation import Position
 from vflax.data.lengths import Lengths
 from vflax.data.loader import Loader
-from vflax.data.mixture import Mixture, MixtureRules, SourceSpec, TaskCount
+from vflax.data.mixture import Mixture, SourceSpec, TaskCount
 from vflax.data.packing import PLAN_VERSION, PackPlan, PlanStats
-from vflax.data.preflight import Part, Preflight, examine, read_specs
+from vflax.data.preflight import Part, Preflight, examine, few, read_rules, read_specs
 from vflax.data.questions import Question, ask, choose
 from vflax.data.rows import Row, RowFormat, RowSource
 from vflax.data.source import Source, splits
@@ -51,7 +52,6 @@ class Data:
         rows_per_step: rows of a global step, empty ones included: a multiple of rows_multiple.
         capacity: C, no row of the run has more supervised tokens.
         preflight: what was found before it was planned.
-        findings: {data path: {split: {kind: ids of samples}}}, what the preflight found.
     """
 
     def __init__(
@@ -81,7 +81,6 @@ class Data:
         self.total_steps = train.rows.total_steps
         self.rows_per_step = train.rows.rows_per_step
         self.capacity = train.plan.capacity.supervised
-        self.findings = _findings([train, heldout] if heldout else [train])
 
     # -- training ---------------------------------------------------------------------------------------
 
@@ -150,6 +149,24 @@ class Data:
         return self._heldout is not None
 
     @property
+    def why_no_heldout(self) -> str:
+        """Why no sample is held out, for a message; empty where some are."""
+        if self._heldout is not None:
+            return ""
+        if not self._eval_split:
+            return "data.eval_split is empty"
+        if there := self.preflight.of("held out"):
+            if any(part.used.any() for part in there):
+                why = "it holds none of the tasks that data.tasks drew"
+            elif any(part.chosen.any() for part in there):
+                why = "the preflight drops all that include and exclude leave of it"
+            else:
+                why = "include and exclude leave none of its samples"
+            return f"the split data.eval_split={self._eval_split!r} is there, but {why}"
+        names = sorted({name for source in self._train.sources for name in splits(source.path)})
+        return f"of the splits {', '.join(names)} none is data.eval_split={self._eval_split!r}"
+
+    @property
     def has_questions(self) -> bool:
         """Whether there is anything to ask: held-out samples of the training sources, or of evaluate.sources."""
         return self._heldout is not None or bool(self._asked)
@@ -206,13 +223,11 @@ class Data:
         ]
         for k, (source, spec) in enumerate(zip(self._train.sources, self._specs, strict=True)):
             own = [count for count in counts if count.source == k]
-            short = [count for count in own if count.samples < count.asked - 1]
-            shown = ", ".join(f"{c.task} {c.samples:,} of {c.asked:,.0f}" for c in short[:3])
+            short = [f"{c.task} {c.samples:,} of {c.asked:,.0f}" for c in own if c.short]
             lines.append(
                 f"  {source.path} ({spec.split}): {sum(c.samples for c in own):,} samples an epoch, "
                 f"{sum(c.asked for c in own):,.0f} asked for"
-                + (f"; {len(short)} tasks have fewer than asked for: {shown}" if short else "")
-                + (", ..." if len(short) > 3 else "")
+                + (f"; {len(short)} tasks have fewer than asked for: {few(short)}" if short else "")
             )
         return lines
 
@@ -220,24 +235,21 @@ class Data:
         """A few lines: what there is, what the preflight found, what a step holds."""
         stats, asked = self.stats, self.plan.samples
         lines = [f"data: {stats.samples:,} samples an epoch, {self.total_steps:,} steps in all"]
-        for part in [self._train, *([self._heldout] if self._heldout else [])]:
-            lines += [
-                f"  {source.path} ({source.split}): {int(lengths.kept.sum()):,} of {len(source):,} samples, "
-                f"{len(set(source.tasks))} tasks"
-                for source, lengths in zip(part.sources, part.lengths, strict=True)
-            ]
-        if self._heldout is None and self._eval_split:
-            there = sorted({name for source in self._train.sources for name in splits(source.path)})
+        for part in self.preflight.parts:
+            tasks = set(itertools.compress(part.source.tasks, part.used))
             lines.append(
-                "  held out: nothing, so no held-out loss and no best checkpoint: of the splits "
-                f"{', '.join(there)} none is data.eval_split={self._eval_split!r}"
+                f"  {part.name}, {part.role}: {int(part.used.sum()):,} of {int(part.chosen.sum()):,} samples, "
+                f"{len(tasks)} tasks"
+            )
+        drawn = self._train.mixture.drawn_tasks
+        if drawn is not None and self._heldout is not None:
+            held = sum(int(lengths.kept.sum()) for lengths in self._heldout.lengths)
+            lines.append(f"  held out: of the tasks that data.tasks={len(drawn)} drew, {held:,} samples")
+        if self._heldout is None and self._eval_split:
+            lines.append(
+                f"  held out: nothing, so no held-out loss and no best checkpoint: {self.why_no_heldout}"
             )
         lines += self._describe_mixture()
-        for path, by_split in self.findings.items():
-            for split, kinds in by_split.items():
-                lines += [
-                    f"  preflight, {path} ({split}): {_shown(kind, ids)}" for kind, ids in kinds.items()
-                ]
         lines += [f"  preflight, {line}" for line in self.preflight.remarks()]
         lines += [
             f"  a step: batch.samples={asked}, planned {stats.samples_per_step:.2f} samples on average "
@@ -349,8 +361,8 @@ def build_data(
     mixture = Mixture(
         specs,
         [source.tasks for source in sources],
-        [found.kept for found in lengths],
-        rules=MixtureRules(config.tasks or None, config.budget or None, config.spread, config.order),
+        [part.kept for part in preflight.of("training")],
+        rules=read_rules(config),
         seed=seed,
     )
     plan = PackPlan(
@@ -384,8 +396,15 @@ def build_data(
     }
     return Data(
         _Part(sources, lengths, mixture, plan, rows),
-        _heldout(preflight.of("held out"), plan, format, accumulation, rows_multiple // accumulation),
-        [(part.source, part.lengths) for part in preflight.of("asked")],
+        _heldout(
+            preflight.of("held out"),
+            mixture.drawn_tasks,
+            plan,
+            format,
+            accumulation,
+            rows_multiple // accumulation,
+        ),
+        [(part.source, part.lengths) for part in preflight.of("asked") if part.used.any()],
         format,
         specs,
         preflight=preflight,
@@ -400,12 +419,19 @@ def build_data(
 
 def _heldout(
     parts: Sequence[Part],
+    tasks: Collection[str] | None,
     train: PackPlan,
     format: RowFormat,
     accumulation: int,
     rows_multiple: int,
 ) -> _Part | None:
-    """The held-out split of each source that has it, each sample once; the task filters hold there too."""
+    """The held-out split of each source that has it, each sample once; the task filters and drawn tasks hold too."""
+    if tasks is not None:
+        drawn = [np.array([name in tasks for name in part.source.tasks], bool) for part in parts]
+        parts = [
+            dataclasses.replace(part, chosen=part.chosen & mask)
+            for part, mask in zip(parts, drawn, strict=True)
+        ]
     parts = [part for part in parts if part.used.any()]
     sources, lengths = [part.source for part in parts], [part.lengths for part in parts]
     if not sources:
@@ -431,18 +457,6 @@ def _heldout(
         sources, mixture, plan, format, total_steps=plan.total_steps(epochs=1), rows_multiple=rows_multiple
     )
     return _Part(sources, lengths, mixture, plan, rows)
-
-
-def _findings(parts: Sequence[_Part]) -> dict[str, dict[str, dict[str, list[str]]]]:
-    result: dict[str, dict[str, dict[str, list[str]]]] = {}
-    for part in parts:
-        for source, lengths in zip(part.sources, part.lengths, strict=True):
-            result.setdefault(str(source.path), {})[source.split] = dict(lengths.findings)
-    return result
-
-
-def _shown(kind: str, ids: Sequence[str]) -> str:
-    return f"{len(ids):,} {kind} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
 
 
 def _digest(*parts: bytes) -> str:

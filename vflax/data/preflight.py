@@ -14,16 +14,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vflax.data import cache as caches
 from vflax.data import duplicates, lengths
 from vflax.data.duplicates import Copies, Side
 from vflax.data.lengths import Lengths
-from vflax.data.mixture import SourceSpec, select
+from vflax.data.mixture import MixtureRules, SourceSpec, check_mixture, check_numbers, select
 from vflax.data.rows import RowFormat
 from vflax.data.source import Source, open_source, splits
 from vflax.errors import UserError
 
 Role = Literal["training", "held out", "asked"]
 _SHOWN = 3
+# So many images must have a copy before a share of them is too much: of a split of 50 a single one, which chance or a
+# logo gives, is 2 %.
+LEAST_COPIES = 3
+TOO_MANY_IMAGES = "too_many_images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Part:
         source: the split.
         found: lengths of all its samples.
         chosen: bool [n], whom the task filters let through.
+        slots: images that a row holds.
         copies: of what is asked, what the training data holds; None for what is trained on.
         damaged: ids of used samples with an image that cannot be decoded. Looked for where pictures are compared and
             the dataset's writer has not decoded them; data_pipeline.convert has.
@@ -44,27 +50,78 @@ class Part:
     source: Source
     found: Lengths
     chosen: np.ndarray
+    slots: int
     copies: Copies | None = None
     damaged: tuple[str, ...] = ()
 
     @property
+    def kept(self) -> np.ndarray:
+        """bool [n]: not dropped, whether or not it is chosen."""
+        return self.found.kept & (self.found.images <= self.slots)
+
+    @property
     def used(self) -> np.ndarray:
         """bool [n]: chosen, and not dropped."""
-        return self.chosen & self.found.kept
+        return self.chosen & self.kept
 
     @property
     def lengths(self) -> Lengths:
-        """`found`, with what the filters leave out as if it were dropped."""
+        """`found`, with all that is not used as if it were dropped."""
+        used = self.used
         tokens, images, supervised = (
-            np.where(self.chosen, array, 0)
+            np.where(used, array, 0)
             for array in (self.found.tokens, self.found.images, self.found.supervised)
         )
         return dataclasses.replace(self.found, tokens=tokens, images=images, supervised=supervised)
 
     @property
+    def findings(self) -> dict[str, np.ndarray]:
+        """{kind: int32, the numbers of the chosen samples}: those of lengths.measure, and TOO_MANY_IMAGES for a sample
+        with more images than a row has slots, which is dropped."""
+        found = dict(self.found.findings)
+        found[TOO_MANY_IMAGES] = np.flatnonzero(self.found.images > self.slots).astype(np.int32)
+        chosen = {kind: numbers[self.chosen[numbers]] for kind, numbers in sorted(found.items())}
+        return {kind: numbers for kind, numbers in chosen.items() if len(numbers)}
+
+    @property
+    def dropped_kinds(self) -> tuple[str, ...]:
+        """The findings whose samples are dropped."""
+        return (*self.found.dropped_kinds, TOO_MANY_IMAGES)
+
+    @property
     def name(self) -> str:
         """For a message."""
         return f"{self.source.path} (split {self.source.split})"
+
+    def shown(self, numbers: np.ndarray) -> str:
+        """The ids of the first of these samples, for a message."""
+        return few([self.source[int(number)].id for number in numbers[:_SHOWN]], len(numbers))
+
+    def problem(self, max_share: float) -> str | None:
+        """The line that refuses a split when a share over `max_share` of its chosen samples is dropped or truncated."""
+        cut = self.found.uncut > self.found.tokens
+        lost, count = int((self.chosen & (cut | ~self.kept)).sum()), int(self.chosen.sum())
+        if lost <= max_share * count:
+            return None
+        by_kind = "; ".join(
+            f"{kind}: {len(numbers)} ({self.shown(numbers)})"
+            for kind, numbers in self.findings.items()
+            if kind in (*self.dropped_kinds, "truncated")
+        )
+        key = "evaluate.sources" if self.role == "asked" else "data.sources"
+        return (
+            f"{self.name}: {lost} of {count} samples would be dropped or truncated, {lost / count:.1%}, more than "
+            f"data.max_problem_share={max_share}: {by_kind}. Raise data.max_length for the long ones or data.slots for "
+            f"those with too many images, mend the data, leave the worst tasks out with {key}[k].exclude, or raise "
+            "data.max_problem_share."
+        )
+
+
+def few(names: Sequence[str], count: int | None = None) -> str:
+    """The first of some names, and how many more there are; `count`: of all of them, where not all are given."""
+    count = len(names) if count is None else count
+    more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +150,14 @@ class Preflight:
         """What is over a threshold, each a line that says what to do; empty where the data may be used."""
         lines: dict[str, None] = {}  # a split may stand in two roles
         for part in self.parts:
-            problem = lengths.problem(part.found, part.source, self.max_problem_share)
+            problem = part.problem(self.max_problem_share)
             lines.update({problem: None} if problem else {})
         for part in self.parts:
             if part.damaged:
                 lines[_damaged(part)] = None
-            if part.copies is not None and part.copies.share > self.max_duplicate_share:
-                lines[self._duplicated(part, part.copies)] = None
+            copies = part.copies
+            if copies and copies.share > self.max_duplicate_share and copies.copied >= LEAST_COPIES:
+                lines[self._duplicated(part, copies)] = None
         return list(lines)
 
     def check(self) -> None:
@@ -112,16 +170,20 @@ class Preflight:
             raise UserError("\n".join(problems))
 
     def remarks(self) -> list[str]:
-        """Lines about copies, for who launches; findings about conversations stand in pipeline.Data.findings."""
-        return [
-            f"{part.name}, {part.role}: {part.copies.copied:,} of {part.copies.images:,} images have a near copy in "
-            "the training data"
-            for part in self.parts
-            if part.copies is not None and part.copies.copied
-        ]
+        """A line for each finding of each split, and for copies, for who launches."""
+        lines = []
+        for part in self.parts:
+            where = f"{part.name}, {part.role}"
+            for kind, numbers in part.findings.items():
+                dropped = " (dropped)" if kind in part.dropped_kinds else ""
+                lines.append(f"{where}: {len(numbers):,} {kind}{dropped}: {part.shown(numbers)}")
+            if part.copies is not None and part.copies.copied:
+                images = f"{part.copies.copied:,} of {part.copies.images:,} images"
+                lines.append(f"{where}: {images} have a near copy in the training data")
+        return list(dict.fromkeys(lines))  # of a split that several sources name
 
     def _duplicated(self, part: Part, copies: Copies) -> str:
-        shown = _shown(list(dict.fromkeys(pair.id for pair in copies.pairs)))
+        shown = few(list(dict.fromkeys(pair.id for pair in copies.pairs)))
         worse = f"{copies.samples['same_question']} samples with the same question too"
         worst = f"{copies.samples['same_answer']} with question and answer"
         return (
@@ -134,14 +196,9 @@ class Preflight:
 
 def _damaged(part: Part) -> str:
     return (
-        f"{part.name}: {len(part.damaged)} samples have an image that cannot be decoded: {_shown(part.damaged)}. "
+        f"{part.name}: {len(part.damaged)} samples have an image that cannot be decoded: {few(part.damaged)}. "
         "A run would stop at the first; leave them out, as `python -m data_pipeline.convert` does."
     )
-
-
-def _shown(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
-    return ", ".join(ids[:_SHOWN]) + more
 
 
 def examine(
@@ -155,11 +212,14 @@ def examine(
 ) -> Preflight:
     """Open every split that config.data and config.evaluate.sources name, measure it and look for copies.
 
+    All that can be told wrong without measuring is refused before anything is measured, which takes minutes.
+
     Of the training samples all count that the task filters let through and that are not dropped, whatever cap, weight
     and budget then draw: what is refused shall not depend on the seed.
 
     Args:
-        config: config.data, with sources, eval_split, max_problem_share, max_duplicate_share, duplicate_distance.
+        config: config.data, with sources, eval_split, tasks, budget, spread, order, max_problem_share,
+            max_duplicate_share, duplicate_distance.
         resolve_path: from the path in a source to a directory.
         format: how samples are rendered.
         evaluate_sources: config.evaluate.sources.
@@ -167,39 +227,51 @@ def examine(
         show_progress: draw progress bars.
 
     Raises:
-        UserError: a source that cannot be opened, images in it that cannot be decoded, a setting that cannot be. Data
-            that is over a threshold does not: see `Preflight.check`.
+        UserError: a source that cannot be opened, images in it that cannot be decoded, a setting that cannot be, a
+            filter that matches no task. Data that is over a threshold does not: see `Preflight.check`.
     """
     if not 0 <= config.duplicate_distance <= duplicates.MAX_DISTANCE:
         raise UserError(
             f"data.duplicate_distance={config.duplicate_distance}: expected 0 to {duplicates.MAX_DISTANCE} bits"
         )
-    specs = read_specs(config, resolve_path)
+    specs, rules = read_specs(config, resolve_path), read_rules(config)
     if not specs:
         raise UserError("data.sources is empty: name at least one dataset directory")
-    opened: dict[tuple[str, str], tuple[Source, Lengths]] = {}
+    for spec in specs:
+        check_numbers(spec)
+    opened: dict[tuple[str, str], Source] = {}
+    chosen: list[tuple[Role, Source, np.ndarray]] = []
 
-    def part(role: Role, path: str, split: str, filters: Sequence[SourceSpec], strict: bool) -> Part:
+    def choose(role: Role, path: str, split: str, filters: Sequence[SourceSpec], key: str) -> None:
         if (path, split) not in opened:
-            source = open_source(path, split)
-            found = lengths.measure(source, format, fallback_cache=cache, show_progress=show_progress)
-            opened[path, split] = source, found
-        source, found = opened[path, split]
-        chosen = np.any([select(spec, source.tasks, strict=strict) for spec in filters], axis=0)
-        return Part(role, source, found, chosen)
+            opened[path, split] = open_source(path, split, key)
+        source = opened[path, split]
+        strict = role != "held out"
+        masks = [select(spec, source.tasks, strict=strict, key=key) for spec in filters]
+        chosen.append((role, source, np.any(masks, axis=0)))
 
-    # Of the training sources vflax.data.mixture refuses a filter that matches no task.
-    training = [part("training", spec.path, spec.split, [spec], False) for spec in specs]
-    asked = []
+    for k, spec in enumerate(specs):
+        choose("training", spec.path, spec.split, [spec], f"data.sources[{k}]")
+    check_mixture(specs, [source.tasks for _, source, _ in chosen], rules)
     for path in dict.fromkeys(spec.path for spec in specs if config.eval_split in splits(spec.path)):
         filters = [spec for spec in specs if spec.path == path]
-        asked.append(part("held out", path, config.eval_split, filters, False))
-    for entry in evaluate_sources:
+        choose("held out", path, config.eval_split, filters, "data.sources")
+    for k, entry in enumerate(evaluate_sources):
         own = SourceSpec(os.fspath(resolve_path(entry.path)), entry.split, include=tuple(entry.include),
                          exclude=tuple(entry.exclude))  # fmt: skip
-        asked.append(part("asked", own.path, own.split, [own], True))
-    parts = training + asked
-    if asked:
+        choose("asked", own.path, own.split, [own], f"evaluate.sources[{k}]")
+
+    found = {
+        (source.path, source.split): lengths.measure(
+            source, format, fallback_cache=cache, show_progress=show_progress
+        )
+        for source in opened.values()
+    }
+    parts = [
+        Part(role, source, found[source.path, source.split], mask, format.slots)
+        for role, source, mask in chosen
+    ]
+    if any(part.role != "training" for part in parts):
         parts = _compared(parts, config.duplicate_distance, cache, show_progress)
     return Preflight(
         format, parts, config.max_problem_share, config.max_duplicate_share, config.duplicate_distance
@@ -209,7 +281,9 @@ def examine(
 def _compared(parts: Sequence[Part], distance: int, cache: Path | None, show_progress: bool) -> list[Part]:
     """The parts, with copies and damaged."""
     traits = {
-        part.source.fingerprint: duplicates.traits(part.source, _caches(part.source, cache), show_progress)
+        part.source.fingerprint: duplicates.traits(
+            part.source, caches.folders(part.source.path, cache), show_progress
+        )
         for part in {part.source.fingerprint: part for part in parts}.values()
     }
     sides = [Side(part.source, part.used, traits[part.source.fingerprint]) for part in parts]
@@ -218,8 +292,8 @@ def _compared(parts: Sequence[Part], distance: int, cache: Path | None, show_pro
     for part, side in zip(parts, sides, strict=True):
         copies = None
         if part.role != "training":
-            caches = _caches(part.source, cache)
-            copies = duplicates.find_copies(side, training, distance, caches, show_progress)
+            places = caches.folders(part.source.path, cache)
+            copies = duplicates.find_copies(side, training, distance, places, show_progress)
         damaged = set(side.traits.damaged[part.used[side.traits.damaged]].tolist())
         ids = duplicates.sample_ids(part.source, damaged)
         result.append(
@@ -244,5 +318,6 @@ def read_specs(config: Any, resolve_path: Callable[[str], str | os.PathLike[str]
     ]
 
 
-def _caches(source: Source, fallback: Path | None) -> list[Path]:
-    return [Path(os.fspath(source.path)) / "preflight", *([fallback] if fallback else [])]
+def read_rules(config: Any) -> MixtureRules:
+    """What config.data says of all sources together."""
+    return MixtureRules(config.tasks or None, config.budget or None, config.spread, config.order)

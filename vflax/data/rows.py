@@ -210,6 +210,6 @@ class RowSource:
             raise UserError(
                 f"sample {sample_id!r} of {source.path}: {len(prepared.ids)} tokens and "
                 f"{len(prepared.images)} images, but the preflight counted {planned[0]} and {planned[1]}. "
-                f"Delete {source.path}/preflight and start again"
+                f"Delete {source.path}/preflight, and where that is read-only WORKDIR/preflight, and start again"
             )
         return prepared

@@ -43,31 +43,32 @@ class Sample:
     images: list[bytes]
 
 
-def open_source(path: str | os.PathLike[str], split: str) -> Source:
-    """Open one split of a dataset directory.
+def open_source(path: str | os.PathLike[str], split: str, key: str = "") -> Source:
+    """Open one split of a dataset directory; `key` is that of the config which names it, for messages.
 
     Raises:
         UserError: no such directory or split, not a TFDS dataset with vflax's features, or a missing shard.
     """
     root = epath.Path(path)
+    where = f"{key}: {root}" if key else str(root)
     if not (root / "dataset_info.json").exists():
         what = "it has no dataset_info.json" if root.exists() else "there is no such directory"
-        raise UserError(f"data.sources: {root}: {what}. {_REMEDY}, or correct the path")
+        raise UserError(f"{where}: {what}. {_REMEDY}, or correct the path")
     try:
         builder = tfds.builder_from_directory(root)
     except Exception as error:  # TFDS raises many kinds on a damaged dataset_info.json or features.json
-        raise UserError(f"{root}: TFDS cannot read its dataset_info.json ({error}). {_REMEDY}") from error
+        raise UserError(f"{where}: TFDS cannot read its dataset_info.json ({error}). {_REMEDY}") from error
     missing = [name for name in _NEEDED if name not in builder.info.features]
     if missing:
         found = ", ".join(builder.info.features)
-        raise UserError(f"{root}: the features {', '.join(missing)} are missing; it has {found}. {_REMEDY}")
+        raise UserError(f"{where}: the features {', '.join(missing)} are missing; it has {found}. {_REMEDY}")
     if split not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits))
-        raise UserError(f"{root}: there is no split {split!r}; it has: {known}")
+        raise UserError(f"{where}: there is no split {split!r}; it has: {known}")
     lost = [name for name in builder.info.splits[split].filepaths if not epath.Path(name).exists()]
     if lost:
         raise UserError(
-            f"{root}: {len(lost)} shards of split {split} are missing, first {lost[0].name}. {_REMEDY}"
+            f"{where}: {len(lost)} shards of split {split} are missing, first {lost[0].name}. {_REMEDY}"
         )
     return Source(root, split, builder)
 
@@ -85,6 +86,7 @@ class Source:
         path: the dataset directory.
         split: its split.
         fingerprint: hex digest of the samples and their order; how they lie in shards makes no difference.
+        index_digest: hex digest of the index, which holds what the writer found out about images; None without one.
     """
 
     def __init__(self, path: epath.Path, split: str, builder: tfds.core.DatasetBuilder) -> None:
@@ -96,6 +98,7 @@ class Source:
         if contents.exists():
             self._entry = json.loads(contents.read_text())["splits"][split]
         self.fingerprint = self._entry["sha256"] if self._entry else self._metadata_digest()
+        self.index_digest: str | None = self._entry["index_sha256"] if self._entry else None
         self._tasks: list[str] | None = None
 
     def __len__(self) -> int:
