@@ -27,11 +27,9 @@ from itertools import compress
 
 import numpy as np
 
-from vflax.data.draw import permutation
+from vflax.data.draw import Draw, permutation
 from vflax.errors import UserError
 
-# The first word of each key, see vflax.data.draw.
-_CAP, _WEIGHT, _BUDGET, _TASKS, _COUNT = 2, 3, 4, 6, 7
 ORDERS = ("mixed", "sequence")
 SPREADS = ("samples", "tasks")
 
@@ -219,7 +217,7 @@ class Mixture:
             _check_tasks(wanted, int(usable.sum()))
             names = sorted(np.flatnonzero(usable).tolist(), key=self._names.__getitem__)
             chosen = np.zeros(count, bool)
-            chosen[np.asarray(names)[permutation(len(names), _TASKS, self._seed)[:wanted]]] = True
+            chosen[np.asarray(names)[permutation(len(names), Draw.TASKS, self._seed)[:wanted]]] = True
         return chosen, [mask & chosen for mask in there]
 
     def _pool(self, k: int, selected: np.ndarray) -> np.ndarray:
@@ -229,7 +227,7 @@ class Mixture:
             chosen = _first_of_each(
                 codes,
                 chosen,
-                permutation(len(codes), _CAP, self._seed, k),
+                permutation(len(codes), Draw.CAP, self._seed, k),
                 np.full(len(self._names), spec.cap),
             )
         indices = np.flatnonzero(chosen)
@@ -248,10 +246,10 @@ class Mixture:
         for k, (spec, pool) in enumerate(zip(self._specs, self._pools, strict=True)):
             if spec.count is None:
                 whole = int(spec.weight)
-                extra, key = round((spec.weight - whole) * len(pool)), (_WEIGHT, self._seed, k, epoch)
+                extra, key = round((spec.weight - whole) * len(pool)), (Draw.WEIGHT, self._seed, k, epoch)
             else:
                 whole, extra = divmod(spec.count, len(pool))
-                key = (_COUNT, self._seed, k)
+                key = (Draw.COUNT, self._seed, k)
             drawn = permutation(len(pool), *key)[:extra] if extra else np.zeros(0, int)
             parts.append(np.sort(np.concatenate([*[pool] * whole, pool[drawn]])))
         return np.concatenate(parts)
@@ -262,7 +260,7 @@ class Mixture:
                 f"data.budget={budget}: the sources give {len(samples)} samples per epoch; "
                 "expected a number from 1 to that, or 0 for all"
             )
-        draw = permutation(len(samples), _BUDGET, self._seed)
+        draw = permutation(len(samples), Draw.BUDGET, self._seed)
         if self._rules.spread == "samples":
             return samples[np.sort(draw[:budget])]
         codes = np.concatenate(self._codes)[samples]

@@ -7,12 +7,10 @@ import dataclasses
 import numpy as np
 
 from vflax.conversation import Conversation, expand, read_llava, render
-from vflax.data.draw import permutation
+from vflax.data.draw import Draw, permutation
 from vflax.data.mixture import first_per_task
 from vflax.data.rows import RowFormat, decode_images
 from vflax.data.source import Sample
-
-_DRAW = 5  # first word of the key, see vflax.data.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,5 +60,5 @@ def choose(tasks: list[str], usable: np.ndarray, per_task: int, seed: int) -> li
         per_task: how many.
         seed: of the draw.
     """
-    draw = permutation(len(tasks), _DRAW, seed)
+    draw = permutation(len(tasks), Draw.QUESTIONS, seed)
     return np.flatnonzero(first_per_task(tasks, usable, draw, per_task)).tolist()
