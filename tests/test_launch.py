@@ -27,6 +27,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
     workdir = tmp_path / "run"
     flags = ("--config.steps=400", "--config.checkpoint.every=0")

@@ -20,7 +20,7 @@ from data_pipeline.convert import convert
 from tests import small
 from vflax.metrics import read_metrics
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 SAMPLES = 12
 LONGEST_ANSWER = 40  # characters: short enough that a test can memorise and decode it

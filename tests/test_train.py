@@ -164,6 +164,7 @@ def test_a_model_that_the_export_at_the_end_would_refuse_is_refused_at_the_start
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_starting_point_is_made_by_the_config_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

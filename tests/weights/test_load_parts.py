@@ -110,6 +110,7 @@ def start(code: str, *args: str | Path, devices: int) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_leaves_filled_in_blocks_have_the_bits_of_leaves_read_at_once(tmp_path: Path):
     hub.write_llava(tmp_path, hub.CONFIG, hub.tensors_of(hub.CONFIG))
     process = start(BLOCKS, tmp_path, devices=8)
