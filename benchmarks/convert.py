@@ -32,7 +32,7 @@ from PIL import Image
 FULL = 1_664_261
 TASKS = 187
 IMAGES = 50
-MAX_TOTAL = 1 << 30  # bytes, parent and workers together
+MAX_TOTAL = 10**9  # bytes, parent and workers together
 MAX_PER_ROW = 64  # bytes
 _WORDS = (
     "what",

@@ -6,7 +6,8 @@ DIR holds vision-flan-samples/ (annotation.json and images/) and tokenizer/llama
 crop, and resize to 336 px of every real photo, by vflax.images and by transformers' image processor (which normalises
 too; vflax does that on the device) in one thread, turn by turn, in CPU seconds; both must give the same bits once
 normalised. Then: the training loop of tests/real_data_config.py:all, turn by turn with its loader and with one cached
-batch in its place. Needs the test extra.
+batch in its place. Exit status 1 when an image differs or a ratio is beyond LEAST_RATIO or MOST_WAIT. Needs the test
+extra.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +41,8 @@ from vflax.metrics import read_metrics
 CONFIG = Path(__file__).parents[1] / "tests" / "real_data_config.py"
 SIZE = 336
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Images per second over those of transformers, and seconds per step over those with a cached batch.
+LEAST_RATIO, MOST_WAIT = 1.3, 1.03
 WARM = 4  # steps left out at the beginning: compilation, and the first batches
 
 
@@ -183,6 +187,9 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+    slow = any(found["ratio"] < LEAST_RATIO or found["images_that_differ"] for found in result["decode"])
+    if slow or result["loop"]["ratio"] > MOST_WAIT:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

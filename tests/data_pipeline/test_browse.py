@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 import tokenizers
 from PIL import Image
 
@@ -29,6 +28,7 @@ from data_pipeline.browse.pieces import CUT, IMAGE, SPECIAL, SUPERVISED, Pieces,
 from data_pipeline.browse.view import View, choose
 from data_pipeline.records import Finding, Problem
 from data_pipeline.tfds_writer import write_dataset
+from tests.weights import hub
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.conversation import read_llava, render_text
 from vflax.data.rows import RowFormat, encode
@@ -47,22 +47,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     rng = np.random.default_rng(0)
     sentences = [" ".join(rng.choice(WORDS, 8)) for _ in range(500)] + [TEMPLATES["vicuna_v1"].system] * 50
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=450,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        minloglevel=2,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-    )
+    hub.write_tokenizer(folder, sentences, vocab_size=450, hard_vocab_limit=False)
     return folder
 
 

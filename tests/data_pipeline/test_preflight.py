@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
@@ -49,12 +48,7 @@ def sample(
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In it "red", "green" and "blue" with the space before them are a token each, and so is a newline."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    with (folder / "tokenizer.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["red green blue what " * 8] * 50), model_writer=file, model_type="bpe",
-            vocab_size=300, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-            hard_vocab_limit=False, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
-        )  # fmt: skip
+    hub.write_tokenizer(folder, ["red green blue what " * 8] * 50, vocab_size=300, hard_vocab_limit=False)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,17 @@ def with_vision(config: LlavaConfig, **fields: Any) -> LlavaConfig:
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **fields))
 
 
-def write_tokenizer(folder: Path, **options: Any) -> None:
-    """Train a SentencePiece model of PIECES pieces the way LLaMA's was and write tokenizer.model."""
-    lines = []
-    for i in range(300):
-        lines.append(f"USER: What is in picture {i}? ASSISTANT: There are {i * 7 % 50} dogs, cats and birds.")
-        lines.append("A chat between a curious user and an artificial intelligence assistant.")
+def write_tokenizer(folder: Path, lines: Sequence[str] = (), **options: Any) -> None:
+    """Train a SentencePiece model of PIECES pieces the way LLaMA's was, on these lines or on some of its own, and write
+    tokenizer.model."""
+    own = (
+        line
+        for i in range(300)
+        for line in (
+            f"USER: What is in picture {i}? ASSISTANT: There are {i * 7 % 50} dogs, cats and birds.",
+            "A chat between a curious user and an artificial intelligence assistant.",
+        )
+    )
     model = io.BytesIO()
     settings: dict[str, Any] = {
         "model_type": "bpe",
@@ -91,7 +97,7 @@ def write_tokenizer(folder: Path, **options: Any) -> None:
         "minloglevel": 2,
     }
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, **(settings | options)
+        sentence_iterator=iter(lines or own), model_writer=model, **(settings | options)
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
