@@ -10,8 +10,9 @@ import numpy as np
 
 from data_pipeline.browse.view import View
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
-from vflax.conversation import ConversationError, Image, Special, read_llava, segments
-from vflax.data.rows import RowFormat, encode
+from vflax.conversation import ConversationError, Image, Special, expand, read_llava, segments
+from vflax.data.lengths import judge
+from vflax.data.rows import RowFormat, render_sample
 from vflax.tokenizer import TURN_MARKERS, Tokenizer
 
 # The kinds of a piece, as the page's script knows them.
@@ -21,6 +22,11 @@ SUPERVISED, CUT = 4, 8
 # So many tokens are decoded together at least, so that spaces and characters of several tokens come out right.
 _CONTEXT = 8
 _HALF = "\N{REPLACEMENT CHARACTER}"
+# What a verdict of lengths.judge means.
+_WHY = {
+    "nothing_supervised": ": there is no answer to learn from",
+    "too_long": ": {length} tokens, and cutting them to {limit} loses an image or the answer",
+}
 
 
 @dataclass
@@ -65,18 +71,19 @@ def _of_segments(conversations: list[dict[str, Any]], num_images: int, view: Vie
         found.texts.append(text)
         found.kinds.append(kind | (SUPERVISED if supervised else 0))
     if not any(kind & SUPERVISED for kind in found.kinds):
-        found.problem = "nothing_supervised: there is no answer to learn from"
+        found.problem = "nothing_supervised" + _WHY["nothing_supervised"]
     return found
 
 
 def _of_tokens(conversations: list[dict[str, Any]], num_images: int, format: RowFormat, name: str) -> Pieces:
-    encoded = encode(conversations, num_images, format, name)
-    ids, supervised = encoded.ids, encoded.labels != IGNORE_LABEL
+    rendered, findings = render_sample(conversations, num_images, format, name)
+    ids, labels = expand(rendered, format.num_image_tokens)
+    supervised = labels != IGNORE_LABEL
     limit = format.max_length or len(ids)
     special = _specials(format.tokenizer)
     places = list(_places(ids, format.num_image_tokens))
     texts = _texts([int(ids[at]) for at, _ in places], special, format.tokenizer)
-    found = Pieces(findings=list(encoded.findings), tokens=min(limit, len(ids)))
+    found = Pieces(findings=findings, tokens=min(limit, len(ids)))
     for (at, length), text in zip(places, texts, strict=True):
         token = int(ids[at])
         kind = IMAGE if token == IMAGE_TOKEN_ID else SPECIAL if token in special else TEXT
@@ -84,16 +91,11 @@ def _of_tokens(conversations: list[dict[str, Any]], num_images: int, format: Row
         found.texts.append(text)
         found.kinds.append(kind | flags)
         found.ids.append(token)
-    found.supervised = int(supervised[:limit].sum())
-    # What lengths.measure drops and what it only notes.
-    if not supervised.any():
-        found.problem = "nothing_supervised: there is no answer to learn from"
-    elif not found.supervised or (ids[limit:] == IMAGE_TOKEN_ID).any():
-        found.problem = (
-            f"too_long: {len(ids)} tokens, and cutting them to {limit} loses an image or the answer"
-        )
-    elif len(ids) > limit:
-        found.findings.append("truncated")
+    found.supervised, verdict = judge(rendered, len(ids), format, limit)
+    if verdict == "truncated":
+        found.findings.append(verdict)
+    elif verdict is not None:
+        found.problem = verdict + _WHY[verdict].format(length=len(ids), limit=limit)
     return found
 
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
-from vflax.conversation import ConversationError, expand
+from vflax.conversation import ConversationError, Rendered, expand
 from vflax.data import cache
 from vflax.data.ahead import in_order
 from vflax.data.rows import RowFormat, render_sample
@@ -126,22 +126,42 @@ def _code_digest(module: str) -> str:
 _Measured = tuple[tuple[int, int, int, int], list[str], str | None]
 
 
+def judge(rendered: Rendered, length: int, format: RowFormat, limit: int) -> tuple[int, str | None]:
+    """What a row of `limit` tokens keeps of a sample.
+
+    Args:
+        rendered: the sample.
+        length: its tokens, those of its images included.
+        format: how many tokens an image becomes.
+        limit: tokens in a row.
+
+    Returns:
+        (supervised tokens that are kept, None or why not all of them are): "truncated"; or, with none kept,
+        "nothing_supervised" or "too_long".
+    """
+    supervised = int(np.count_nonzero(rendered.supervised))
+    if not supervised:
+        return 0, "nothing_supervised"
+    if length <= limit:
+        return supervised, None
+    ids, labels = expand(rendered, format.num_image_tokens)
+    supervised = int(np.count_nonzero(labels[:limit] != IGNORE_LABEL))
+    if not supervised or (ids[limit:] == IMAGE_TOKEN_ID).any():
+        return 0, "too_long"
+    return supervised, "truncated"
+
+
 def _measure_one(text: SampleText, format: RowFormat) -> _Measured:
     try:
         rendered, findings = render_sample(text.conversations, text.num_images, format, text.id)
     except ConversationError as error:
         return (0, 0, 0, 0), [], error.kind
     length = len(rendered.ids) + text.num_images * (format.num_image_tokens - 1)
-    supervised = int(np.count_nonzero(rendered.supervised))
+    supervised, verdict = judge(rendered, length, format, format.max_length)
     if not supervised:
-        return (0, length, 0, 0), findings, "nothing_supervised"
-    if length <= format.max_length:
-        return (length, length, text.num_images, supervised), findings, None
-    ids, labels = expand(rendered, format.num_image_tokens)
-    supervised = int(np.count_nonzero(labels[: format.max_length] != IGNORE_LABEL))
-    if not supervised or (ids[format.max_length :] == IMAGE_TOKEN_ID).any():
-        return (0, length, 0, 0), findings, "too_long"
-    return (format.max_length, length, text.num_images, supervised), [*findings, "truncated"], None
+        return (0, length, 0, 0), findings, verdict
+    kept = (min(length, format.max_length), length, text.num_images, supervised)
+    return kept, [*findings, *([verdict] if verdict else [])], None
 
 
 def _measure_chunk(texts: Sequence[SampleText], format: RowFormat) -> list[_Measured]:
