@@ -29,6 +29,7 @@ from vflax.errors import UserError
 _OUT = flags.DEFINE_string(
     "out", "preflight", "Folder for preflight.json and preflight.html; made when missing."
 )
+_TASKS = 20  # shown on the terminal
 JSON_FILE, PAGE_FILE = "preflight.json", "preflight.html"
 
 
@@ -94,7 +95,7 @@ def preflight(config: ConfigDict, out: Path, *, show_progress: bool = True) -> d
 
 
 def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
-    """Print the figures that matter most."""
+    """Print the figures that matter most; preflight.json holds all of them."""
     from vflax.data.preflight import few
 
     table = Table(box=box.SIMPLE, pad_edge=False)
@@ -109,6 +110,12 @@ def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
         )  # fmt: skip
     console.print(table)
     for split in result["splits"]:
+        _print_lengths(console, split)
+    _print_tasks(console, result["splits"])
+    for split in result["splits"]:
+        for reason, lost in split["left_out"].items():
+            what = f"{lost['count']:,} {reason} (left out when it was converted)"
+            _line(console, f"{split['path']} ({split['split']}): {what}: {few(lost['ids'])}")
         for kind, finding in split["findings"].items():
             shown = few(finding["ids"])
             what = f"{finding['count']:,} {kind}{' (dropped)' if finding['dropped'] else ''}"
@@ -139,6 +146,38 @@ def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
             f"{len(short):,} tasks have fewer samples in an epoch than the config asks for: {few(short)}",
         )
     _line(console, f"written: {out / JSON_FILE}, {out / PAGE_FILE}")
+
+
+def _print_lengths(console: Console, split: dict[str, Any]) -> None:
+    """A line for the tokens of a split's samples, with their histogram, and for its images."""
+    if found := split["lengths"]:
+        levels = " .:-=+*#" if console.options.ascii_only else " ▁▂▃▄▅▆▇█"
+        highest = max(found["counts"])
+        # Whatever is there is seen: a bin is empty only where it is.
+        bars = "".join(levels[-(-count * (len(levels) - 1) // highest)] for count in found["counts"])
+        edges = found["edges"]
+        _line(
+            console,
+            f"{split['role']}, tokens per sample: {edges[0]:,} |{bars}| {edges[-1] - 1:,}; median {found['median']:g}, "
+            f"mean {found['mean']:.1f}, 95 % up to {found['p95']:g}, longest {found['max']:,}",
+        )
+    images = ", ".join(f"{count} in {samples:,}" for count, samples in split["images_per_sample"].items())
+    _line(console, f"{split['role']}, images per sample: {images or 'none'}")
+
+
+def _print_tasks(console: Console, splits: Sequence[dict[str, Any]]) -> None:
+    """The samples that are kept of each task in each split, of the commonest ones."""
+    names = list(dict.fromkeys(name for split in splits for name in split["tasks"]))
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("task", overflow="fold")
+    for split in splits:
+        table.add_column(split["role"], justify="right", no_wrap=True)
+    for name in names[:_TASKS]:
+        counts = [split["tasks"].get(name, {"samples": 0})["samples"] for split in splits]
+        table.add_row(escape(name), *(f"{count:,}" for count in counts))
+    console.print(table)
+    if len(names) > _TASKS:
+        _line(console, f"and {len(names) - _TASKS:,} more tasks, see {JSON_FILE} and {PAGE_FILE}")
 
 
 def _line(console: Console, text: str) -> None:

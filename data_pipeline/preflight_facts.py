@@ -101,6 +101,7 @@ def split_facts(part: Part, preflight: Preflight) -> dict[str, Any]:
         edges, counts}, the last two a histogram; None where there is none.
         truncated: {samples, tokens_lost}, of the kept ones.
         findings: {kind: {count, dropped, meaning, ids}}, of the chosen samples.
+        left_out: {reason: {count, ids}}, of what the conversion did not write.
         duplicates: None for what is trained on, see `_duplicates`.
     """
     found, used = part.found, part.used
@@ -127,6 +128,7 @@ def split_facts(part: Part, preflight: Preflight) -> dict[str, Any]:
         "lengths": _distribution(uncut) if len(uncut) else None,
         "truncated": {"samples": int((lost > 0).sum()), "tokens_lost": int(lost.sum())},
         "findings": _findings(part),
+        "left_out": {reason: {"count": len(ids), "ids": list(ids)} for reason, ids in part.left_out.items()},
         "duplicates": _duplicates(part),
     }
 

@@ -6,12 +6,14 @@ import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_pipeline.convert import convert
 from data_pipeline.tfds_writer import write_dataset
-from vflax.data.source import open_source, splits
+from vflax.data.source import LeftOut, Source, open_source, splits
 from vflax.errors import UserError
 
 
@@ -37,6 +39,29 @@ def test_texts_and_tasks_are_read_without_images(dataset, mixed_examples, monkey
     ]
     assert [t.conversations for t in texts] == [e["conversations"] for e in mixed_examples]
     assert source.tasks == [e["task"] for e in mixed_examples]
+
+
+def test_tasks_are_read_once_and_kept_beside_the_data_or_elsewhere(
+    tmp_path, dataset, mixed_examples, monkeypatch
+):
+    wanted = [e["task"] for e in mixed_examples]
+    for place, options in (("preflight", ()), ("kept", (tmp_path / "kept",))):
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+        shutil.copytree(dataset, tmp_path / "d", ignore=shutil.ignore_patterns("preflight"))
+        if place == "kept":
+            (tmp_path / "d" / "preflight").write_text("in the way, as on a read-only disk")
+        root = tmp_path / "d" if place == "preflight" else tmp_path
+        open_source(tmp_path / "d", "train").load_tasks(*options)
+        (file,) = (root / place).glob("tasks-*.npz")
+        with monkeypatch.context() as patch:
+            patch.setattr(Source, "texts", None)
+            again = open_source(tmp_path / "d", "train")
+            again.load_tasks(*options)
+            assert again.tasks == wanted
+        file.write_bytes(file.read_bytes()[:100])  # damaged: read anew
+        again = open_source(tmp_path / "d", "train")
+        again.load_tasks(*options)
+        assert again.tasks == wanted
 
 
 def test_a_pickled_source_and_many_threads_read_the_same(dataset):
@@ -110,3 +135,36 @@ def test_what_cannot_be_opened_is_named_with_what_was_expected(tmp_path, dataset
     with pytest.raises(UserError, match=message) as error:
         open_source(tmp_path / "d", split)
     assert str(tmp_path / "d") in str(error.value)
+
+
+def converted(tmp_path: Path) -> Path:
+    """A dataset of two samples, which a conversion made from five entries."""
+    turns = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "one"}]
+    entries: list[dict] = [
+        {"id": f"s{i}", "task_name": f"task{i % 2}", "conversations": turns} for i in range(4)
+    ]
+    entries[2]["image"] = entries[3]["image"] = "gone.jpg"
+    file = tmp_path / "annotation.json"
+    file.write_text(json.dumps([*entries, {"id": "", "conversations": turns}]))
+    convert("vision_flan", file, tmp_path, tmp_path / "d")
+    return tmp_path / "d"
+
+
+def test_who_was_left_out_of_the_release_is_known(tmp_path, dataset):
+    source = open_source(converted(tmp_path), "train")
+    assert len(source) == 2
+    assert source.left_out() == [
+        LeftOut("s2", "task0", "image_missing"),
+        LeftOut("s3", "task1", "image_missing"),
+        LeftOut("record 4", "", "broken_record"),
+    ]
+    assert open_source(dataset, "train").left_out() == []
+
+
+@pytest.mark.parametrize("file", ["quarantine/train.jsonl", "manifest.json"])
+def test_a_list_of_those_left_out_that_cannot_be_read_is_refused(tmp_path, file):
+    path = converted(tmp_path)
+    text = (path / file).read_text()
+    (path / file).write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match=rf"{file}: who was left out of split train cannot be read"):
+        open_source(path, "train").left_out()

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
+from data_pipeline.convert import convert
 from data_pipeline.preflight import preflight, print_result
 from data_pipeline.tfds_writer import write_dataset
 from tests import small
@@ -270,6 +271,41 @@ def test_samples_with_more_images_than_a_row_holds_are_reported_and_left_out(con
     assert "5 of 8 samples would be dropped or truncated" in line and "too_many_images: 1 (pair)" in line
 
 
+def test_what_the_conversion_left_out_counts_as_lost(config, tmp_path):
+    turns = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "red"}]
+    entries: list[dict] = [
+        {"id": f"s{i}", "task_name": "words" if i < 6 else "colour", "conversations": turns} for i in range(8)
+    ]
+    entries[6]["image"] = entries[7]["image"] = "gone.jpg"
+    (tmp_path / "release.json").write_text(json.dumps([*entries, {"id": "", "conversations": turns}]))
+    convert("vision_flan", tmp_path / "release.json", tmp_path, tmp_path / "d")
+    config.data.sources[0].path, config.data.eval_split = str(tmp_path / "d"), ""
+    config.data.max_problem_share = 3 / 9
+    result = run(config, tmp_path / "out")
+    assert result["problems"] == []
+    assert result["splits"][0]["left_out"] == {
+        "image_missing": {"count": 2, "ids": ["s6", "s7"]},
+        "broken_record": {"count": 1, "ids": ["record 8"]},
+    }
+    config.data.max_problem_share = 0.3
+    (line,) = run(config, tmp_path / "out")["problems"]
+    assert (
+        "3 of 9 samples would be dropped or truncated or were left out when it was converted (3), 33.3%"
+        in line
+    )
+    assert "image_missing: 2 (s6, s7)" in line and "quarantine/train.jsonl says why" in line
+    assert (
+        ' image_missing <span class="bad">left out when it was converted'
+        in (tmp_path / "out" / "preflight.html").read_text()
+    )
+    with pytest.raises(UserError, match="left out when it was converted"):
+        train.run_with_start(config, tmp_path / "run")
+    # Without the task that lost some, only the one counts that may have been of any task.
+    config.data.sources[0].include = ("words",)
+    assert run(config, tmp_path / "out")["problems"] == []
+    assert list(run(config, tmp_path / "out")["splits"][0]["left_out"]) == ["broken_record"]
+
+
 def test_fewer_than_three_copies_are_named_and_not_refused(config, tmp_path):
     for count, refused in ((2, 0), (3, 1)):
         folder = tmp_path / str(count)
@@ -447,6 +483,42 @@ def test_what_is_printed_names_splits_findings_copies_and_steps(config, tmp_path
         "6 steps, 2.00 epochs",
     ):
         assert words in text
+
+
+def test_what_is_printed_gives_lengths_images_and_tasks(config, tmp_path):
+    console = Console(record=True, width=160, file=io.StringIO())
+    result = run(config, tmp_path)
+    print_result(console, result, tmp_path)
+    text = console.export_text()
+    assert (
+        "training, tokens per sample: 6 |" in text
+        and "median 21, mean 28.3, 95 % up to 50.1, longest 51" in text
+    )
+    assert "training, images per sample: 0 in 1, 1 in 3, 2 in 1" in text
+    bars = re.findall(r"\|(.*)\|", text)
+    assert [len(bar) for bar in bars] == [len(split["lengths"]["counts"]) for split in result["splits"]]
+    for bar, split in zip(bars, result["splits"], strict=True):
+        assert [mark != " " for mark in bar] == [count > 0 for count in split["lengths"]["counts"]]
+    assert re.search(r"colour +3 +6", text) and re.search(r"words +2 +0", text)
+
+
+def test_of_many_tasks_the_commonest_are_printed_and_the_others_counted(config, tmp_path):
+    samples = [sample(f"s{i}", [], "red", task=f"task {min(i, 24)}") for i in range(30)]
+    write_dataset(tmp_path / "d", {"train": samples})
+    config.data.sources[0].path, config.data.eval_split = str(tmp_path / "d"), ""
+    terminal = Console(file=io.StringIO(), width=100)
+    print_result(terminal, run(config, tmp_path / "out"), tmp_path)
+    printed = terminal.file.getvalue()
+    assert re.search(r"task 24 +6 *\n", printed) and "and 5 more tasks" in printed
+    assert len(re.findall(r"task \d+ +\d", printed)) == 20
+
+
+def test_a_terminal_without_unicode_gets_the_histogram_too(config, tmp_path):
+    raw = io.BytesIO()
+    terminal = Console(file=io.TextIOWrapper(raw, "ascii"), width=160)
+    print_result(terminal, run(config, tmp_path), tmp_path)
+    terminal.file.flush()
+    assert re.search(rb"tokens per sample: 6 \|[ .:\-=+*#]*#[ .:\-=+*#]*\| ", raw.getvalue())
 
 
 def test_what_users_wrote_is_text_on_the_page_and_nothing_else(config, tmp_path):

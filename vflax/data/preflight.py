@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class Part:
         found: lengths of all its samples.
         chosen: bool [n], whom the task filters let through.
         slots: images that a row holds.
+        left_out: {reason: ids} of what the conversion left out of the release, of tasks that the filters let through or
+            that nobody could read.
         copies: of what is asked, what the training data holds; None for what is trained on.
         damaged: ids of used samples with an image that cannot be decoded. Looked for where pictures are compared and
             the dataset's writer has not decoded them; data_pipeline.convert has.
@@ -51,6 +53,7 @@ class Part:
     found: Lengths
     chosen: np.ndarray
     slots: int
+    left_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     copies: Copies | None = None
     damaged: tuple[str, ...] = ()
 
@@ -98,22 +101,27 @@ class Part:
         return few([self.source[int(number)].id for number in numbers[:_SHOWN]], len(numbers))
 
     def problem(self, max_share: float) -> str | None:
-        """The line that refuses a split when a share over `max_share` of its chosen samples is dropped or truncated."""
+        """The line that refuses a split when a share over `max_share` of its chosen samples is dropped or truncated, or
+        was left out when it was converted."""
         cut = self.found.uncut > self.found.tokens
-        lost, count = int((self.chosen & (cut | ~self.kept)).sum()), int(self.chosen.sum())
+        away = sum(map(len, self.left_out.values()))
+        lost, count = int((self.chosen & (cut | ~self.kept)).sum()) + away, int(self.chosen.sum()) + away
         if lost <= max_share * count:
             return None
-        by_kind = "; ".join(
+        kinds = [
             f"{kind}: {len(numbers)} ({self.shown(numbers)})"
             for kind, numbers in self.findings.items()
             if kind in (*self.dropped_kinds, "truncated")
-        )
+        ]
+        kinds += [f"{reason}: {len(ids)} ({few(ids)})" for reason, ids in self.left_out.items()]
         key = "evaluate.sources" if self.role == "asked" else "data.sources"
+        converted = f" or were left out when it was converted ({away})" if away else ""
+        mend = f" (quarantine/{self.source.split}.jsonl says why) and convert it again" if away else ""
         return (
-            f"{self.name}: {lost} of {count} samples would be dropped or truncated, {lost / count:.1%}, more than "
-            f"data.max_problem_share={max_share}: {by_kind}. Raise data.max_length for the long ones or data.slots for "
-            f"those with too many images, mend the data, leave the worst tasks out with {key}[k].exclude, or raise "
-            "data.max_problem_share."
+            f"{self.name}: {lost} of {count} samples would be dropped or truncated{converted}, {lost / count:.1%}, "
+            f"more than data.max_problem_share={max_share}: {'; '.join(kinds)}. Raise data.max_length for the long ones "
+            f"or data.slots for those with too many images, mend the data{mend}, leave the worst tasks out with "
+            f"{key}[k].exclude, or raise data.max_problem_share."
         )
 
 
@@ -177,6 +185,8 @@ class Preflight:
             for kind, numbers in part.findings.items():
                 dropped = " (dropped)" if kind in part.dropped_kinds else ""
                 lines.append(f"{where}: {len(numbers):,} {kind}{dropped}: {part.shown(numbers)}")
+            for reason, ids in part.left_out.items():
+                lines.append(f"{where}: {len(ids):,} {reason} (left out when it was converted): {few(ids)}")
             if part.copies is not None and part.copies.copied:
                 images = f"{part.copies.copied:,} of {part.copies.images:,} images"
                 lines.append(f"{where}: {images} have a near copy in the training data")
@@ -240,19 +250,20 @@ def examine(
     for spec in specs:
         check_numbers(spec)
     opened: dict[tuple[str, str], Source] = {}
-    chosen: list[tuple[Role, Source, np.ndarray]] = []
+    chosen: list[tuple[Role, Source, np.ndarray, dict[str, list[str]]]] = []
 
     def choose(role: Role, path: str, split: str, filters: Sequence[SourceSpec], key: str) -> None:
         if (path, split) not in opened:
             opened[path, split] = open_source(path, split, key)
+            opened[path, split].load_tasks(cache)
         source = opened[path, split]
         strict = role != "held out"
         masks = [select(spec, source.tasks, strict=strict, key=key) for spec in filters]
-        chosen.append((role, source, np.any(masks, axis=0)))
+        chosen.append((role, source, np.any(masks, axis=0), _left_out(source, filters)))
 
     for k, spec in enumerate(specs):
         choose("training", spec.path, spec.split, [spec], f"data.sources[{k}]")
-    check_mixture(specs, [source.tasks for _, source, _ in chosen], rules)
+    check_mixture(specs, [source.tasks for _, source, *_ in chosen], rules)
     for path in dict.fromkeys(spec.path for spec in specs if config.eval_split in splits(spec.path)):
         filters = [spec for spec in specs if spec.path == path]
         choose("held out", path, config.eval_split, filters, "data.sources")
@@ -268,14 +279,26 @@ def examine(
         for source in opened.values()
     }
     parts = [
-        Part(role, source, found[source.path, source.split], mask, format.slots)
-        for role, source, mask in chosen
+        Part(role, source, found[source.path, source.split], mask, format.slots, left_out)
+        for role, source, mask, left_out in chosen
     ]
     if any(part.role != "training" for part in parts):
         parts = _compared(parts, config.duplicate_distance, cache, show_progress)
     return Preflight(
         format, parts, config.max_problem_share, config.max_duplicate_share, config.duplicate_distance
     )
+
+
+def _left_out(source: Source, filters: Sequence[SourceSpec]) -> dict[str, list[str]]:
+    """{reason: ids} of what one of the filters would let through, had it been written, the commonest reason first.
+    Where not even the task could be read, it may have been any."""
+    entries = source.left_out()
+    masks = [select(spec, [entry.task for entry in entries], strict=False) for spec in filters]
+    found: dict[str, list[str]] = {}
+    for entry, passes in zip(entries, np.any(masks, axis=0), strict=True):
+        if passes or not entry.task:
+            found.setdefault(entry.reason, []).append(entry.id)
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
 def _compared(parts: Sequence[Part], distance: int, cache: Path | None, show_progress: bool) -> list[Part]:

@@ -7,11 +7,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from vflax.data import cache
 from vflax.errors import UserError
 
 _NEEDED = ("id", "task", "conversations", "images")
@@ -41,6 +44,15 @@ class Sample:
     task: str
     conversations: list[dict[str, Any]]
     images: list[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A sample of the release that data_pipeline.convert did not write, and why; task is "" where it has none."""
+
+    id: str
+    task: str
+    reason: str
 
 
 def open_source(path: str | os.PathLike[str], split: str, key: str = "") -> Source:
@@ -127,6 +139,28 @@ class Source:
             self._tasks = [names.setdefault(text.task, text.task) for text in self.texts()]
         return self._tasks
 
+    def load_tasks(self, fallback_cache: str | os.PathLike[str] | None = None) -> None:
+        """Fill `tasks`; reading them from all texts takes seconds for a million samples and is done once.
+
+        Kept at PATH/preflight/tasks-FINGERPRINT.npz, where that cannot be written at `fallback_cache`.
+        """
+        if self._tasks is not None:
+            return
+        places, file = cache.folders(self.path, fallback_cache), f"tasks-{self.fingerprint[:32]}.npz"
+        self._tasks = cache.load(places, file, self._read_tasks)
+        if self._tasks is None:
+            numbers: dict[str, int] = {}
+            codes = [numbers.setdefault(task, len(numbers)) for task in self.tasks]
+            names = np.array(list(numbers), str)
+            cache.keep(
+                places, file, lambda path: np.savez(path, names=names, codes=np.array(codes, np.int32))
+            )
+
+    def _read_tasks(self, path: Path) -> list[str] | None:
+        with np.load(path) as arrays:
+            names, codes = arrays["names"].tolist(), arrays["codes"].tolist()
+        return [names[code] for code in codes] if len(codes) == len(self) else None
+
     def texts(self) -> Iterator[SampleText]:
         """All samples without their images, in order: from index/SPLIT.jsonl, which is small.
 
@@ -152,6 +186,34 @@ class Source:
             raise UserError(
                 f"{index} is missing or is not the one of these shards (contents.json). {_REMEDY}"
             )
+
+    def left_out(self) -> list[LeftOut]:
+        """The samples of the release that its conversion left out, from manifest.json and the list that it names.
+
+        A dataset without manifest.json (another program's) tells of none.
+
+        Raises:
+            UserError: manifest.json or the list is missing or cannot be read.
+        """
+        manifest = self.path / "manifest.json"
+        if not manifest.exists():
+            return []
+        file = manifest
+        try:
+            report = json.loads(manifest.read_text())["splits"].get(self.split)
+            if not report or not report["quarantined"]:
+                return []
+            file = self.path / report["quarantine_file"]
+            with file.open("r", encoding="utf-8") as lines:
+                entries = [json.loads(line) for line in lines]
+            return [
+                LeftOut(entry["id"] or f"record {entry['number']}", entry["task"], entry["reason"])
+                for entry in entries
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file}: who was left out of split {self.split} cannot be read ({error!r}). {_REMEDY}"
+            ) from error
 
     def _metadata_digest(self) -> str:
         """For a dataset without contents.json: its metadata, which holds the size of each shard."""
