@@ -119,8 +119,8 @@ class Part:
         mend = f" (quarantine/{self.source.split}.jsonl says why) and convert it again" if away else ""
         return (
             f"{self.name}: {lost} of {count} samples would be dropped or truncated{converted}, {lost / count:.1%}, "
-            f"more than data.max_problem_share={max_share}: {'; '.join(kinds)}. Raise data.max_length for the long ones "
-            f"or data.slots for those with too many images, mend the data{mend}, leave the worst tasks out with "
+            f"more than data.max_problem_share={max_share}: {'; '.join(kinds)}. Raise data.max_length for the long "
+            f"ones or data.slots for those with too many images, mend the data{mend}, leave the worst tasks out with "
             f"{key}[k].exclude, or raise data.max_problem_share."
         )
 
