@@ -2,10 +2,11 @@
 
     [VFLAX_SHARED_DATA=DIR] python -m benchmarks.packing --out=benchmarks/results/packing.json
 
-Two data sets of one-image samples of 576 image tokens, SAMPLES each: `lognormal`, texts drawn from a log-normal
-distribution with a mean of 128 tokens and a 90th percentile of 210, and, where DIR holds vision-flan-samples/ and
-tokenizer/llama2-tokenizer.model, `real`, lengths resampled from real Vision-Flan samples in vicuna_v1. For each T
-(tokens of a row) and S (images) every packer gets the same T, S and C (supervised tokens):
+Data sets of SAMPLES one-image samples of 576 image tokens: `lognormal`, texts drawn from a log-normal distribution with
+a mean of 128 tokens and a 90th percentile of 210; and, where DIR holds vision-flan-samples/, llava-gpt4/ and
+tokenizer/llama2-tokenizer.model, `real`, lengths resampled from real Vision-Flan samples in vicuna_v1, and `captions`,
+from real COCO captions in plain, at stage 0's T and S alone. For each T (tokens of a row) and S (images) every packer
+gets the same T, S and C (supervised tokens):
 
     plan        vflax.data.packing, 128 samples per step: used tokens over all rows of an epoch, the last step included
     offline     best fit in decreasing order, over the whole epoch at once
@@ -32,8 +33,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.synthesize.contexts import read_contexts
+from vflax.constants import IGNORE_LABEL
+from vflax.conversation import expand, read_llava, render
 from vflax.data.fill import Capacity
 from vflax.data.packing import PackPlan
+from vflax.tokenizer import load_tokenizer
 
 IMAGE_TOKENS = 576
 SAMPLES = 40_000
@@ -44,6 +49,7 @@ TABLE = [
     (1408, 2), (1536, 2), (2048, 3), (2176, 3), (2304, 3), (2816, 4), (2944, 4), (3072, 4),
     (3456, 5), (3584, 5), (3712, 5), (4096, 5), (4096, 6), (4096, 7), (4224, 6), (4352, 6),
 ]  # fmt: skip
+STAGE_0 = [(2432, 4)]
 # A text of mean 128 and 90th percentile 210 has the logarithm's mean and deviation MU and SIGMA: the smaller of the two
 # solutions of MU + SIGMA^2 / 2 = log 128 and MU + 1.2816 SIGMA = log 210.
 SIGMA = 1.2815516 - (1.2815516**2 - 2 * np.log(210 / 128)) ** 0.5
@@ -61,16 +67,28 @@ def lognormal(n: int) -> Lengths:
 
 def real(n: int, shared: Path) -> Lengths:
     """(tokens, images, supervised tokens) of real samples, drawn with repeats."""
-    from vflax.constants import IGNORE_LABEL
-    from vflax.conversation import expand, read_llava, render
-    from vflax.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(shared / "tokenizer" / "llama2-tokenizer.model")
     records = json.loads((shared / "vision-flan-samples" / "annotation.json").read_text("utf-8"))
+    return resampled(n, shared, [record["conversations"] for record in records], "vicuna_v1")
+
+
+def captions(n: int, shared: Path) -> Lengths:
+    """The same of real captions."""
+    contexts = read_contexts(shared / "llava-gpt4" / "caps_boxes_coco2014_val_80.jsonl")
+    turns = [
+        [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption}]
+        for context in contexts
+        for caption in context.captions
+    ]
+    return resampled(n, shared, turns, "plain")
+
+
+def resampled(n: int, shared: Path, conversations: list[list[dict[str, str]]], template: str) -> Lengths:
+    """Lengths of conversations about one image each, drawn with repeats."""
+    tokenizer = load_tokenizer(shared / "tokenizer" / "llama2-tokenizer.model")
     measured = []
-    for record in records:
-        conversation, _ = read_llava(record["conversations"], 1, "front", record["id"])
-        ids, labels = expand(render(conversation, "vicuna_v1", tokenizer), IMAGE_TOKENS)
+    for turns in conversations:
+        conversation, _ = read_llava(turns, 1, "front", "")
+        ids, labels = expand(render(conversation, template, tokenizer), IMAGE_TOKENS)
         measured.append((len(ids), int((labels != IGNORE_LABEL).sum())))
     tokens, supervised = np.array(measured)[np.random.default_rng(0).integers(0, len(measured), n)].T
     return tokens, np.ones(n, int), supervised
@@ -205,9 +223,11 @@ def main() -> None:
         return
     if args.out is None:
         parser.error("--out=FILE is missing")
-    sets = {"lognormal": lognormal(SAMPLES)}
+    sets = {"lognormal": (lognormal(SAMPLES), TABLE)}
     if "VFLAX_SHARED_DATA" in os.environ:
-        sets["real"] = real(SAMPLES, Path(os.environ["VFLAX_SHARED_DATA"]))
+        shared = Path(os.environ["VFLAX_SHARED_DATA"])
+        sets["real"] = real(SAMPLES, shared), TABLE
+        sets["captions"] = captions(SAMPLES, shared), STAGE_0
     result: dict[str, Any] = {
         "command": "python -m benchmarks.packing",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
@@ -215,12 +235,12 @@ def main() -> None:
         "samples_per_step": BATCH,
     }
     bad = []
-    for name, lengths in sets.items():
+    for name, (lengths, table) in sets.items():
         text = lengths[0] - IMAGE_TOKENS
         print(f"{name}: texts of {text.mean():.1f} tokens, 90th percentile {np.percentile(text, 90):.0f}")
         print("   T  S   C  rows    plan offline streaming one each   bound")
         lines = []
-        for length, slots in TABLE:
+        for length, slots in table:
             kept = lengths[0] <= length  # lengths.measure cuts the others
             line = compare(tuple(values[kept] for values in lengths), length, slots)
             print(

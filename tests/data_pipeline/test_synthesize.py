@@ -469,7 +469,7 @@ def broken(answer: Answer, after: int) -> Answer:
         (Answer(500, b"<html>oops</html>"), "500"),
         (broken(completion(REPLIES["detail"]), 0), "connection"),
         (broken(completion(REPLIES["detail"]), 100), "connection"),
-        (dataclasses.replace(completion(REPLIES["detail"]), delay=1.5), "timeout"),
+        (dataclasses.replace(completion(REPLIES["detail"]), delay=30), "timeout"),
         (dataclasses.replace(completion(REPLIES["detail"]), trickle=0.1), "timeout"),
         (Answer(body=b"{"), "malformed"),
         (Answer(body=b""), "malformed"),
@@ -484,8 +484,9 @@ def broken(answer: Answer, after: int) -> Answer:
     ],
 )
 def test_what_is_transient_is_tried_again_and_counted(tmp_path, first, kind):
+    timeout = 2 if kind == "timeout" else 30
     with serving(once(first)) as server:
-        job = Job(tmp_path, server, 1, "--timeout=0.5")
+        job = Job(tmp_path, server, 1, f"--timeout={timeout}")
         assert job.run() == 0
     assert len(server.seen) == 2
     assert job.manifest["run"]["transient"] == {kind: 1}
@@ -623,13 +624,15 @@ def test_a_line_break_after_the_key_does_no_harm_and_what_is_no_key_is_told(tmp_
 
 
 def test_no_more_requests_are_in_flight_than_allowed(tmp_path):
-    def slow(seen: Seen, before: int) -> Answer:
-        answer = good(seen)
-        answer.delay = 0.03
-        return answer
+    five = threading.Event()
 
-    with serving(slow) as server:
-        assert Job(tmp_path, server, 24, "--concurrency=5").run() == 0
+    def held(seen: Seen, before: int) -> Answer:
+        if server.most_at_once == 5:
+            five.set()
+        return dataclasses.replace(good(seen), hold=five, delay=0.03)
+
+    with serving(held) as server:
+        assert Job(tmp_path, server, 24, "--concurrency=5", "--timeout=30", "--retries=0").run() == 0
     assert server.most_at_once == 5
 
 
