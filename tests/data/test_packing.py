@@ -237,6 +237,25 @@ def test_every_step_has_as_many_images_and_supervised_tokens_as_the_next():
         assert ours.std() < share * values[order].sum(axis=1).std()
 
 
+def test_a_step_mixes_tasks_whose_lengths_differ_nearly_as_a_random_one_does():
+    """Rows are filled by length, and here a task is known by it: yet no more than two samples of a row are of one task,
+    which makes the spread of task counts 1 + 2 / 4 times that of a random step of rows of four."""
+    rng = np.random.default_rng(0)
+    tasks = rng.integers(0, 20, 20_000)
+    tokens = 64 + np.maximum(2, rng.normal(10 + 5 * tasks, 3).astype(int))
+    ones = np.ones(len(tasks), int)
+    plan = PackPlan(tokens, ones, ones, samples=64, max_length=512, slots=4, packing=True, seed=0)
+
+    def spread(step: list[int]) -> float:
+        """Chi-square of the task counts over degrees of freedom: 1 on average for samples drawn at random."""
+        counts, expected = np.bincount(tasks[step], minlength=20), len(step) * np.bincount(tasks) / len(tasks)
+        return float(((counts - expected) ** 2 / expected).sum() / 19)
+
+    steps = [flat([step]) for step in epoch(plan)[:-1]]
+    random = np.array_split(rng.permutation(len(tasks)), len(steps))
+    assert np.mean([spread(step) for step in steps]) < 1.5 * np.mean([spread(step) for step in random])
+
+
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_parts_of_a_step_that_go_to_devices_hold_nearly_equal_images(devices):
     rng = np.random.default_rng(3)
