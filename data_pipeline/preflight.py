@@ -98,13 +98,13 @@ def print_result(console: Console, result: dict[str, Any], out: Path) -> None:
     """Print the figures that matter most; preflight.json holds all of them."""
     from vflax.data.preflight import few
 
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for name in ("role", "split", "samples", "kept", "tasks", "tokens", "learned", "cut"):
-        left = name in ("role", "split")
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "split")
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("split", overflow="fold", min_width=16)
+    for name in ("samples", "kept", "tasks", "tokens", "learned", "cut"):
+        table.add_column(name, justify="right", no_wrap=True)
     for split in result["splits"]:
         table.add_row(
-            split["role"], escape(f"{Path(split['path']).name}/{split['split']}"), f"{split['samples']:,}",
+            escape(f"{split['role']} {Path(split['path']).name}/{split['split']}"), f"{split['samples']:,}",
             f"{split['kept']:,}", f"{len(split['tasks']):,}", f"{split['tokens']:,}",
             f"{split['supervised_share']:.1%}", f"{split['truncated']['samples']:,}",
         )  # fmt: skip

@@ -381,6 +381,28 @@ def test_a_copy_is_near_up_to_the_distance_that_is_set(config, tmp_path):
         assert run(config, tmp_path / "out")["splits"][1]["duplicates"]["copied"] == copies
 
 
+@pytest.mark.real_data
+def test_the_preflight_of_real_samples_counts_every_one_of_them(tmp_path, shared_data):
+    release = shared_data / "vision-flan-samples"
+    convert(
+        "vision_flan", release / "annotation.json", release / "images", tmp_path / "d", show_progress=False
+    )
+    config = load_config("tests/real_data_config.py:all")
+    config.data.sources[0].path, config.data.eval_split = str(tmp_path / "d"), ""
+    config.tokenizer = str(shared_data / "tokenizer/llama2-tokenizer.model")
+    result = run(config, tmp_path / "out")
+    (training,) = result["splits"]
+    assert result["problems"] == [] and (training["samples"], training["kept"]) == (204, 204)
+    assert training["images_per_sample"] == {"1": 204} and len(training["tasks"]) == 204
+    assert training["left_out"] == {}
+    # 576 image tokens and a text each, of which the answers are learned.
+    assert 660 < training["tokens"] / 204 < 720 and 0.02 < training["supervised_share"] < 0.06
+    assert result["plan"]["samples"] == 204 and result["plan"]["fill"] > 0.93
+    page = (tmp_path / "out" / "preflight.html").read_text()
+    for finding in training["findings"]:
+        assert finding in page
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Where tokenizer and image rules come from
 
