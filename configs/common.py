@@ -98,7 +98,8 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "slots": 4,
                 "supervised": 0,  # supervised tokens per row; 0: as few as cost next to no row
                 # The run refuses to start, and data_pipeline.preflight exits with 1, when of a split more than this ...
-                "max_problem_share": 0.01,  # ... share of the samples is dropped or truncated
+                # ... share of the samples is dropped, truncated, or was left out by the conversion.
+                "max_problem_share": 0.01,
                 # ... share of the evaluation images has a near copy in the training data: by so much remembering
                 # alone can raise an accuracy. Fewer than three copies are never too much.
                 "max_duplicate_share": 0.01,
