@@ -11,11 +11,8 @@ makes it smaller (what grows a row is then lost in the noise). Linux only.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import os
-import platform
 import random
 import re
 import shutil
@@ -28,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from benchmarks import common
 
 FULL = 1_664_261
 TASKS = 187
@@ -144,11 +143,8 @@ def convert(work: Path, rows: int, workers: int, shard_size_mb: int) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the release and the datasets")
-    parser.add_argument("--out", type=Path, required=True, help="JSON result")
     parser.add_argument("--rows", type=int, default=FULL, help="of the whole (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep the datasets that were made")
@@ -166,14 +162,12 @@ def main() -> None:
     per_row = (whole["peak_bytes"] - tenth["peak_bytes"]) / (whole["rows"] - tenth["rows"])
     result = {
         "command": f"python -m benchmarks.convert --rows={args.rows} --workers={args.workers}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": common.machine(),
         "tenth": tenth,
         "whole": whole,
         "bytes_per_row_above_the_tenth": round(per_row, 1),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    common.write(args.out, result)
     if whole["peak_bytes"] > MAX_TOTAL or per_row > MAX_PER_ROW:
         sys.exit(1)
 

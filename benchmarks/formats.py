@@ -12,7 +12,6 @@ extra.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -23,22 +22,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from data_pipeline.convert import convert
 from data_pipeline.synthesize.__main__ import main as synthesize
 from data_pipeline.synthesize.contexts import Context, read_contexts
 from data_pipeline.synthesize.parsing import TYPES
-from data_pipeline.synthesize.prompts import OURS, read_prompts
-from tests.data_pipeline.openai_server import Answer, Seen, completion, failure, serving
+from tests.data_pipeline.openai_server import REPLIES, Answer, Seen, completion, failure, kind, serving
 from tests.data_pipeline.release_files import FORMAT_OF, KINDS, OPTIONS_OF, write_release
 
 ROWS = 50
-_REPLIES = {
-    "conversation": "Question:\nWhat is in {id}?\n===\nAnswer:\nThing {id} is in it.\n===\n"
-    "Question:\nIs it large?\n===\nAnswer:\nYes, it is large.\n===",
-    "detail": "The picture shows thing {id}. " + "It stands in the middle of a wide and empty room. " * 5,
-    "complex": "Question:\nWhy might it stand there alone?\n===\nAnswer:\nThing {id} is heavy. "
-    + "It takes several people to move it to another place. " * 4,
-}
 
 
 def counts(report: dict[str, Any]) -> dict[str, Any]:
@@ -49,17 +41,17 @@ def counts(report: dict[str, Any]) -> dict[str, Any]:
 def formats(work: Path) -> dict[str, Any]:
     """Every kind of release, ROWS rows each."""
     result = {}
-    for kind in KINDS:
-        annotations, images, _ = write_release(work / kind, kind, ROWS)
+    for release in KINDS:
+        annotations, images, _ = write_release(work / release, release, ROWS)
         report = convert(
-            FORMAT_OF[kind],
+            FORMAT_OF[release],
             annotations,
             images,
-            work / f"{kind}-out",
+            work / f"{release}-out",
             show_progress=False,
-            **OPTIONS_OF[kind],
+            **OPTIONS_OF[release],
         )
-        result[kind] = counts(report)
+        result[release] = counts(report)
     return result
 
 
@@ -88,7 +80,6 @@ class Endpoint:
         self._places = {
             context.text(boxes): i for boxes in (False, True) for i, context in enumerate(contexts)
         }
-        self._types = {read_prompts(OURS, name).system: name for name in TYPES}
         self._first = 0
         self.troubles: Counter[str] = Counter()
 
@@ -103,8 +94,8 @@ class Endpoint:
                 if self._first % every == 0:
                     self.troubles[name] += 1
                     return answer
-        i, type = self._places[seen.query], self._types[seen.body["messages"][0]["content"]]
-        text = _REPLIES[type].format(id=self._contexts[i].image)
+        i, type = self._places[seen.query], kind(seen)
+        text = REPLIES[type].format(id=self._contexts[i].image)
         if i % 7 == 0:
             text = text.replace("hing", "hing at [0.1, 0.2, 0.3, 0.4]")
         elif i % 11 == 0:
@@ -137,11 +128,7 @@ def synthesis(work: Path, path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON result")
-    args = parser.parse_args()
+    args = common.parser(__doc__).parse_args()
     shared = Path(os.environ["VFLAX_SHARED_DATA"])
     result: dict[str, Any] = {"command": "python -m benchmarks.formats"}
     with tempfile.TemporaryDirectory() as temporary:
@@ -150,9 +137,7 @@ def main() -> None:
         (work / "real").mkdir()
         result["real_samples"] = real_samples(work / "real", shared / "vision-flan-samples")
         result["synthesis"] = synthesis(work, shared / "llava-gpt4" / "caps_boxes_coco2014_val_80.jsonl")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    common.write(args.out, result)
     converted = [*result["formats"].values(), *result["real_samples"].values()]
     lost = [
         found for found in converted if found["read"] != found["written"] + sum(found["reasons"].values())

@@ -12,11 +12,8 @@ extra.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,6 +28,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from benchmarks import common
 from data_pipeline.convert import convert
 from vflax import images, train
 from vflax.config import load_config
@@ -168,10 +166,7 @@ def loop_speed(work: Path, shared: Path, steps: int, rounds: int) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON result")
+    parser = common.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--steps", type=int, default=20, help="steps of a run of the loop")
     args = parser.parse_args()
@@ -180,13 +175,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         result = {
             "command": "python -m benchmarks.loader",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "machine": common.machine(),
             "decode": [decode_speed(files, mode, args.rounds) for mode in ("pad", "crop")],
             "loop": loop_speed(Path(temporary), shared, args.steps, args.rounds),
         }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    common.write(args.out, result)
     slow = any(found["ratio"] < LEAST_RATIO or found["images_that_differ"] for found in result["decode"])
     if slow or result["loop"]["ratio"] > MOST_WAIT:
         sys.exit(1)

@@ -20,11 +20,9 @@ when a plan is more than 0.01 under offline best fit, or the large one takes ove
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -33,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import common
 from data_pipeline.synthesize.contexts import read_contexts
 from vflax.constants import IGNORE_LABEL
 from vflax.conversation import expand, read_llava, render
@@ -212,17 +211,12 @@ def plan_vision_flan() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="JSON result")
+    parser = common.parser(__doc__)
     parser.add_argument("--large", action="store_true", help="only the large plan, printed as JSON")
     args = parser.parse_args()
     if args.large:
         print(json.dumps(plan_vision_flan()))
         return
-    if args.out is None:
-        parser.error("--out=FILE is missing")
     sets = {"lognormal": (lognormal(SAMPLES), TABLE)}
     if "VFLAX_SHARED_DATA" in os.environ:
         shared = Path(os.environ["VFLAX_SHARED_DATA"])
@@ -230,7 +224,7 @@ def main() -> None:
         sets["captions"] = captions(SAMPLES, shared), STAGE_0
     result: dict[str, Any] = {
         "command": "python -m benchmarks.packing",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": common.machine(),
         "samples": SAMPLES,
         "samples_per_step": BATCH,
     }
@@ -261,8 +255,7 @@ def main() -> None:
     print(result["vision_flan"])
     if result["vision_flan"]["seconds"] > 60 or result["vision_flan"]["peak_rss_mb"] > 1000:
         bad.append(f"the large plan: {result['vision_flan']}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    common.write(args.out, result)
     if bad:
         sys.exit("\n".join(bad))
 

@@ -16,11 +16,9 @@ Exit status 1 when two ways disagree on a sample's tokens, a planted copy is not
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -34,6 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks import common
 from data_pipeline import mini
 from data_pipeline.tfds_writer import write_dataset
 from vflax import images
@@ -230,25 +229,19 @@ def _jpeg(picture: Image.Image, quality: int) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON result")
-    args = parser.parse_args()
+    args = common.parser(__doc__).parse_args()
     shared = Path(os.environ["VFLAX_SHARED_DATA"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         result = {
             "command": "python -m benchmarks.preflight",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "machine": common.machine(),
             "tokenising": tokenising(shared, folder),
             "preflight": whole_preflight(folder),
             "search": search(),
             "copies": copies(shared, folder),
         }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    common.write(args.out, result)
     measured = result["tokenising"].values()
     if (
         any(kind["same_tokens_and_supervised_tokens"] != kind["samples"] for kind in measured)

@@ -10,10 +10,8 @@ by the kill, or an answer differs in transformers (but for near ties). Needs the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -22,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from data_pipeline.convert import convert
 from tests.parity.greedy_hf import compare_greedy
 from vflax.config import load_config
@@ -57,10 +56,7 @@ def train(command: list[str], workdir: Path, kill_at: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON result")
+    parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="where the run is kept (default: a temporary folder)")
     parser.add_argument("--steps", type=int, default=0, help="optimizer steps (default: the config's)")
     args = parser.parse_args()
@@ -82,7 +78,7 @@ def main() -> None:
         prompts, different, near_ties = compare_greedy(workdir, PER_TASK, NEW_TOKENS, split="train")
         result = {
             "command": "python -m benchmarks.real_data",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "machine": common.machine(),
             "converted": {key: report[key] for key in ("read", "written", "quarantined", "reasons")},
             "steps": facts["steps"],
             "samples_seen": facts["samples"],
@@ -93,9 +89,7 @@ def main() -> None:
             "export_verified": json.loads((workdir / "export" / "export.json").read_text())["verified"],
             "greedy": {"prompts": prompts, "different_in_transformers": different, "near_ties": near_ties},
         }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    common.write(args.out, result)
     if (
         not result["loss_over_all_samples"] < result["first_loss"] / 3
         or result["losses_that_changed_by_the_kill"]

@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from benchmarks import common
 from tests.weights import hub
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
@@ -124,10 +124,7 @@ def make_arrays(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="JSON result")
+    parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="where the models lie (default: a temporary folder)")
     parser.add_argument("--arrays", type=Path, help=argparse.SUPPRESS)  # the step that makes arrays
     parser.add_argument("--size", choices=("7b", "tiny"), default="7b")
@@ -182,7 +179,7 @@ def main() -> None:
         facts["times_the_seconds_of_a_copy"] = round(facts["seconds"] / copied, 2)
     result = {
         "command": f"python -m benchmarks.weights --size={args.size}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": common.machine(),
         "parameters": size // 2,
         "bytes": size,
         "copy": {"seconds": copied, "bytes_per_second": round(size / copied)},
@@ -191,8 +188,7 @@ def main() -> None:
         "tensors_that_differ": different + sorted(set(after) - set(before)),
         "max_abs_logit_diff": record["max_abs_logit_diff"],
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    common.write(args.out, result)
     over = [
         name
         for name, facts in steps.items()

@@ -96,10 +96,8 @@ def test_the_base_dependencies_carry_a_run_to_its_export_and_summary(python: Pat
 
 
 def test_the_report_of_the_preflight_is_made_from_the_wheel(python: Path, elsewhere: Path):
-    _, module, _, *flags = small.command(elsewhere, elsewhere / "run")
-    assert module == "-m"
-    flags = [flag for flag in flags if not flag.startswith("--workdir")]
-    command = [str(python), "-m", "data_pipeline.preflight", *flags, "--out=report"]
+    config = [flag for flag in small.command(elsewhere, elsewhere / "run") if flag.startswith("--config")]
+    command = [str(python), "-m", "data_pipeline.preflight", *config, "--out=report"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "A launch would take this data" in (elsewhere / "report" / "preflight.html").read_text()

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from data_pipeline.synthesize.parsing import TYPES
+from data_pipeline.synthesize.prompts import OURS, read_prompts
+
 
 @dataclass
 class Answer:
@@ -170,3 +173,22 @@ def serving(script: Script) -> Iterator[Server]:
         server._http.shutdown()
         server._http.server_close()
         thread.join()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What data_pipeline.synthesize asks it
+
+# A reply of each type that is taken; {id} makes it one about some picture.
+REPLIES = {
+    "conversation": "Question:\nWhat is in {id}?\n===\nAnswer:\nThing {id} is in it.\n===\n"
+    "Question:\nIs it large?\n===\nAnswer:\nYes, it is large.\n===",
+    "detail": "The picture shows thing {id}. " + "It stands in the middle of a wide and empty room. " * 5,
+    "complex": "Question:\nWhy might it stand there alone?\n===\nAnswer:\nThing {id} is heavy. "
+    + "It takes several people to move it to another place. " * 4,
+}
+_TYPES = {read_prompts(OURS, name).system: name for name in TYPES}
+
+
+def kind(seen: Seen) -> str:
+    """The type of data that a request with our prompts asks for."""
+    return _TYPES[seen.body["messages"][0]["content"]]

@@ -28,29 +28,24 @@ from data_pipeline.synthesize.account import Account, Prices, Tokens, estimate_t
 from data_pipeline.synthesize.contexts import read_contexts
 from data_pipeline.synthesize.parsing import TYPES
 from data_pipeline.synthesize.prompts import OURS, read_prompts
-from tests.data_pipeline.openai_server import Answer, Seen, Server, completion, failure, serving
+from tests.data_pipeline.openai_server import (
+    REPLIES,
+    Answer,
+    Seen,
+    Server,
+    completion,
+    failure,
+    kind,
+    serving,
+)
 
 KEY = "sk-test-0123456789"
-REPLIES = {
-    "conversation": "Question:\nWhat is in {id}?\n===\nAnswer:\nThing {id} is in it.\n===\n"
-    "Question:\nIs it large?\n===\nAnswer:\nYes, it is large.\n===",
-    "detail": "The picture shows thing {id}. " + "It stands in the middle of a wide and empty room. " * 5,
-    "complex": "Question:\nWhy might it stand there alone?\n===\nAnswer:\nThing {id} is heavy. "
-    + "It takes several people to move it to another place. " * 4,
-}
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
-SYSTEMS = {read_prompts(OURS, name).system: name for name in TYPES}
-
-
-def kind(seen: Seen) -> str:
-    return SYSTEMS[seen.body["messages"][0]["content"]]
 
 
 def number(seen: Seen) -> str:

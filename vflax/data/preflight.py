@@ -20,7 +20,7 @@ from vflax.data.duplicates import Copies, Side
 from vflax.data.lengths import Lengths
 from vflax.data.mixture import MixtureRules, SourceSpec, check_mixture, check_numbers, select
 from vflax.data.rows import RowFormat
-from vflax.data.source import Source, open_source, splits
+from vflax.data.source import LeftOut, Source, open_source, splits
 from vflax.errors import UserError
 
 Role = Literal["training", "held out", "asked"]
@@ -250,16 +250,18 @@ def examine(
     for spec in specs:
         check_numbers(spec)
     opened: dict[tuple[str, str], Source] = {}
+    left_out: dict[tuple[str, str], list[LeftOut]] = {}
     chosen: list[tuple[Role, Source, np.ndarray, dict[str, list[str]]]] = []
 
     def choose(role: Role, path: str, split: str, filters: Sequence[SourceSpec], key: str) -> None:
         if (path, split) not in opened:
             opened[path, split] = open_source(path, split, key)
             opened[path, split].load_tasks(cache)
+            left_out[path, split] = opened[path, split].left_out()
         source = opened[path, split]
         strict = role != "held out"
         masks = [select(spec, source.tasks, strict=strict, key=key) for spec in filters]
-        chosen.append((role, source, np.any(masks, axis=0), _left_out(source, filters)))
+        chosen.append((role, source, np.any(masks, axis=0), _by_reason(left_out[path, split], filters)))
 
     for k, spec in enumerate(specs):
         choose("training", spec.path, spec.split, [spec], f"data.sources[{k}]")
@@ -279,8 +281,8 @@ def examine(
         for source in opened.values()
     }
     parts = [
-        Part(role, source, found[source.path, source.split], mask, format.slots, left_out)
-        for role, source, mask, left_out in chosen
+        Part(role, source, found[source.path, source.split], mask, format.slots, by_reason)
+        for role, source, mask, by_reason in chosen
     ]
     if any(part.role != "training" for part in parts):
         parts = _compared(parts, config.duplicate_distance, cache, show_progress)
@@ -289,10 +291,9 @@ def examine(
     )
 
 
-def _left_out(source: Source, filters: Sequence[SourceSpec]) -> dict[str, list[str]]:
-    """{reason: ids} of what one of the filters would let through, had it been written, the commonest reason first.
-    Where not even the task could be read, it may have been any."""
-    entries = source.left_out()
+def _by_reason(entries: Sequence[LeftOut], filters: Sequence[SourceSpec]) -> dict[str, list[str]]:
+    """{reason: ids} of those that one of the filters would let through, had they been written, the commonest reason
+    first. Where not even the task could be read, it may have been any."""
     masks = [select(spec, [entry.task for entry in entries], strict=False) for spec in filters]
     found: dict[str, list[str]] = {}
     for entry, passes in zip(entries, np.any(masks, axis=0), strict=True):

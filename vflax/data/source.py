@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from vflax.data import cache
+from vflax.data.mixture import task_codes
 from vflax.errors import UserError
 
 _NEEDED = ("id", "task", "conversations", "images")
@@ -149,12 +150,8 @@ class Source:
         places, file = cache.folders(self.path, fallback_cache), f"tasks-{self.fingerprint[:32]}.npz"
         self._tasks = cache.load(places, file, self._read_tasks)
         if self._tasks is None:
-            numbers: dict[str, int] = {}
-            codes = [numbers.setdefault(task, len(numbers)) for task in self.tasks]
-            names = np.array(list(numbers), str)
-            cache.keep(
-                places, file, lambda path: np.savez(path, names=names, codes=np.array(codes, np.int32))
-            )
+            names, [codes] = task_codes([self.tasks])
+            cache.keep(places, file, lambda path: np.savez(path, names=np.array(names, str), codes=codes))
 
     def _read_tasks(self, path: Path) -> list[str] | None:
         with np.load(path) as arrays:
