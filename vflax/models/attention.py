@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
 
-BACKENDS = ("auto", "reference", "cudnn")
+BACKENDS = ("auto", "reference", "splash", "cudnn")
 
 # The name under which a remat policy finds what attention hands to its backward pass.
 OUTPUT = "attention_output"
@@ -53,7 +53,9 @@ def attention(
         q_segments, kv_segments: int [B, T] and [B, U]; a query sees keys of its own segment only.
             None (both): every key is seen.
         causal: a query also sees no key at a later index (T == U).
-        backend: "reference" (anywhere), "cudnn" (GPU, bfloat16 or float16) or "auto" (by platform).
+        backend: "reference" (anywhere), "splash" (TPU; causal, with segments), "cudnn" (GPU, bfloat16 or float16), or
+            "auto", the best that the platform of the mesh, or without one of this process, can run. By name, splash
+            also runs on a CPU, slowly, as its kernel's program step by step.
 
     Returns:
         [B, T, H, K] in q's dtype.
@@ -61,41 +63,70 @@ def attention(
     Raises:
         UserError: an unknown backend, or "cudnn" where it cannot run.
     """
+    chosen = _choose(q, k, q_segments is not None, causal, backend)
+    if chosen == "splash":
+        from vflax.models.splash import splash  # Pallas takes a second to import
+
+        assert q_segments is not None
+        return splash(q, k, v, q_segments, OUTPUT, interpret=platform() == "cpu")
     mask = _mask(q, k, q_segments, kv_segments, causal)
-    chosen = _choose(q, mask, backend)
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     return _reference(q, k, v, mask)
 
 
+def platform() -> str:
+    """Of the devices that the mesh at hand is for, which need not be here (ahead-of-time compilation); without a mesh of
+    this process: "tpu", "gpu" or "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+
+
 def check_backend(backend: str) -> None:
-    """Raise UserError unless `backend` names a backend that this process can run."""
+    """Raise UserError unless `backend` names a backend that can run here."""
     if backend not in BACKENDS:
         raise UserError(f"attention={backend!r} is not a backend: choose one of {', '.join(BACKENDS)}")
-    if backend == "cudnn" and jax.default_backend() != "gpu":
+    where = platform()
+    if backend == "cudnn" and where != "gpu":
         raise UserError(
-            f"attention='cudnn' needs an NVIDIA GPU, but this process runs on {jax.default_backend()}: "
+            f"attention='cudnn' needs an NVIDIA GPU, but this process runs on {where}: "
             "use attention='auto' or attention='reference'"
         )
+    if backend == "splash" and where == "gpu":
+        raise UserError("attention='splash' is a kernel for TPUs: use attention='auto' on a GPU")
 
 
-def _choose(q: jax.Array, mask: jax.Array | None, backend: str) -> str:
+def _choose(q: jax.Array, k: jax.Array, segments: bool, causal: bool, backend: str) -> str:
     check_backend(backend)
-    obstacle = _cudnn_obstacle(q, mask)
+    obstacles = {
+        "cudnn": _cudnn_obstacle(q, segments or causal),
+        "splash": _splash_obstacle(q, k, segments, causal),
+    }
     if backend == "auto":
-        return "cudnn" if jax.default_backend() == "gpu" and obstacle is None else "reference"
-    if backend == "cudnn" and obstacle is not None:
-        raise UserError(f"attention='cudnn' cannot run this: {obstacle}; use attention='auto'")
+        best = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "reference")
+        return best if obstacles.get(best) is None else "reference"
+    if obstacle := obstacles.get(backend):
+        raise UserError(f"attention={backend!r} cannot run this: {obstacle}; use attention='auto'")
     return backend
 
 
-def _cudnn_obstacle(q: jax.Array, mask: jax.Array | None) -> str | None:
+def _splash_obstacle(q: jax.Array, k: jax.Array, segments: bool, causal: bool) -> str | None:
+    if not (segments and causal):
+        return "it is for causal attention inside segments"
+    if q.shape[1] != k.shape[1]:
+        return f"it needs as many queries as keys, there are {q.shape[1]} and {k.shape[1]}"
+    if platform() == "tpu" and q.shape[3] % 128:
+        return f"head_dim must be a multiple of 128, it is {q.shape[3]}"
+    return None
+
+
+def _cudnn_obstacle(q: jax.Array, masked: bool) -> str | None:
     _, length, _, head_dim = q.shape
     if q.dtype not in _CUDNN_DTYPES:
         return f"it needs bfloat16 or float16, the model computes in {q.dtype}"
     if head_dim % 8 or head_dim > _CUDNN_MAX_HEAD_DIM:
         return f"head_dim must be a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}, it is {head_dim}"
-    if mask is not None and length % 2:
+    if masked and length % 2:
         return f"with segments it needs an even number of tokens, there are {length}"
     return None
 

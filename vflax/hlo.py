@@ -1,0 +1,218 @@
+"""What a compiled program does, read from its scheduled HLO text.
+
+XLA's own summary counts the body of a loop once, however often it runs, so it says nothing about a scan over layers. Here
+loops are multiplied out: the estimated cycles that the TPU compiler writes beside each fusion, and the bytes of the
+collectives by kind. No Pallas kernel carries such an estimate, and no time that is spent waiting for the network is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r"\s*([\w\-]+)\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: in the program.
+        opcode: fusion, while, all-gather, ...
+        shape: the text of its result's type.
+        line: all of it.
+    """
+
+    name: str
+    opcode: str
+    shape: str
+    line: str
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it makes none."""
+        match = _CYCLES.search(self.line)
+        return int(match[1]) if match else 0
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced function it comes from."""
+        match = _OP_NAME.search(self.line)
+        return match[1] if match else ""
+
+    def called(self, key: str) -> str | None:
+        """The computation that an attribute names."""
+        match = re.search(rf"{key}=%?([\w.\-]+)", self.line)
+        return match[1] if match else None
+
+
+class Program:
+    """A module in HLO text.
+
+    Args:
+        text: jax.stages.Compiled.as_text().
+    """
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        current: list[Instruction] | None = None
+        for line in text.splitlines():
+            if header := _COMPUTATION.match(line):
+                current = self.computations[header[1]] = []
+                if line.startswith("ENTRY"):
+                    self.entry = header[1]
+            elif line.startswith("}"):
+                current = None
+            elif current is not None and (begin := _INSTRUCTION.match(line)):
+                shape, rest = _split_shape(line[begin.end() :])
+                if opcode := _OPCODE.match(rest):
+                    current.append(Instruction(begin[1], opcode[1], shape, line))
+
+    def walk(self) -> Iterator[tuple[Instruction, int]]:
+        """Every instruction that runs, with how often it does; those inside fusions are left out."""
+        yield from self._walk(self.entry, 1)
+
+    def _walk(self, name: str, times: int) -> Iterator[tuple[Instruction, int]]:
+        for instruction in self.computations.get(name, ()):
+            yield instruction, times
+            if instruction.opcode == "while":
+                body, condition = instruction.called("body"), instruction.called("condition")
+                if body and condition:
+                    yield from self._walk(body, times * self.trips(condition))
+            elif instruction.opcode == "conditional":
+                branches = _BRANCHES.search(instruction.line)
+                for branch in (branches[1].split(",") if branches else ()):
+                    yield from self._walk(branch.strip().lstrip("%"), times)
+            elif instruction.opcode in ("call", "async-start"):
+                if called := instruction.called("to_apply") or instruction.called("calls"):
+                    yield from self._walk(called, times)
+
+    def trips(self, condition: str) -> int:
+        """How often a loop runs whose counter is compared with a constant, as that of lax.scan; 1 where it is not."""
+        limits = {
+            int(found[1])
+            for instruction in self._inside(condition)
+            if (found := _LIMIT.search(instruction.line))
+        }
+        return max(limits, default=1)
+
+    def _inside(self, name: str) -> Iterator[Instruction]:
+        """The instructions of a computation and of all that it calls."""
+        for instruction in self.computations.get(name, ()):
+            yield instruction
+            for called in _CALLED.findall(instruction.line):
+                yield from self._inside(called)
+
+    @functools.cached_property
+    def cycles(self) -> int:
+        """Estimated cycles of the whole program on one chip."""
+        return sum(instruction.cycles * times for instruction, times in self.walk())
+
+    def slowest(self, count: int = 20) -> list[tuple[int, int, Instruction]]:
+        """(estimated cycles in all, how often, the instruction) of those that take most."""
+        found = [
+            (instruction.cycles * times, times, instruction)
+            for instruction, times in self.walk()
+            if instruction.cycles
+        ]
+        return sorted(found, key=lambda entry: -entry[0])[:count]
+
+    def collective_bytes(self) -> dict[str, int]:
+        """{kind: bytes} that a chip takes part in: of an all-gather the result, of the others the operand.
+
+        One collective may be taken apart into several fusions, which then have one channel: it counts once. An
+        all-reduce of which only a slice is kept, in one fusion, is a reduce-scatter.
+        """
+        total: Counter[str] = Counter()
+        seen: set[tuple[int, str]] = set()
+        for instruction, times in self.walk():
+            inside = (
+                list(self._inside(instruction.called("calls") or ""))
+                if instruction.opcode == "fusion"
+                else [instruction]
+            )
+            scattered = instruction.opcode == "fusion" and "scatter" in instruction.name
+            for found in inside:
+                kind = found.opcode.removesuffix("-start")
+                if kind not in COLLECTIVES:
+                    continue
+                channel = _CHANNEL.search(found.line)
+                if channel is not None:
+                    key = int(channel[1]), kind
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                size = shape_bytes(found.shape)
+                if found.opcode.endswith("-start") and kind == "all-gather":
+                    size = largest_bytes(found.shape)  # (operand, result)
+                if kind == "reduce-scatter":
+                    size = max(size, operand_bytes(found))
+                total["reduce-scatter" if kind == "all-reduce" and scattered else kind] += size * times
+        return dict(total)
+
+    def kernels(self) -> Counter[str]:
+        """{target: how often it runs} of the custom calls; Pallas kernels are tpu_custom_call."""
+        found: Counter[str] = Counter()
+        for instruction, times in self.walk():
+            if instruction.opcode == "custom-call":
+                target = re.search(r'custom_call_target="([^"]*)"', instruction.line)
+                found[target[1] if target else ""] += times
+        return found
+
+    def shapes(self, opcode: str) -> Iterator[tuple[int, ...]]:
+        """The result shapes of all instructions of a kind, also inside fusions."""
+        for instructions in self.computations.values():
+            for instruction in instructions:
+                if instruction.opcode == opcode and (array := _ARRAY.search(instruction.shape)):
+                    yield tuple(map(int, filter(None, array[2].split(","))))
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of a type, those of a tuple's parts added up."""
+    return sum(_array_bytes(kind, sizes) for kind, sizes in _ARRAY.findall(shape))
+
+
+def largest_bytes(shape: str) -> int:
+    """Bytes of the largest array of a type."""
+    return max((_array_bytes(kind, sizes) for kind, sizes in _ARRAY.findall(shape)), default=0)
+
+
+def operand_bytes(instruction: Instruction) -> int:
+    """Bytes of the operands of an instruction, where the text gives their types."""
+    operands = instruction.line.split(f"{instruction.opcode}(", 1)[1].split(")", 1)[0]
+    return shape_bytes(operands)
+
+
+def _array_bytes(kind: str, sizes: str) -> int:
+    bits = 8 if kind == "pred" else int(re.sub(r"^[a-z]+", "", kind).split("e")[0])
+    return math.prod(map(int, filter(None, sizes.split(",")))) * bits // 8
+
+
+def _split_shape(text: str) -> tuple[str, str]:
+    """(the type at the beginning of a text, what follows it)."""
+    if not text.startswith("("):
+        end = text.find(" ")
+        return text[:end], text[end:]
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[: i + 1], text[i + 1 :]
+    return text, ""

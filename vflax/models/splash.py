@@ -1,0 +1,94 @@
+"""Causal attention inside segments on TPU: JAX's splash kernel under shard_map.
+
+The kernel never writes the scores to memory, and skips the blocks above the diagonal. GSPMD cannot partition a Pallas
+kernel, so each device runs it on its own rows and heads (`shard_map`). What its backward pass needs of the forward one,
+output and log-sum-exp, has a name by which a remat policy keeps it; else the forward kernel would run twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+
+from vflax.sharding import BATCH_AXES
+
+LANES = 128  # tokens of a block and width of a head come in multiples of it
+_BLOCK = 512
+# Of what a row is filled up with: no segment has it, so nothing that counts sees it.
+_BEYOND = -1
+
+
+def splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, name: str, *, interpret: bool
+) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v over the earlier tokens of a query's own segment; softmax in float32.
+
+    Args:
+        q: [B, T, H, K].
+        k, v: [B, T, KV, K]; H is a multiple of KV.
+        segments: int32 [B, T].
+        name: of output and log-sum-exp, for remat policies.
+        interpret: run the kernel's program step by step on any platform, to test it.
+
+    Returns:
+        [B, T, H, K] in q's dtype.
+    """
+    length = q.shape[1]
+    block = min(_BLOCK, -(-length // LANES) * LANES)
+    beyond = -length % block
+    if beyond:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, beyond), (0, 0), (0, 0))) for x in (q, k, v))
+        segments = jnp.pad(segments, ((0, 0), (0, beyond)), constant_values=_BEYOND)
+    # The kernel takes q as it is; scaled in float32, so that it is rounded once.
+    q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    run = functools.partial(_rows, name=name, block=block, interpret=interpret)
+    if not mesh.empty and mesh.size > 1:
+        tensor = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
+        rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
+        run = jax.shard_map(
+            run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+        )
+    return run(q, k, v, segments)[:, :length]
+
+
+def _rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, name: str, block: int, interpret: bool
+) -> jax.Array:
+    """The same for the rows and heads of one device, T a multiple of `block`."""
+    kernel = _kernel(q.shape[2], q.shape[1], name, block, interpret)
+    # [B, T, H, K] -> [B, H, T, K]
+    heads_first = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    mixed = jax.vmap(lambda q, k, v, own: kernel(q, k, v, kernels.SegmentIds(own, own)))(*heads_first, segments)
+    return mixed.transpose(0, 2, 1, 3)
+
+
+def _kernel(heads: int, length: int, name: str, block: int, interpret: bool) -> kernels.SplashAttentionKernel:
+    mask = masks.MultiHeadMask([masks.CausalMask((length, length)) for _ in range(heads)])
+    sizes = kernels.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    with jax.ensure_compile_time_eval():
+        return kernels.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=name,
+            interpret=interpret,
+        )  # fmt: skip
+
+
+def flops(rows: int, length: int, heads: int, head_dim: int, passes: int) -> float:
+    """Floating-point operations of the kernel for `passes` of forward (1) or forward and backward (1 + 2.5).
+
+    A block on or below the diagonal costs two products forward, five backward (FlashAttention, arXiv 2205.14135).
+    """
+    block = min(_BLOCK, -(-length // LANES) * LANES)
+    blocks = np.ceil(length / block)
+    return float(4.0 * rows * heads * head_dim * block * block * blocks * (blocks + 1) / 2 * passes)
