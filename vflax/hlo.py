@@ -78,7 +78,7 @@ class Program:
                 current = self.computations[header[1]] = []
                 if line.startswith("ENTRY"):
                     self.entry = header[1]
-            elif line.startswith("}"):
+            elif line == "}":  # an attribute of a kernel may itself end in a line that begins with braces
                 current = None
             elif current is not None and (begin := _INSTRUCTION.match(line)):
                 shape, rest = _split_shape(line[begin.end() :])

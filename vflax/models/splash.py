@@ -77,11 +77,9 @@ def _kernel(heads: int, length: int, name: str, block: int, interpret: bool) -> 
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
-    with jax.ensure_compile_time_eval():
-        return kernels.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=name,
-            interpret=interpret,
-        )  # fmt: skip
+    return kernels.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=name, interpret=interpret
+    )
 
 
 def flops(rows: int, length: int, heads: int, head_dim: int, passes: int) -> float:
