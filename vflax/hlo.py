@@ -1,8 +1,9 @@
 """What a compiled program does, read from its scheduled HLO text.
 
-XLA's own summary counts the body of a loop once, however often it runs, so it says nothing about a scan over layers. Here
-loops are multiplied out: the estimated cycles that the TPU compiler writes beside each fusion, and the bytes of the
-collectives by kind. No Pallas kernel carries such an estimate, and no time that is spent waiting for the network is in it.
+XLA's own summary counts the body of a loop once, however often it runs, so it says nothing about a scan over layers.
+Here loops are multiplied out: the estimated cycles that the TPU compiler writes beside each fusion, and the bytes of
+the collectives by kind. No Pallas kernel carries such an estimate, and no time that is spent waiting for the network
+is in it.
 """
 
 from __future__ import annotations
@@ -98,11 +99,12 @@ class Program:
                     yield from self._walk(body, times * self.trips(condition))
             elif instruction.opcode == "conditional":
                 branches = _BRANCHES.search(instruction.line)
-                for branch in (branches[1].split(",") if branches else ()):
+                for branch in branches[1].split(",") if branches else ():
                     yield from self._walk(branch.strip().lstrip("%"), times)
             elif instruction.opcode in ("call", "async-start"):
-                if called := instruction.called("to_apply") or instruction.called("calls"):
-                    yield from self._walk(called, times)
+                yield from self._walk(
+                    instruction.called("to_apply") or instruction.called("calls") or "", times
+                )
 
     def trips(self, condition: str) -> int:
         """How often a loop runs whose counter is compared with a constant, as that of lax.scan; 1 where it is not."""

@@ -5,8 +5,8 @@
     2xv5e-256     two slices of 256 chips, joined across the data-centre network
     v5e:2x4       a shape named directly
 
-Figures are those of cloud.google.com/tpu/docs/system-architecture-tpu-vm; clocks are what libtpu's cost model divides by
-(cycles / clock = seconds), checked against its own times.
+Figures are those of cloud.google.com/tpu/docs/system-architecture-tpu-vm; clocks are what libtpu's cost model divides
+by (cycles / clock = seconds), checked against its own times.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 from vflax.errors import UserError
 
@@ -44,7 +45,7 @@ class Generation:
     clock: float
     host_chips: int
     bandwidth: float
-    shapes: dict[int, tuple[int, ...]]
+    shapes: Mapping[int, tuple[int, ...]]
 
 
 _FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}

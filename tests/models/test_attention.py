@@ -108,5 +108,5 @@ def test_cudnn_equals_the_reference_on_a_gpu() -> None:
 
 
 def test_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=rf"attention='splash'.*{', '.join(BACKENDS)}"):
-        attention(heads(6, 4, 0), heads(6, 4, 1), heads(6, 4, 2), causal=True, backend="splash")
+    with pytest.raises(UserError, match=rf"attention='flash'.*{', '.join(BACKENDS)}"):
+        attention(heads(6, 4, 0), heads(6, 4, 1), heads(6, 4, 2), causal=True, backend="flash")

@@ -76,10 +76,14 @@ def attention(
 
 
 def platform() -> str:
-    """Of the devices that the mesh at hand is for, which need not be here (ahead-of-time compilation); without a mesh of
-    this process: "tpu", "gpu" or "cpu"."""
+    """Of the devices that the mesh at hand is for, which need not be here (ahead-of-time compilation); without a mesh
+    of this process: "tpu", "gpu" or "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+    return (
+        jax.default_backend()
+        if device is None
+        else {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+    )
 
 
 def check_backend(backend: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +55,7 @@ def splash(
     if not mesh.empty and mesh.size > 1:
         tensor = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
         rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
-        run = jax.shard_map(
-            run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-        )
+        run = jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return run(q, k, v, segments)[:, :length]
 
 
@@ -64,13 +64,17 @@ def _rows(
 ) -> jax.Array:
     """The same for the rows and heads of one device, T a multiple of `block`."""
     kernel = _kernel(q.shape[2], q.shape[1], name, block, interpret)
+
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, own: jax.Array) -> jax.Array:
+        return kernel(q, k, v, kernels.SegmentIds(own, own))
+
     # [B, T, H, K] -> [B, H, T, K]
-    heads_first = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    mixed = jax.vmap(lambda q, k, v, own: kernel(q, k, v, kernels.SegmentIds(own, own)))(*heads_first, segments)
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    mixed = jax.vmap(row)(q, k, v, segments)
     return mixed.transpose(0, 2, 1, 3)
 
 
-def _kernel(heads: int, length: int, name: str, block: int, interpret: bool) -> kernels.SplashAttentionKernel:
+def _kernel(heads: int, length: int, name: str, block: int, interpret: bool) -> Callable[..., Any]:
     mask = masks.MultiHeadMask([masks.CausalMask((length, length)) for _ in range(heads)])
     sizes = kernels.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
@@ -78,7 +82,12 @@ def _kernel(heads: int, length: int, name: str, block: int, interpret: bool) -> 
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     return kernels.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=name, interpret=interpret
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=name,
+        interpret=interpret,
     )
 
 
