@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from vflax.constants import IGNORE_LABEL
+from vflax.sharding import batch_shards
+
+# Bytes of float32 logits that one device holds at a time, where the vocabulary can be cut.
+_LOGITS = 2**27
+_MOST_CHUNKS = 16
+_LANES = 128
 
 
 def shifted_targets(labels: jax.Array) -> jax.Array:
@@ -60,3 +69,97 @@ def cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
     weights = targets != IGNORE_LABEL
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(weights, targets, 0))
     return jnp.sum(losses * weights)
+
+
+def head_loss_sum(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
+    """`cross_entropy_sum` of the logits hidden x kernel, the vocabulary in chunks where the logits would be large.
+
+    Args:
+        hidden: [B, C, D] in the compute dtype.
+        kernel: [D, V] in the compute dtype.
+        targets: int32 [B, C], or IGNORE_LABEL.
+    """
+    rows, capacity = targets.shape
+    width = _chunk_width(rows, capacity, kernel.shape[1])
+    if width >= kernel.shape[1]:
+        # [B, C, D] x [D, V] -> [B, C, V], accumulated and kept in float32
+        return cross_entropy_sum(jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32), targets)
+    return _chunked(hidden, kernel, targets, width)
+
+
+def _chunk_width(rows: int, capacity: int, vocabulary: int) -> int:
+    """Columns of a chunk: as many as keep a device's logits of one chunk at _LOGITS bytes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        if mesh.shape["tensor"] > 1:  # which has cut the vocabulary already
+            return vocabulary
+        rows = math.ceil(rows / batch_shards(mesh))
+    width = max(_LOGITS // (4 * rows * capacity), vocabulary // _MOST_CHUNKS)
+    return -(-width // _LANES) * _LANES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _chunked(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, width: int) -> jax.Array:
+    """The loss from chunks of `width` columns, each made once forward and once more backward.
+
+    Chunks of positions would need less code, but their gradients of the kernel are sums over all chunks, which then
+    cross the network once for each; a chunk of columns has its part of that gradient for itself.
+    """
+    return _chunked_forward(hidden, kernel, targets, width)[0]
+
+
+def _columns(vocabulary: int, width: int) -> list[slice]:
+    return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
+
+
+def _chunk_logits(hidden: jax.Array, kernel: jax.Array, columns: slice) -> jax.Array:
+    # [B, C, D] x [D, Vc] -> float32 [B, C, Vc]
+    return jnp.matmul(hidden, kernel[:, columns], preferred_element_type=jnp.float32)
+
+
+def _hits(targets: jax.Array, columns: slice) -> jax.Array:
+    """Which column of a chunk is a position's target: bool [B, C, Vc]."""
+    return targets[..., None] == jnp.arange(columns.start, columns.stop)
+
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _chunked_forward(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, width: int
+) -> tuple[jax.Array, _Residuals]:
+    largest = jnp.full(targets.shape, -jnp.inf)
+    total, target_logit = jnp.zeros(targets.shape), jnp.zeros(targets.shape)
+    for columns in _columns(kernel.shape[1], width):
+        logits = _chunk_logits(hidden, kernel, columns)
+        before, largest = largest, jnp.maximum(largest, logits.max(-1))
+        total = total * jnp.exp(before - largest) + jnp.exp(logits - largest[..., None]).sum(-1)
+        target_logit += jnp.where(_hits(targets, columns), logits, 0).sum(-1)
+        # One chunk after the other: else the compiler may make them all at once.
+        hidden, largest, total = jax.lax.optimization_barrier((hidden, largest, total))
+    log_total = largest + jnp.log(total)
+    loss = jnp.sum(jnp.where(targets != IGNORE_LABEL, log_total - target_logit, 0))
+    return loss, (hidden, kernel, targets, log_total)
+
+
+def _chunked_backward(
+    width: int, residuals: _Residuals, grad: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    hidden, kernel, targets, log_total = residuals
+    weight = jnp.where(targets != IGNORE_LABEL, grad, 0)
+    d_hidden = jnp.zeros(hidden.shape, jnp.float32)
+    d_kernel = []
+    for columns in _columns(kernel.shape[1], width):
+        p = jnp.exp(_chunk_logits(hidden, kernel, columns) - log_total[..., None])
+        d_logits = ((p - _hits(targets, columns)) * weight[..., None]).astype(hidden.dtype)
+        # [B, C, D] x [B, C, Vc] -> [D, Vc]
+        d_kernel.append(jnp.einsum("bcd,bcv->dv", hidden, d_logits))
+        # [B, C, Vc] x [D, Vc] -> [B, C, D]
+        d_hidden += jnp.einsum(
+            "bcv,dv->bcd", d_logits, kernel[:, columns], preferred_element_type=jnp.float32
+        )
+        hidden, d_hidden = jax.lax.optimization_barrier((hidden, d_hidden))
+    return d_hidden.astype(hidden.dtype), jnp.concatenate(d_kernel, axis=1), None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.errors import UserError
-from vflax.loss import cross_entropy_sum, supervised_positions, supervised_tokens
+from vflax.loss import head_loss_sum, supervised_positions, supervised_tokens
 from vflax.models import llava, lora
 from vflax.sharding import BATCH_AXES, constrain
 
@@ -46,12 +46,12 @@ def loss_sum(
         capacity: C, the most supervised tokens of a row.
         keys: of the adapters' dropout, key array [B]; None: without dropout.
     """
-    model = llava.merge(graphdef, params)
+    model = llava.merge(graphdef, llava.cast_kernels(graphdef, params))
     hidden = model.hidden(batch["ids"], batch["images"], batch["segments"], batch["positions"], keys)
     positions, targets = supervised_positions(batch["labels"], capacity)
     # [B, T, D] gathered by [B, C, 1] -> [B, C, D]
     chosen = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-    loss = cross_entropy_sum(model.decoder.logits(chosen), targets)
+    loss = head_loss_sum(chosen, model.decoder.head(), targets)
     lost = supervised_tokens(batch["labels"]) != jnp.sum(targets != IGNORE_LABEL)
     return jnp.where(lost, jnp.nan, loss)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
 from vflax.models.attention import OUTPUT
@@ -18,13 +19,44 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 # One object, not one per module: a graphdef compares its static parts, and two calls of normal() differ.
 KERNEL_INIT = nnx.initializers.normal(stddev=0.02)
 
-_weight_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-# What the backward pass may keep of a layer's forward pass. "none" is not a policy: nothing is recomputed.
-_POLICIES: dict[str, Callable[..., Any]] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots_no_batch": _weight_products,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        _weight_products, jax.checkpoint_policies.save_only_these_names(OUTPUT)
+# The name under which a remat policy finds what goes into a layer.
+INPUT = "layer_input"
+
+
+class _Remat(NamedTuple):
+    """keep: jax.checkpoint's policy, what the backward pass finds of a layer's forward pass; words: what that is."""
+
+    keep: Callable[..., Any]
+    words: str
+
+
+_policies = jax.checkpoint_policies
+_weight_products = _policies.dots_with_no_batch_dims_saveable
+
+
+def _offload(*kept: str) -> Callable[..., Any]:
+    """Each layer's input goes to the host's memory; what is named stays on the device."""
+    return _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(kept), names_which_can_be_offloaded=[INPUT],
+        offload_src="device", offload_dst="pinned_host",
+    )  # fmt: skip
+
+
+# What the backward pass may keep of a layer's forward pass, from the least memory on the device to the most. "none" is
+# not a policy: nothing is recomputed.
+_POLICIES: dict[str, _Remat] = {
+    "offload": _Remat(_offload(), "as full, with every layer's input in the host's memory"),
+    "full": _Remat(_policies.nothing_saveable, "a layer is recomputed from its input"),
+    "offload_attention": _Remat(
+        _offload(OUTPUT), "as attention, with every layer's input in the host's memory"
+    ),
+    "attention": _Remat(
+        _policies.save_only_these_names(OUTPUT), "all but what attention gives: its forward kernel runs once"
+    ),
+    "dots_no_batch": _Remat(_weight_products, "all but products with weights"),
+    "dots": _Remat(
+        _policies.save_from_both_policies(_weight_products, _policies.save_only_these_names(OUTPUT)),
+        "all but products with weights and what attention gives",
     ),
 }
 REMAT_POLICIES = ("none", *_POLICIES)
@@ -110,9 +142,13 @@ def scan_layers(
         for layer in layers:
             x = body(layer, x)
         return x
+
     # The keys are an argument, so that what is recomputed has the masks of the first time.
-    step = rematerialised(lambda layer, keys, x: body(with_keys(layer, keys), x), remat)
-    x, _ = jax.lax.scan(lambda carry, own: (step(*own, carry), None), x, (layers, keys))
+    def own(layer: Layer, keys: jax.Array | None, x: jax.Array) -> jax.Array:
+        return body(with_keys(layer, keys), checkpoint_name(x, INPUT))
+
+    step = rematerialised(own, remat)
+    x, _ = jax.lax.scan(lambda carry, xs: (step(*xs, carry), None), x, (layers, keys))
     return x
 
 
@@ -122,7 +158,7 @@ def rematerialised(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if remat == "none":
         return body
     # Inside a scan XLA cannot merge the two forward passes, so the barrier against that only costs time.
-    return jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
+    return jax.checkpoint(body, policy=_POLICIES[remat].keep, prevent_cse=False)
 
 
 def check_remat(remat: str) -> None:

@@ -1,0 +1,97 @@
+"""The TPU's attention kernel, run step by step on the CPU, against the reference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import small
+from vflax.errors import UserError
+from vflax.models.attention import attention
+from vflax.models.layers import rematerialised
+from vflax.models.splash import flops
+
+WIDTH = 128
+
+
+def arrays(length: int, heads: int, kv_heads: int, rows: int = 2) -> tuple[jax.Array, ...]:
+    """q, k, v, the gradient of the output, and segments of uneven lengths with padding behind them."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, grad = (jax.random.normal(k, (rows, length, heads, WIDTH)) for k in keys[:2])
+    k, v = (jax.random.normal(k, (rows, length, kv_heads, WIDTH)) for k in keys[2:])
+    ends = np.array([0.3, 0.55, 0.9]) * length
+    segments = np.stack([(np.arange(length)[:, None] >= ends - row).sum(1) + 1 for row in range(rows)])
+    return q, k, v, grad, jnp.array(np.where(segments > 3, 0, segments), jnp.int32)
+
+
+def run(backend: str, q: jax.Array, k: jax.Array, v: jax.Array, grad: jax.Array, segments: jax.Array):
+    """(output, gradients of q, k and v), at positions that are no padding."""
+    real = (segments > 0)[..., None, None]
+
+    def mixed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        own = {"q_segments": segments, "kv_segments": segments}
+        return jnp.where(real, attention(q, k, v, **own, causal=True, backend=backend), 0)
+
+    out, backward = jax.vjp(mixed, q, k, v)
+    return out, *backward(grad)
+
+
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(128, 2, 2), (200, 2, 1)])
+def test_the_kernel_gives_the_references_output_and_gradients(length: int, heads: int, kv_heads: int):
+    given = arrays(length, heads, kv_heads)
+    for ours, expected in zip(run("splash", *given), run("reference", *given), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+MESH = """
+import jax
+import numpy as np
+from tests.models.test_splash import arrays, run
+from vflax.sharding import make_mesh
+
+given = arrays(128, 4, 2, rows=4)
+expected = run("splash", *given)
+with jax.set_mesh(make_mesh(2, 2, 2)):
+    compiled = jax.jit(lambda *x: run("splash", *x)).lower(*given).compile()
+    for ours, alone in zip(compiled(*given), expected, strict=True):
+        np.testing.assert_allclose(ours, alone, atol=1e-5)
+"""
+
+
+def test_over_a_mesh_each_device_runs_the_kernel_on_its_own_rows_and_heads():
+    done = subprocess.run(
+        [sys.executable, "-c", MESH], env=small.environment(devices=8), cwd=Path(__file__).parents[2],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("policy", "kernels"), [("full", 4), ("attention", 3)])
+def test_the_forward_kernel_runs_once_where_its_output_is_kept(policy: str, kernels: int):
+    q, k, v, _, segments = arrays(128, 2, 2)
+
+    def loss(q: jax.Array) -> jax.Array:
+        def layer(q: jax.Array) -> jax.Array:
+            own = {"q_segments": segments, "kv_segments": segments}
+            return attention(q, k, v, **own, causal=True, backend="splash")
+
+        return rematerialised(layer, policy)(q * 2).sum()
+
+    assert str(jax.make_jaxpr(jax.grad(loss))(q)).count("pallas_call[") == kernels
+
+
+def test_attention_over_whole_rows_is_not_for_this_kernel():
+    q, k, v, _, _ = arrays(128, 2, 2)
+    with pytest.raises(UserError, match="causal attention inside segments"):
+        attention(q, k, v, causal=False, backend="splash")
+
+
+def test_flops_count_the_blocks_on_and_below_the_diagonal():
+    # 1024 tokens are 2 x 2 blocks of 512, of which 3 are seen, at 2 products of 2 * 512 * 512 * 128 each.
+    assert flops(1, 1024, 1, 128, 1) == 3 * 2 * 2 * 512 * 512 * 128
