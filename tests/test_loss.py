@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from vflax import loss
 from vflax.constants import IGNORE_LABEL
 from vflax.loss import cross_entropy_sum, shifted_targets, supervised_positions, supervised_tokens
 
@@ -36,3 +38,27 @@ def test_supervised_positions_come_first_and_in_order():
     positions, targets = supervised_positions(labels, 4)
     assert positions[0, :3].tolist() == [1, 3, 4]
     assert targets.tolist() == [[5, 7, 8, IGNORE_LABEL]]
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 1024])
+def test_a_vocabulary_in_chunks_gives_the_loss_and_gradients_of_the_whole(monkeypatch, vocabulary: int):
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (2, 8, 16))
+    kernel = jax.random.normal(keys[1], (16, vocabulary))
+    targets = jax.random.randint(keys[2], (2, 8), 0, vocabulary).at[0, 3].set(IGNORE_LABEL)
+
+    def value_and_grads() -> tuple:
+        return jax.value_and_grad(lambda *x: loss.head_loss_sum(*x, targets) / 7, (0, 1))(hidden, kernel)
+
+    whole = value_and_grads()
+    monkeypatch.setattr(loss, "_LOGITS", 4 * 2 * 8 * 384)
+    assert loss.chunk_width(2, 8, vocabulary) == 384
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), value_and_grads(), whole
+    )
+
+
+def test_logits_of_a_chunk_stay_near_their_limit_and_chunks_are_few():
+    assert loss.chunk_width(1, 512, 32000) == 32000
+    assert loss.chunk_width(4, 2048, 32000) * 4 * 2048 * 4 == 2**27
+    assert 32000 / loss.chunk_width(64, 2048, 32000) <= 16

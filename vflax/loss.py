@@ -79,23 +79,28 @@ def head_loss_sum(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> j
         kernel: [D, V] in the compute dtype.
         targets: int32 [B, C], or IGNORE_LABEL.
     """
-    rows, capacity = targets.shape
-    width = _chunk_width(rows, capacity, kernel.shape[1])
-    if width >= kernel.shape[1]:
+    rows, vocabulary = targets.shape[0], kernel.shape[1]
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        rows = math.ceil(rows / batch_shards(mesh))
+    width = chunk_width(rows, targets.shape[1], vocabulary)
+    # The tensor axis has cut the vocabulary already.
+    if width == vocabulary or (not mesh.empty and mesh.shape["tensor"] > 1):
         # [B, C, D] x [D, V] -> [B, C, V], accumulated and kept in float32
         return cross_entropy_sum(jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32), targets)
     return _chunked(hidden, kernel, targets, width)
 
 
-def _chunk_width(rows: int, capacity: int, vocabulary: int) -> int:
-    """Columns of a chunk: as many as keep a device's logits of one chunk at _LOGITS bytes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        if mesh.shape["tensor"] > 1:  # which has cut the vocabulary already
-            return vocabulary
-        rows = math.ceil(rows / batch_shards(mesh))
+def chunk_width(rows: int, capacity: int, vocabulary: int) -> int:
+    """Columns of a chunk: so many that a device's logits of one take about _LOGITS bytes.
+
+    Args:
+        rows: of a micro-batch on one device.
+        capacity: positions of a row that have logits.
+        vocabulary: columns in all.
+    """
     width = max(_LOGITS // (4 * rows * capacity), vocabulary // _MOST_CHUNKS)
-    return -(-width // _LANES) * _LANES
+    return min(vocabulary, -(-width // _LANES) * _LANES)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vflax import freeze
 from vflax.errors import UserError
+from vflax.loss import chunk_width
 from vflax.models.llava import LlavaConfig
 
 GIB = 2**30
@@ -62,8 +63,12 @@ def estimate(
     sizes = {
         "parameters": sum(local(path) * params[path].dtype.itemsize for path in params),
         "optimizer": sum(local(path) * (4 + jnp.dtype(moment_dtype).itemsize) for path in trainable),
-        "gradients": (2 if accumulation > 1 else 1)
-        * sum(local(path) * params[path].dtype.itemsize for path in trainable),
+        # Kernels' in the compute dtype (llava.cast_kernels); summed over micro-batches in that of the masters.
+        "gradients": sum(
+            local(path) * (item if path.endswith("/kernel") else params[path].dtype.itemsize)
+            + local(path) * (params[path].dtype.itemsize if accumulation > 1 else 0)
+            for path in trainable
+        ),
     }
     decoder, vision = config.decoder, config.vision
     tokens = rows * max_length
@@ -75,8 +80,13 @@ def estimate(
         if path.startswith("decoder/layers/") and path.endswith("/lora_a"):
             # What dropout has left of an adapter's input, and its narrow product: [tokens, in] and [tokens, rank].
             layer += tokens * item * sum(params[path].shape[-2:])
-    kept = tokens * decoder.width * item * decoder.num_layers
-    sizes["activations"] = kept + layer if remat == "full" else kept + layer * decoder.num_layers
+    inputs = tokens * decoder.width * item
+    mixed = tokens * decoder.num_heads * decoder.head_dim * item
+    # Of each layer; those that the host keeps are on their way there, or back, two at a time.
+    kept = {"offload": 0, "full": inputs, "offload_attention": mixed, "attention": inputs + mixed}
+    sizes["activations"] = layer + kept.get(remat, inputs + layer) * decoder.num_layers
+    if remat.startswith("offload"):
+        sizes["activations"] += 2 * inputs
     if scores:
         # Scores, their exponentials and the gradient of these, float32 [B, H, T, T] of one layer.
         sizes["activations"] += 3 * rows * decoder.num_heads * max_length**2 * 4
@@ -91,7 +101,7 @@ def estimate(
     sizes["activations"] += tower_layer * (
         vision.num_computed_layers if tower_learns and remat != "full" else 2
     )
-    sizes["logits"] = 2 * rows * capacity * decoder.vocab_size * 4
+    sizes["logits"] = 2 * rows * capacity * chunk_width(rows, capacity, decoder.vocab_size) * 4
     sizes["images"] = rows * slots * vision.image_size**2 * 3 * (1 + 4)
     sizes["total"] = sum(sizes.values())
     return {name: int(size) for name, size in sizes.items()}

@@ -457,7 +457,7 @@ def _check_fits(config: ConfigDict, model: Model, data: Data, mesh: Mesh) -> Non
         dtype=config.dtype,
         moment_dtype=config.optimizer.moment_dtype,
         remat=config.remat,
-        scores=jax.default_backend() != "gpu" or config.attention == "reference",
+        scores=jax.default_backend() == "cpu" or config.attention == "reference",
     )
     limit, kind = memory.device_limit()
     shown = f"{limit / memory.GIB:.2f} GiB {kind}" if limit else "of unknown size"

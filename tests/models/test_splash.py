@@ -86,12 +86,23 @@ def test_the_forward_kernel_runs_once_where_its_output_is_kept(policy: str, kern
     assert str(jax.make_jaxpr(jax.grad(loss))(q)).count("pallas_call[") == kernels
 
 
-def test_attention_over_whole_rows_is_not_for_this_kernel():
+def test_without_segments_and_order_every_token_of_a_row_is_seen():
+    q, k, v, _, _ = arrays(200, 2, 2)
+    ours, expected = (attention(q, k, v, causal=False, backend=name) for name in ("splash", "reference"))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_more_keys_than_queries_are_not_for_this_kernel():
     q, k, v, _, _ = arrays(128, 2, 2)
-    with pytest.raises(UserError, match="causal attention inside segments"):
-        attention(q, k, v, causal=False, backend="splash")
+    with pytest.raises(UserError, match="as many queries as keys, there are 64 and 128"):
+        attention(q[:, :64], k, v, causal=False, backend="splash")
 
 
 def test_flops_count_the_blocks_on_and_below_the_diagonal():
     # 1024 tokens are 2 x 2 blocks of 512, of which 3 are seen, at 2 products of 2 * 512 * 512 * 128 each.
-    assert flops(1, 1024, 1, 128, 1) == 3 * 2 * 2 * 512 * 512 * 128
+    assert flops(1, 1024, 1, 128, 1, causal=True) == 3 * 2 * 2 * 512 * 512 * 128
+
+
+def test_flops_of_a_tower_count_whole_blocks_and_lanes():
+    # 577 tokens are one block of 640, heads of 64 are computed as 128.
+    assert flops(1, 577, 1, 64, 1, causal=False) == 2 * 2 * 640 * 640 * 128

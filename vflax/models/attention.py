@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
+from vflax.sharding import batch_shards
 
 BACKENDS = ("auto", "reference", "splash", "cudnn")
 
@@ -53,7 +54,7 @@ def attention(
         q_segments, kv_segments: int [B, T] and [B, U]; a query sees keys of its own segment only.
             None (both): every key is seen.
         causal: a query also sees no key at a later index (T == U).
-        backend: "reference" (anywhere), "splash" (TPU; causal, with segments), "cudnn" (GPU, bfloat16 or float16), or
+        backend: "reference" (anywhere), "splash" (TPU; as many queries as keys), "cudnn" (GPU, bfloat16 or float16), or
             "auto", the best that the platform of the mesh, or without one of this process, can run. By name, splash
             also runs on a CPU, slowly, as its kernel's program step by step.
 
@@ -67,8 +68,7 @@ def attention(
     if chosen == "splash":
         from vflax.models.splash import splash  # Pallas takes a second to import
 
-        assert q_segments is not None
-        return splash(q, k, v, q_segments, OUTPUT, interpret=platform() == "cpu")
+        return splash(q, k, v, q_segments, OUTPUT, causal=causal, interpret=platform() == "cpu")
     mask = _mask(q, k, q_segments, kv_segments, causal)
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
@@ -104,7 +104,7 @@ def _choose(q: jax.Array, k: jax.Array, segments: bool, causal: bool, backend: s
     check_backend(backend)
     obstacles = {
         "cudnn": _cudnn_obstacle(q, segments or causal),
-        "splash": _splash_obstacle(q, k, segments, causal),
+        "splash": _splash_obstacle(q, k),
     }
     if backend == "auto":
         best = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "reference")
@@ -114,13 +114,12 @@ def _choose(q: jax.Array, k: jax.Array, segments: bool, causal: bool, backend: s
     return backend
 
 
-def _splash_obstacle(q: jax.Array, k: jax.Array, segments: bool, causal: bool) -> str | None:
-    if not (segments and causal):
-        return "it is for causal attention inside segments"
+def _splash_obstacle(q: jax.Array, k: jax.Array) -> str | None:
     if q.shape[1] != k.shape[1]:
         return f"it needs as many queries as keys, there are {q.shape[1]} and {k.shape[1]}"
-    if platform() == "tpu" and q.shape[3] % 128:
-        return f"head_dim must be a multiple of 128, it is {q.shape[3]}"
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and q.shape[0] % batch_shards(mesh):
+        return f"the mesh cuts rows into {batch_shards(mesh)} parts, there are {q.shape[0]}"
     return None
 
 

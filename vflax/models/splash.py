@@ -1,8 +1,9 @@
-"""Causal attention inside segments on TPU: JAX's splash kernel under shard_map.
+"""Attention on TPU: JAX's splash kernel under shard_map.
 
-The kernel never writes the scores to memory, and skips the blocks above the diagonal. GSPMD cannot partition a Pallas
-kernel, so each device runs it on its own rows and heads (`shard_map`). What its backward pass needs of the forward one,
-output and log-sum-exp, has a name by which a remat policy keeps it; else the forward kernel would run twice.
+The kernel never writes the scores to memory, and skips the blocks above a causal diagonal. GSPMD cannot partition a
+Pallas kernel, so each device runs it on its own rows and heads (`shard_map`). What its backward pass needs of the
+forward one, output and log-sum-exp, has a name by which a remat policy keeps it; else the forward kernel would run
+twice.
 """
 
 from __future__ import annotations
@@ -14,36 +15,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
 
 from vflax.sharding import BATCH_AXES
 
-LANES = 128  # tokens of a block and width of a head come in multiples of it
-_BLOCK = 512
+LANES = 128  # a block has a whole number of them in tokens
 # Of what a row is filled up with: no segment has it, so nothing that counts sees it.
 _BEYOND = -1
 
 
 def splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, name: str, *, interpret: bool
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array | None,
+    name: str,
+    *,
+    causal: bool,
+    interpret: bool,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v over the earlier tokens of a query's own segment; softmax in float32.
+    """softmax(q k^T / sqrt(K)) v over the tokens of a query's own segment; softmax in float32.
 
     Args:
         q: [B, T, H, K].
         k, v: [B, T, KV, K]; H is a multiple of KV.
-        segments: int32 [B, T].
+        segments: int32 [B, T]; None: all of a row is one.
         name: of output and log-sum-exp, for remat policies.
+        causal: a query sees no later token.
         interpret: run the kernel's program step by step on any platform, to test it.
 
     Returns:
         [B, T, H, K] in q's dtype.
     """
     length = q.shape[1]
-    block = min(_BLOCK, -(-length // LANES) * LANES)
+    if segments is None:
+        segments = jnp.zeros(q.shape[:2], jnp.int32)
+    block = _block(length, causal)
     beyond = -length % block
     if beyond:
         q, k, v = (jnp.pad(x, ((0, 0), (0, beyond), (0, 0), (0, 0))) for x in (q, k, v))
@@ -51,7 +60,7 @@ def splash(
     # The kernel takes q as it is; scaled in float32, so that it is rounded once.
     q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
     mesh = jax.sharding.get_abstract_mesh()
-    run = functools.partial(_rows, name=name, block=block, interpret=interpret)
+    run = functools.partial(_rows, name=name, block=block, causal=causal, interpret=interpret)
     if not mesh.empty and mesh.size > 1:
         tensor = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
         rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
@@ -59,11 +68,24 @@ def splash(
     return run(q, k, v, segments)[:, :length]
 
 
+def _block(length: int, causal: bool) -> int:
+    """Tokens of a block: a causal row in several, so that some can be skipped; another in one, where it is short."""
+    return min(512 if causal else 1024, math.ceil(length / LANES) * LANES)
+
+
 def _rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, name: str, block: int, interpret: bool
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    *,
+    name: str,
+    block: int,
+    causal: bool,
+    interpret: bool,
 ) -> jax.Array:
     """The same for the rows and heads of one device, T a multiple of `block`."""
-    kernel = _kernel(q.shape[2], q.shape[1], name, block, interpret)
+    kernel = _kernel(q.shape[2], q.shape[1], name, block, causal, interpret)
 
     def row(q: jax.Array, k: jax.Array, v: jax.Array, own: jax.Array) -> jax.Array:
         return kernel(q, k, v, kernels.SegmentIds(own, own))
@@ -74,8 +96,11 @@ def _rows(
     return mixed.transpose(0, 2, 1, 3)
 
 
-def _kernel(heads: int, length: int, name: str, block: int, interpret: bool) -> Callable[..., Any]:
-    mask = masks.MultiHeadMask([masks.CausalMask((length, length)) for _ in range(heads)])
+def _kernel(
+    heads: int, length: int, name: str, block: int, causal: bool, interpret: bool
+) -> Callable[..., Any]:
+    of_a_head = masks.CausalMask if causal else masks.FullMask
+    mask = masks.MultiHeadMask([of_a_head((length, length)) for _ in range(heads)])
     sizes = kernels.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
@@ -91,11 +116,13 @@ def _kernel(heads: int, length: int, name: str, block: int, interpret: bool) -> 
     )
 
 
-def flops(rows: int, length: int, heads: int, head_dim: int, passes: int) -> float:
-    """Floating-point operations of the kernel for `passes` of forward (1) or forward and backward (1 + 2.5).
+def flops(rows: int, length: int, heads: int, head_dim: int, passes: float, *, causal: bool) -> float:
+    """Floating-point operations of the kernel, with `passes` 1 for forward, 3.5 for forward and backward.
 
-    A block on or below the diagonal costs two products forward, five backward (FlashAttention, arXiv 2205.14135).
+    A block that is not skipped costs two products forward and five backward (FlashAttention, arXiv 2205.14135); heads
+    are computed at a whole number of LANES.
     """
-    block = min(_BLOCK, -(-length // LANES) * LANES)
-    blocks = np.ceil(length / block)
-    return float(4.0 * rows * heads * head_dim * block * block * blocks * (blocks + 1) / 2 * passes)
+    block = _block(length, causal)
+    side = math.ceil(length / block)
+    blocks = side * (side + 1) // 2 if causal else side**2
+    return 4.0 * rows * heads * math.ceil(head_dim / LANES) * LANES * block * block * blocks * passes
