@@ -100,6 +100,7 @@ need() { dry || command -v "$1" >/dev/null || die "$1 is not on PATH: $2"; }
 booking() {
   local out
   command -v python3 >/dev/null || die "python3 is not on PATH: it reads the names of slices"
-  out=$(python3 "$(dirname "${BASH_SOURCE[0]}")/booking.py" "$@") || exit 1
+  # -S: no packages are needed, and without them it starts at once.
+  out=$(python3 -S "$(dirname "${BASH_SOURCE[0]}")/booking.py" "$@") || exit 1
   printf '%s\n' "$out"
 }

@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import booking
+
 from vflax.errors import UserError
 
 TEMPLATE = Path(__file__).resolve().parent / "jobset.yaml"
@@ -36,7 +37,9 @@ def render(arguments: argparse.Namespace, launch: Sequence[str]) -> str:
     """
     facts = booking.facts(arguments.accelerator)
     if int(facts["slices"]) > 1 and int(facts["nodes"]) == 1:
-        raise UserError(f"{arguments.accelerator}: several slices as one job need slices of more than one host")
+        raise UserError(
+            f"{arguments.accelerator}: several slices as one job need slices of more than one host"
+        )
     if not _NAME.fullmatch(arguments.name):
         raise UserError(f"{arguments.name}: a name has up to 39 small letters, digits and dashes")
     if bool(arguments.bucket) == bool(arguments.claim):
@@ -118,7 +121,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--accelerator", required=True, help="2xv5e-256: two slices; v5e-16: one")
     found.add_argument("--image", required=True)
     found.add_argument("--bucket", default="", help="gs://BUCKET, mounted by Cloud Storage FUSE")
-    found.add_argument("--claim", default="", help="a PersistentVolumeClaim that many nodes may write (Filestore)")
+    found.add_argument(
+        "--claim", default="", help="a PersistentVolumeClaim that many nodes may write (Filestore)"
+    )
     found.add_argument("--mount", default="/mnt/vflax")
     found.add_argument("--namespace", default="default")
     found.add_argument("--service-account", default="default")

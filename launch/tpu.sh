@@ -43,15 +43,18 @@ begin() {
   poll=${opt[poll]-15}
 }
 
-# The zone is asked for here once, so that a missing one is told at once and in plain words.
+# The zone and the project are asked for here once, so that a missing one is told at once and in plain words.
 place() {
-  local zone=${opt[zone]-} project=${opt[project]-}
+  local zone=${opt[zone]-} project=${opt[project]-} own='' own_project
   if dry; then
     [ -n "$zone" ] || remark "no --zone: gcloud takes the one of its configuration (gcloud config get compute/zone)"
   else
-    [ -n "$zone" ] || zone=$(gcloud config get compute/zone 2>/dev/null || true)
+    if [ -z "$zone" ] || [ -z "$project" ]; then
+      own=$(gcloud config list --format='value[separator="|"](compute.zone,core.project)' 2>/dev/null || true)
+    fi
+    IFS='|' read -r own own_project <<<"$own"
+    zone=${zone:-$own} project=${project:-$own_project}
     [ -n "$zone" ] || die "no zone: give --zone=us-west4-a, or gcloud config set compute/zone us-west4-a"
-    [ -n "$project" ] || project=$(gcloud config get project 2>/dev/null || true)
     [ -n "$project" ] || die "no project: give --project=ID, or gcloud config set project ID"
   fi
   [ -z "$zone" ] || where+=(--zone="$zone")
@@ -299,7 +302,7 @@ rm -rf vflax/src && mkdir -p vflax/src && tar xzf vflax.tar.gz -C vflax/src && $
 
 # Every worker must have its share of the chips that were booked, and see all of them.
 check_chips() {
-  local line each problems='' number have all want
+  local line each problems='' unseen='' number have all want
   line=$(booking "$accelerator_type") || exit 1
   want=$(sed -n 's/^chips=//p' <<<"$line")
   each=$((want / workers))
@@ -310,12 +313,13 @@ check_chips() {
       if [ "$have" != "$each" ]; then
         problems+=$'\n'"       worker $number has $have chips, not $each: ${line#*, }"
       elif [ "$all" != "$want" ]; then
-        problems+=$'\n'"       worker $number sees $all chips in all, not $want"
+        unseen+=$'\n'"       worker $number sees $all chips in all, not $want"
       fi
     else
       problems+=$'\n'"       worker $number did not answer"
     fi
   done
+  problems=${problems:-$unseen} # when one has too few, all see too few
   [ -z "$problems" ] || die "$name was booked as $accelerator_type, $want chips on $workers workers, but$problems
        a machine with a broken chip is not mended by hand: delete $name and create it again"
   say "$name: $want chips on $workers workers, as booked"

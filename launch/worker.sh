@@ -160,7 +160,7 @@ start() {
     echo $! >"$0/pid"
     wait $!
     echo $? >"$0/status.new" && mv "$0/status.new" "$0/status"' "$run" "$src" "${command[@]}" \
-    </dev/null >>"$run/log" 2>&1 &
+    </dev/null >>"$run/log" 2>&1 3>&- &
   for ((try = 0; try < 50; try++)); do
     if [ -f "$run/pid" ]; then
       echo "started, process $(cat "$run/pid")"
