@@ -113,7 +113,7 @@ chips() { timeout "${opt[timeout]-300}" "$python" "$src/launch/check_devices.py"
 
 mark() {
   mount_storage
-  mkdir -p "$1"
+  [ -d "$1" ] || mkdir -p "$1"
   touch "$1/.seen-$2"
 }
 

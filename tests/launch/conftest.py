@@ -17,13 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).resolve().parent / "fakes"
-# Those of a TPU VM that start all the time are a line of shell each.
-METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number"
-SHELL_PROGRAMS = {
-    "curl": f'[ "$*" = "-sf -m 5 -H Metadata-Flavor: Google {METADATA}" ] && printf %s "$FAKE_WORKER"',
-    "sudo": 'case "$*" in *"${FAKE_WORLD%/*}"*) exec "$@" ;; esac; echo "outside of the sandbox: $*" >&2; exit 2',
-    "mountpoint": '[ "$1" = -q ] && [ -f "$HOME/mounted" ] && [ "$(cat "$HOME/mounted")" = "$2" ]',
-}
+WORKER_PROGRAMS = ("curl", "sudo", "python3", "gcsfuse", "mount", "mount.nfs", "mountpoint")
 
 
 class Desk:
@@ -44,29 +38,42 @@ class Desk:
         for name in ("gcloud", "kubectl", "docker"):
             _program(folder / "bin" / name, name)
         _program(self.world / "worker_bin" / "gcloud", "gcloud")
-        for name in ("python3", "gcsfuse", "mount", "mount.nfs"):
-            _program(self.world / "worker_bin" / name, "worker")
-        for name, line in SHELL_PROGRAMS.items():
-            _script(self.world / "worker_bin" / name, f"#!/bin/sh\n{line}\n")
+        for name in WORKER_PROGRAMS:
+            shutil.copy(FAKES / "worker.sh", self.world / "worker_bin" / name)
         self.config({"zone": "us-west4-a", "project": "p1"})
         self.scenario(bookings=[["ACTIVE"]])
         self.mount = folder / "mnt"
 
-    def scenario(self, **values: object) -> None:
-        """What the world does; a v4-16, 8 chips on two workers, unless said otherwise."""
-        (self.world / "scenario.json").write_text(json.dumps({"workers": 2} | values))
+    def scenario(
+        self,
+        *,
+        chips: tuple[int | str, ...] = (4, 4),
+        all_chips: int = 8,
+        run: str = "wait",
+        no_network: str = "",
+        **values: object,
+    ) -> None:
+        """What the world does; a v4-16, 8 chips on two workers, unless said otherwise. See the fakes for the keys."""
+        (self.world / "scenario.json").write_text(json.dumps({"workers": len(chips)} | values))
+        (self.world / "scenario.sh").write_text(
+            f"chips=({' '.join(str(c) if c != '' else chr(39) * 2 for c in chips)})\n"
+            f"all_chips={all_chips}\nrun={run!r}\nno_network={no_network}\n"
+        )
 
     def config(self, values: dict[str, str]) -> None:
         (self.world / "config.json").write_text(json.dumps(values))
 
-    def __call__(self, *words: str, script: str = "tpu", input: str = "", path: str = "") -> Ended:
-        environment = {
+    def environment(self, path: str = "") -> dict[str, str]:
+        """What a script finds: the fakes come first on PATH."""
+        return {
             "PATH": path or f"{self.folder / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
             "HOME": str(self.folder), "FAKE_WORLD": str(self.world), "LANG": "C.UTF-8", "TMPDIR": str(self.folder),
         }  # fmt: skip
+
+    def __call__(self, *words: str, script: str = "tpu", input: str = "", path: str = "") -> Ended:
         ended = subprocess.run(
             [str(self.root / "launch" / f"{script}.sh"), *words],
-            env=environment, input=input, capture_output=True, text=True, timeout=30, cwd=self.folder,
+            env=self.environment(path), input=input, capture_output=True, text=True, timeout=30, cwd=self.folder,
         )  # fmt: skip
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
@@ -147,14 +154,9 @@ class Ended:
 
 def _program(path: Path, module: str) -> None:
     # -S: these scripts start often, and need no packages. Imported, they are compiled once.
-    _script(
-        path,
-        f"#!{sys.executable} -S\nimport sys; sys.path[0] = {str(FAKES)!r}; import {module}; {module}.main()\n",
+    path.write_text(
+        f"#!{sys.executable} -S\nimport sys; sys.path[0] = {str(FAKES)!r}; import {module}; {module}.main()\n"
     )
-
-
-def _script(path: Path, text: str) -> None:
-    path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 

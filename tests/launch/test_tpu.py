@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -81,9 +80,9 @@ def test_install_brings_python_and_the_tpu_extra_to_every_worker(desk):
     desk.install()
     for worker in (0, 1):
         home = desk.home(worker)
-        assert (home / "vflax/venv/version").read_text() == "3.12"
+        assert (home / "vflax/venv/version").read_text() == "3.12\n"
         assert (home / "vflax/src/launch/worker.sh").is_file()
-        programs = (home / "programs.jsonl").read_text()
+        programs = (home / "programs").read_text()
         assert f"{home}/vflax/src[tpu]" in programs and "--rename-dir-limit=" in programs
 
 
@@ -222,13 +221,14 @@ def test_train_books_again_what_was_taken_back_and_continues_in_the_same_workdir
     )  # fmt: skip
     out = desk.good(*train(desk))
     assert "SUSPENDED (Google took the machines back" in out and "booking it again, time 1" in out
-    assert (desk.world / "buckets/bk/runs/a/steps").read_text().count("started on 0") == 2
+    assert (desk.world / "buckets/bk/runs/a/started.0").read_text().count("0") == 2
     assert out.count("installing") == 2
     assert "still costs money: launch/tpu.sh delete demo" in out
 
 
 def test_train_books_again_when_only_the_machine_says_that_it_was_preempted(desk):
     desk.scenario(bookings=[["ACTIVE"], ["ACTIVE"]], nodes={"0": "PREEMPTED"}, run="finish")
+    desk.installed()
     assert "booking it again, time 1" in desk.good(*train(desk))
 
 
@@ -310,7 +310,7 @@ def test_a_suspended_slice_is_explained_where_the_machines_are_needed(desk):
 
 
 def test_a_worker_with_too_few_chips_is_named(desk):
-    desk.scenario(bookings=[["ACTIVE"]], chips=[4, 3])
+    desk.scenario(bookings=[["ACTIVE"]], chips=(4, 3), all_chips=7)
     desk.booked()
     error = desk.bad("install", "demo")
     assert "worker 1 has 3 chips, not 4" in error and "worker 0" not in error
@@ -318,7 +318,7 @@ def test_a_worker_with_too_few_chips_is_named(desk):
 
 
 def test_a_worker_that_never_answers_is_named(desk):
-    desk.scenario(bookings=[["ACTIVE"]], chips=[4, None])
+    desk.scenario(bookings=[["ACTIVE"]], chips=(4, ""))
     desk.booked()
     error = desk.bad("install", "demo")
     assert "worker 1 did not answer" in error
@@ -334,7 +334,9 @@ def test_workers_that_do_not_see_each_other_are_named(desk):
 def test_a_folder_that_the_workers_do_not_share_is_refused(desk):
     desk.installed()
     # The fake's workers are one machine; this path is another folder for each of them all the same, under its home.
-    own = "/proc/self/cwd/own/run"
+    own = "/proc/self/cwd/own"
+    for worker in (0, 1):
+        (desk.home(worker) / "own").mkdir()
     error = desk.bad("run", "demo", "--", "--config=c.py", f"--workdir={own}")
     assert "is not one folder for all workers" in error and "--bucket=gs://B" in error
     assert not (desk.home(0) / "vflax/run/pid").exists()
@@ -358,7 +360,7 @@ def test_install_does_not_pull_the_checkout_from_under_a_run(desk):
 
 
 def test_an_installation_that_fails_on_a_worker_is_an_error(desk):
-    desk.scenario(bookings=[["ACTIVE"]], no_network=True)
+    desk.scenario(bookings=[["ACTIVE"]], no_network="yes")
     desk.booked()
     ended = desk("install", "demo")
     assert ended.status == 1 and "the installation failed" in ended.error
@@ -373,7 +375,7 @@ def test_run_before_install_is_refused(desk):
 
 
 def test_what_gcloud_says_is_passed_on(desk):
-    (desk.world / "gcloud_broken").write_text("Reauthentication required.")
+    (desk.world / "gcloud_broken.json").write_text('"Reauthentication required."')
     for words in (
         ("create", "demo", *BOOK), ("status", "demo"), ("delete", "demo", "--yes"), ("logs", "demo"), train(desk),
     ):  # fmt: skip

@@ -3,9 +3,9 @@
 $FAKE_WORLD/
     gcloud_flags.json    commands and flags of the real gcloud (its own completion table)
     config.json          {"zone": ..., "project": ...}: gcloud's own configuration
-    scenario.json        bookings: the states of each booking in turn; workers; chips of each, all_chips that each sees;
-                         nodes, preempt_after: the TPU's state, and after how many status calls it is taken back, of a
-                         booking; error of a FAILED request, initiator of a SUSPENDED one; no_pool; see also worker.py
+    scenario.json        bookings: the states of each booking in turn; workers: how many; nodes, preempt_after: the
+                         TPU's state, and after how many status calls it is taken back, by booking; error of a FAILED
+                         request, initiator of a SUSPENDED one; no_pool: node pools that cannot be made or deleted
     calls.jsonl          every command line, in order
     resources.json       the queued resources that there are
     workers/NAME/I/      the home of worker I
@@ -18,14 +18,26 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import sys
-from pathlib import Path
 
-WORLD = Path(os.environ["FAKE_WORLD"])
-TABLE = json.loads((WORLD / "gcloud_flags.json").read_text())
-SCENARIO = json.loads((WORLD / "scenario.json").read_text())
+
+def read(*names):
+    """A JSON file of the world; None where there is none. (pathlib and shutil take longer to import than all this.)"""
+    try:
+        with open(os.path.join(WORLD, *names)) as f:
+            return json.load(f)
+    except FileNotFoundError:
+        return None
+
+
+def write(value, *names):
+    with open(os.path.join(WORLD, *names), "w") as f:
+        json.dump(value, f)
+
+
+WORLD = os.environ["FAKE_WORLD"]
+TABLE, SCENARIO = read("gcloud_flags.json"), read("scenario.json")
 ZONES = re.compile(r"[a-z]+-[a-z]+\d+-[a-z]")
 
 
@@ -65,7 +77,7 @@ def parse(words):
 
 def place(flags):
     """The zone and the project must come from somewhere, and look like ones."""
-    config = json.loads((WORLD / "config.json").read_text())
+    config = read("config.json")
     zone = flags.get("--zone") or config.get("zone")
     project = flags.get("--project") or config.get("project")
     if not zone or not ZONES.fullmatch(zone):
@@ -75,12 +87,11 @@ def place(flags):
 
 
 def resources():
-    path = WORLD / "resources.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read("resources.json") or {}
 
 
 def keep(found):
-    (WORLD / "resources.json").write_text(json.dumps(found))
+    write(found, "resources.json")
 
 
 def get(name, collection="queuedResources"):
@@ -126,9 +137,8 @@ def create(positional, flags):
     found = resources()
     if name in found:
         fail(f"ALREADY_EXISTS: {name}")
-    counter = WORLD / "booked"
-    number = int(counter.read_text()) if counter.exists() else 0
-    counter.write_text(str(number + 1))
+    number = read("booked") or 0
+    write(number + 1, "booked")
     states = SCENARIO["bookings"][min(number, len(SCENARIO["bookings"]) - 1)]
     found[name] = {"kind": kind, "booking": number, "states": states, "state": "CREATING", "status_calls": 0}
     keep(found)
@@ -182,11 +192,14 @@ def delete(positional, flags):
 
 def switch_off(name):
     """The machines are gone: what ran on them and what lay on their disks."""
-    for pid in (WORLD / "workers" / name).glob("*/vflax/run/pid"):
-        status = pid.with_name("status")
-        if not status.exists():
-            os.killpg(os.getpgid(int(pid.read_text())), signal.SIGKILL)
-    shutil.rmtree(WORLD / "workers" / name, ignore_errors=True)
+    import shutil
+
+    for worker in range(SCENARIO["workers"]):
+        run = os.path.join(WORLD, "workers", name, str(worker), "vflax", "run")
+        if os.path.exists(f"{run}/pid") and not os.path.exists(f"{run}/status"):
+            with open(f"{run}/pid") as pid:
+                os.killpg(os.getpgid(int(pid.read())), signal.SIGKILL)
+    shutil.rmtree(os.path.join(WORLD, "workers", name), ignore_errors=True)
 
 
 def workers(name, flags):
@@ -201,8 +214,8 @@ def workers(name, flags):
 
 
 def home(name, worker):
-    path = WORLD / "workers" / name / str(worker)
-    path.mkdir(parents=True, exist_ok=True)
+    path = os.path.join(WORLD, "workers", name, str(worker))
+    os.makedirs(path, exist_ok=True)
     return path
 
 
@@ -220,8 +233,8 @@ def ssh(positional, flags):
 
     def start(worker):
         environment = {
-            "HOME": str(home(name, worker)), "PATH": f"{WORLD / 'worker_bin'}:/usr/bin:/bin",
-            "FAKE_WORLD": str(WORLD), "FAKE_WORKER": str(worker), "LANG": "C.UTF-8",
+            "HOME": home(name, worker), "PATH": f"{WORLD}/worker_bin:/usr/bin:/bin",
+            "FAKE_WORLD": WORLD, "FAKE_WORKER": str(worker), "LANG": "C.UTF-8",
             "MEGASCALE_NUM_SLICES": "3",
         }  # fmt: skip
         return subprocess.Popen(["bash", "-c", flags["--command"]], env=environment, cwd=home(name, worker),
@@ -256,42 +269,44 @@ def scp(positional, flags):
     for worker in workers(name, flags):
         if ":" in target:
             for source in sources:
-                shutil.copy(source, home(name, worker) / target.split(":")[1])
+                copy(source, os.path.join(home(name, worker), target.split(":")[1]))
             continue
         for source in sources:
-            path = Path(home(name, worker), source.split(":")[1])
-            if path.is_dir() and "--recurse" not in flags:
+            path = os.path.join(home(name, worker), source.split(":")[1])
+            if os.path.isdir(path) and "--recurse" not in flags:
                 fail(f"{path} is a directory")
-            copy(path, Path(target))
+            copy(path, target)
 
 
 def copy(path, target):
-    if path.is_dir():
-        shutil.copytree(path, target / path.name, dirs_exist_ok=True)
+    import shutil
+
+    if os.path.isdir(path):
+        shutil.copytree(path, os.path.join(target, os.path.basename(path)), dirs_exist_ok=True)
     else:
-        shutil.copy(path, target / path.name)
+        shutil.copy(path, target)
 
 
 def in_bucket(url):
     if not url.startswith("gs://"):
         fail(f"{url} is no gs:// URL")
-    return WORLD / "buckets" / url.removeprefix("gs://")
+    return os.path.join(WORLD, "buckets", url.removeprefix("gs://"))
 
 
 def storage_cp(positional, flags):
     *sources, target = positional
-    if not Path(target).is_dir():
+    if not os.path.isdir(target):
         fail(f"{target} is not a folder")
     for source in sources:
         path = in_bucket(source)
-        if not path.exists() or (path.is_dir() and "--recursive" not in flags):
+        if not os.path.exists(path) or (os.path.isdir(path) and "--recursive" not in flags):
             fail(f"The following URLs matched no objects or files: {source}")
-        copy(path, Path(target))
+        copy(path, target)
 
 
 def storage_ls(positional, flags):
     for url in positional:
-        if not in_bucket(url).exists():
+        if not os.path.exists(in_bucket(url)):
             fail("One or more URLs matched no objects.")
         print(url)
 
@@ -300,11 +315,13 @@ def storage_rsync(positional, flags):
     source, target = positional
     if "--recursive" not in flags:
         fail("only the top folder would be copied")
+    import shutil
+
     shutil.copytree(in_bucket(source), target, dirs_exist_ok=True)
 
 
 def config_list(positional, flags):
-    config = json.loads((WORLD / "config.json").read_text())
+    config = read("config.json")
     show({"compute": {"zone": config.get("zone")}, "core": {"project": config.get("project")}}, flags)
 
 
@@ -347,11 +364,10 @@ COMMANDS = {
 
 
 def main():
-    with (WORLD / "calls.jsonl").open("a") as calls:
+    with open(os.path.join(WORLD, "calls.jsonl"), "a") as calls:
         fcntl.flock(calls, fcntl.LOCK_EX)
         calls.write(json.dumps(["gcloud", *sys.argv[1:]]) + "\n")
-    broken = WORLD / "gcloud_broken"
-    if broken.exists() and sys.argv[1] != "config":
-        fail(broken.read_text())
+    if sys.argv[1] != "config" and (message := read("gcloud_broken.json")):
+        fail(message)
     command, positional, flags = parse(sys.argv[1:])
     COMMANDS[command](positional, flags)
