@@ -21,7 +21,7 @@ if [ "${BASH_VERSINFO[0]}" -lt 4 ] || { [ "${BASH_VERSINFO[0]}" = 4 ] && [ "${BA
 fi
 
 # The comment at the head of a script is its --help.
-usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; }
+usage() { sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p}' "$0"; }
 
 # parse_options "FLAG ..." "OPTION ..." ARGUMENT ...; a FLAG takes no value, an OPTION takes one.
 parse_options() {

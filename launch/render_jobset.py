@@ -86,7 +86,9 @@ def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"name": "shared", "persistentVolumeClaim": {"claimName": arguments.claim}}
     bucket = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)/?", arguments.bucket)
     if bucket is None:
-        raise UserError(f"--bucket={arguments.bucket}: expected gs://BUCKET, the bucket as a whole")
+        raise UserError(
+            f"--bucket={arguments.bucket}: expected gs://NAME, small letters, the bucket as a whole"
+        )
     options = (
         "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,"
         "file-system:rename-dir-limit:200000"

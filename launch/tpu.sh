@@ -6,8 +6,9 @@
 #   launch/tpu.sh install NAME [--bucket=gs://B | --nfs=HOST:/SHARE] [--mount=/mnt/vflax] [--python=3.12]
 #                 [--data=gs://B/FOLDER] [--data-dir=/mnt/vflax-data]
 #   launch/tpu.sh run NAME [--max-restarts=N] [--restart] -- --config=configs/stage1.py:7b --workdir=/mnt/vflax/runs/a ...
-#   launch/tpu.sh train NAME ...   all three in one, with the options of all three, until the run is done: goes on where
-#                 it was, books a slice that was taken back again (--max-recreations=20); --delete deletes it at the end
+#   launch/tpu.sh train NAME ...   all three in one, with the options of all three, until the run is done, looked at
+#                 every --poll=60 s: goes on where things stand, books a slice that was taken back again
+#                 (--max-recreations=20); --delete deletes it when the run is done
 #   launch/tpu.sh status NAME
 #   launch/tpu.sh logs NAME [--worker=0|1|...|all] [--lines=50] [--follow]
 #   launch/tpu.sh fetch NAME --workdir=/mnt/vflax/runs/a --out=DIR [--parts=export,summary.html,...]   from worker 0
@@ -262,7 +263,7 @@ install_options="bucket nfs mount python data data-dir"
 check_install() {
   [ -z "${opt[bucket]-}" ] || [ -z "${opt[nfs]-}" ] || die "--bucket or --nfs: both would be mounted at --mount"
   [[ ${opt[bucket]-gs://b} =~ ^gs://[a-z0-9][a-z0-9._-]+/?$ || -z ${opt[bucket]-} ]] ||
-    die "--bucket=${opt[bucket]}: expected gs://BUCKET, the bucket as a whole"
+    die "--bucket=${opt[bucket]}: expected gs://NAME, small letters, the bucket as a whole"
   [[ -z ${opt[nfs]-} || ${opt[nfs]} =~ ^[^:/]+:/.+$ ]] || die "--nfs=${opt[nfs]}: expected HOST:/SHARE"
   [[ -z ${opt[data]-} || ${opt[data]} == gs://* ]] || die "--data=${opt[data]}: expected gs://BUCKET/FOLDER"
   opt[mount]=${opt[mount]-/mnt/vflax} opt[data-dir]=${opt[data-dir]-/mnt/vflax-data}
@@ -568,6 +569,7 @@ train() {
   check_create
   check_install
   check_run
+  opt[poll]=${opt[poll]-60} # each look is a connection to every worker
   [ -n "${opt[bucket]-}${opt[nfs]-}" ] || die "give --bucket=gs://B or --nfs=HOST:/SHARE: what lies on the slice is lost with it"
   [[ $workdir == "${opt[mount]}"/* ]] ||
     die "--workdir=$workdir must lie under ${opt[mount]}, where --bucket or --nfs is mounted: the rest is lost with the slice"

@@ -19,6 +19,8 @@ home=$HOME/vflax
 src=$home/src
 python=$home/venv/bin/python
 run=$home/run
+# Left over from another job, in a shell's start-up file, they make JAX wait for slices and hosts that are not there.
+unset "${!MEGASCALE_@}" TPU_WORKER_ID TPU_WORKER_HOSTNAMES TPU_PROCESS_ADDRESSES CLOUD_TPU_TASK_ID
 
 # The number that gcloud's --worker means, asked of the metadata server as JAX does.
 worker_number() {
@@ -150,8 +152,6 @@ start() {
   echo "${opt[workdir]}" >"$run/workdir"
   command=("$python" -m vflax.supervise ${opt[max-restarts]:+--max_restarts="${opt[max-restarts]}"} --
     "$python" -m vflax.launch --distributed "${rest[@]}")
-  # Left over from another job they make jax.distributed wait for slices that are not there.
-  unset "${!MEGASCALE_@}"
   # A session of its own: it outlives the ssh connection that starts it.
   # shellcheck disable=SC2016  # its words are arguments
   setsid nohup bash -c 'cd "$1" || exit; shift
@@ -199,7 +199,7 @@ log() {
 
 # The supervisor hands SIGTERM on; the run saves a checkpoint and ends.
 stop() {
-  local waited try group
+  local waited try session
   if ! running; then
     echo "nothing is running"
     return
@@ -217,8 +217,9 @@ stop() {
     sleep 0.2
   done
   [ -n "${opt[kill]-}" ] || die "still saving after ${opt[grace]-300} s: wait, or tpu.sh stop --kill loses what is unsaved"
-  group=$(ps -o pgid= -p "$(cat "$run/pid")" | tr -d ' ')
-  kill -KILL -- "-$group"
+  # All of the session: the supervisor starts the run in a process group of its own.
+  mapfile -t session < <(ps -o pid= -s "$(ps -o sid= -p "$(cat "$run/pid")" | tr -d ' ')")
+  kill -KILL "${session[@]}" 2>/dev/null || true
   echo 137 >"$run/status"
   echo "killed"
 }

@@ -73,7 +73,7 @@ class Desk:
     def __call__(self, *words: str, script: str = "tpu", input: str = "", path: str = "") -> Ended:
         ended = subprocess.run(
             [str(self.root / "launch" / f"{script}.sh"), *words],
-            env=self.environment(path), input=input, capture_output=True, text=True, timeout=30, cwd=self.folder,
+            env=self.environment(path), input=input, capture_output=True, text=True, timeout=60, cwd=self.folder,
         )  # fmt: skip
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 

@@ -12,7 +12,7 @@ import yaml
 from tests.launch.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "launch"))
-import render_jobset  # noqa: E402
+import render_jobset
 
 IMAGE = "us-docker.pkg.dev/p1/r/vflax:1"
 LAUNCH = (
@@ -184,7 +184,7 @@ BAD = {
     "more than one host": ("render", "run1", "--accelerator=2xv5e-4", *GOOD[2:], *FLAGS),
     "one of them": ("render", *GOOD[:3], *FLAGS),
     "--claim=PVC, one": ("render", *GOOD, "--claim=c", *FLAGS),
-    "expected gs://BUCKET": ("render", *GOOD[:3], "--bucket=bk", *FLAGS),
+    "expected gs://NAME, small letters": ("render", *GOOD[:3], "--bucket=bk", *FLAGS),
     "expected an absolute path": ("render", *GOOD, "--mount=mnt", *FLAGS),
     "expected a whole number": ("render", *GOOD, "--max-restarts=few", *FLAGS),
     "after a lone --": ("apply", *GOOD),
