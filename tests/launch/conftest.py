@@ -43,6 +43,7 @@ class Desk:
         self.config({"zone": "us-west4-a", "project": "p1"})
         self.scenario(bookings=[["ACTIVE"]])
         self.mount = folder / "mnt"
+        self.mount.symlink_to(self.world / "buckets" / "bk")
 
     def scenario(
         self,
@@ -115,7 +116,6 @@ class Desk:
         self.booked()
         assert self.template is not None
         shutil.copytree(self.template.world / "workers", self.world / "workers")
-        self.mount.symlink_to(self.world / "buckets" / "bk")
         for path in (*self.world.glob("workers/*/*/mounted"), *self.world.glob("workers/*/*/vflax/storage")):
             path.write_text(path.read_text().replace(str(self.template.mount), str(self.mount)))
 
