@@ -39,6 +39,7 @@ begin() {
   [ "${#positional[@]}" = 1 ] || die "one NAME, not ${positional[*]} (options of the run follow a lone --)"
   [[ $name =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] ||
     die "$name: a name has small letters, digits and dashes, and begins with a letter"
+  if ! dry; then scratch=$(mktemp -d); fi
   place
   want_number poll
   poll=${opt[poll]-15}
@@ -82,12 +83,12 @@ queued() {
     "${asking[@]}" queued-resources describe "$name" "${where[@]}" "$queued_format"
     return
   fi
-  if out=$("${asking[@]}" queued-resources describe "$name" "${where[@]}" "$queued_format" 2>&1); then
+  if out=$("${asking[@]}" queued-resources describe "$name" "${where[@]}" "$queued_format" 2>"$scratch/error"); then
     IFS='|' read -r state initiator reason <<<"$out"
-  elif [[ $out == *NOT_FOUND* || $out == *"was not found"* ]]; then
+  elif grep -q "NOT_FOUND\|was not found" "$scratch/error"; then
     state=ABSENT
   else
-    reason=$out
+    reason=$(cat "$scratch/error")
   fi
 }
 asking=(plan "${tpus[@]}")
@@ -101,12 +102,12 @@ node() {
     "${asking[@]}" tpu-vm describe "$name" "${where[@]}" "$node_format"
     return
   fi
-  if out=$("${asking[@]}" tpu-vm describe "$name" "${where[@]}" "$node_format" 2>&1); then
+  if out=$("${asking[@]}" tpu-vm describe "$name" "${where[@]}" "$node_format" 2>"$scratch/error"); then
     IFS='|' read -r node accelerator_type workers <<<"$out"
-  elif [[ $out == *NOT_FOUND* || $out == *"was not found"* ]]; then
+  elif grep -q "NOT_FOUND\|was not found" "$scratch/error"; then
     node=ABSENT
   else
-    reason=$out
+    reason=$(cat "$scratch/error")
   fi
 }
 node_format='--format=value[separator="|"](state,acceleratorType,networkEndpoints.len())'
@@ -280,7 +281,6 @@ do_install() {
   commit=$(git -C "$root" rev-parse --short=12 HEAD)
   changed=$(git -C "$root" status --porcelain | wc -l)
   [ "$changed" = 0 ] || printf 'note: %s changed files are not committed and stay behind\n' "$changed" >&2
-  if ! dry && [ -z "$scratch" ]; then scratch=$(mktemp -d); fi
   archive=${scratch:-/tmp}/vflax.tar.gz
   plan git -C "$root" archive --format=tar.gz --output="$archive" HEAD || die "git could not pack $root"
   say "$name: installing $commit on $workers workers"

@@ -370,4 +370,6 @@ def main():
     if sys.argv[1] != "config" and (message := read("gcloud_broken.json")):
         fail(message)
     command, positional, flags = parse(sys.argv[1:])
+    # The real one talks on stderr when all is well, too.
+    print("WARNING: updates are available for some Google Cloud CLI components.", file=sys.stderr, flush=True)
     COMMANDS[command](positional, flags)
