@@ -1,0 +1,153 @@
+"""Fill in launch/jobset.yaml:  python3 launch/render_jobset.py NAME --accelerator=2xv5e-256 --image=... -- FLAGS
+
+gke.sh calls it. Prints the manifest, after it has been read back and checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import string
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import booking
+
+from vflax.errors import UserError
+
+TEMPLATE = Path(__file__).resolve().parent / "jobset.yaml"
+# Names of Pods are NAME-slice-0-0-xxxxx and may have 63 characters.
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,37}[a-z0-9])?")
+
+
+def render(arguments: argparse.Namespace, launch: Sequence[str]) -> str:
+    """The manifest of one run.
+
+    Args:
+        arguments: see `parser`.
+        launch: the flags of vflax.launch.
+
+    Raises:
+        UserError: what cannot run: an unknown slice, slices of one host, a WORKDIR that the hosts do not share.
+    """
+    facts = booking.facts(arguments.accelerator)
+    if int(facts["slices"]) > 1 and int(facts["nodes"]) == 1:
+        raise UserError(
+            f"{arguments.accelerator}: several slices as one job need slices of more than one host"
+        )
+    if not _NAME.fullmatch(arguments.name):
+        raise UserError(f"{arguments.name}: a name has up to 39 small letters, digits and dashes")
+    if bool(arguments.bucket) == bool(arguments.claim):
+        raise UserError("give --bucket=gs://B or --claim=PVC, one of them: the hosts share WORKDIR there")
+    if not arguments.mount.startswith("/"):
+        raise UserError(f"--mount={arguments.mount}: expected an absolute path")
+    _check_launch(launch, arguments.mount)
+    values = {
+        "name": arguments.name,
+        "namespace": arguments.namespace,
+        "max_restarts": arguments.max_restarts,
+        "annotations": {"gke-gcsfuse/volumes": "true"} if arguments.bucket else {},
+        # The driver of mounted buckets cannot sign in from a Pod on the node's network.
+        "host_network": not arguments.bucket,
+        "dns_policy": "ClusterFirst" if arguments.bucket else "ClusterFirstWithHostNet",
+        "service_account": arguments.service_account,
+        "image": arguments.image,
+        # Kubernetes replaces $(NAME) in arguments.
+        "args": [word.replace("$(", "$$(") for word in launch],
+        "mount": arguments.mount,
+        "shared": _shared(arguments),
+        "gke_accelerator": facts["gke_accelerator"],
+        "topology": facts["topology"],
+        **{key: int(facts[key]) for key in ("slices", "nodes", "node_chips")},
+    }
+    text = string.Template(TEMPLATE.read_text()).substitute({k: json.dumps(v) for k, v in values.items()})
+    _check_back(text, facts)
+    return text
+
+
+def _check_launch(launch: Sequence[str], mount: str) -> None:
+    given = dict(word.removeprefix("--").partition("=")[::2] for word in launch if word.startswith("--"))
+    if not given.get("config") or not given.get("workdir"):
+        raise UserError("give --config=... and --workdir=... of vflax.launch after a lone --")
+    if not given["workdir"].startswith(mount.rstrip("/") + "/"):
+        raise UserError(
+            f"--workdir={given['workdir']} must lie under {mount}, which --bucket or --claim is mounted at: the "
+            "hosts share nothing else"
+        )
+
+
+def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.claim:
+        return {"name": "shared", "persistentVolumeClaim": {"claimName": arguments.claim}}
+    bucket = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+)/?", arguments.bucket)
+    if bucket is None:
+        raise UserError(
+            f"--bucket={arguments.bucket}: expected gs://NAME, small letters, the bucket as a whole"
+        )
+    options = (
+        "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,"
+        "file-system:rename-dir-limit:200000"
+    )
+    attributes = {"bucketName": bucket[1], "mountOptions": options}
+    return {
+        "name": "shared",
+        "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes},
+    }
+
+
+def _check_back(text: str, facts: dict[str, str]) -> None:
+    """Read the manifest as Kubernetes will, and look that the chips asked for are those that were booked."""
+    try:
+        import yaml
+    except ImportError:
+        raise UserError("the package yaml is missing: pip install pyyaml") from None
+    manifest = yaml.safe_load(text)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = manifest["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    asked = job["replicas"] * spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    if str(asked) != facts["chips"] or spec["completions"] != spec["parallelism"]:
+        raise UserError(f"{TEMPLATE}: asks for {asked} chips, not for {facts['chips']}: mend the template")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, up to the lone --."""
+    found = argparse.ArgumentParser(prog="render_jobset.py", allow_abbrev=False)
+    found.add_argument("name")
+    found.add_argument("--accelerator", required=True, help="2xv5e-256: two slices; v5e-16: one")
+    found.add_argument("--image", required=True)
+    found.add_argument("--bucket", default="", help="gs://BUCKET, mounted by Cloud Storage FUSE")
+    found.add_argument(
+        "--claim", default="", help="a PersistentVolumeClaim that many nodes may write (Filestore)"
+    )
+    found.add_argument("--mount", default="/mnt/vflax")
+    found.add_argument("--namespace", default="default")
+    found.add_argument("--service-account", default="default")
+    found.add_argument("--max-restarts", type=int, default=10)
+    return found
+
+
+def main() -> int:
+    """Entry point."""
+    own, launch = _split(sys.argv[1:])
+    try:
+        print(render(parser().parse_args(own), launch), end="")
+    except UserError as error:
+        print(f"error: {str(error).replace('--topology=', '', 1)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

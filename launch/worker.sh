@@ -1,0 +1,265 @@
+#!/usr/bin/env bash
+# What tpu.sh runs on each worker (each TPU VM of a slice); nobody calls it by hand. Every line that it prints says
+# which worker speaks.
+#
+#   worker.sh install --commit=ID [--python=3.12] [--bucket=gs://B | --nfs=HOST:/SHARE] [--mount=DIR]
+#                     [--data=gs://B/FOLDER --data-dir=DIR]
+#   worker.sh chips                        how many this worker has: all workers must ask at the same time
+#   worker.sh mark|seen|unmark FOLDER TOKEN   is FOLDER one folder for all workers?
+#   worker.sh free                         fails while a run is going
+#   worker.sh start [--max-restarts=N] --workdir=DIR -- FLAGS of vflax.launch
+#   worker.sh status                       running | ended STATUS | gone | idle, then WORKDIR's own state
+#   worker.sh log [--lines=N] [--follow]
+#   worker.sh stop [--grace=SECONDS] [--kill]
+#   worker.sh have FOLDER NAME ...         which of the names are in FOLDER
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+home=$HOME/vflax
+src=$home/src
+python=$home/venv/bin/python
+run=$home/run
+# Left over from another job, in a shell's start-up file, they make JAX wait for slices and hosts that are not there.
+unset "${!MEGASCALE_@}" TPU_WORKER_ID TPU_WORKER_HOSTNAMES TPU_PROCESS_ADDRESSES CLOUD_TPU_TASK_ID
+
+# The number that gcloud's --worker means, asked of the metadata server as JAX does.
+worker_number() {
+  curl -sf -m 5 -H 'Metadata-Flavor: Google' \
+    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number || echo '?'
+}
+
+install() {
+  local uv
+  rm -f "$home/commit"
+  save_storage
+  mount_storage
+  copy_data
+  uv=$(find_uv)
+  "$uv" venv -q --allow-existing --python "${opt[python]-3.12}" "$home/venv"
+  "$uv" pip install -q --python "$python" -e "${src}[tpu]"
+  echo "${opt[commit]}" >"$home/commit"
+  echo "installed ${opt[commit]} with $("$python" --version)"
+}
+
+# The image's own Python is 3.10, too old for vflax; uv brings another beside it.
+find_uv() {
+  local found
+  for found in "$(command -v uv || true)" "$HOME/.local/bin/uv"; do
+    if [ -x "$found" ]; then
+      echo "$found"
+      return
+    fi
+  done
+  # Debian and newer Ubuntu refuse to install beside their own packages unless told to.
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv >&2
+  echo "$HOME/.local/bin/uv"
+}
+
+# What is mounted where is kept, so that a worker that was rebooted mounts it again before a run starts.
+save_storage() {
+  rm -f "$home/storage"
+  if [ -n "${opt[bucket]-}" ]; then
+    printf 'bucket %s %s\n' "${opt[bucket]#gs://}" "${opt[mount]}" >"$home/storage"
+  elif [ -n "${opt[nfs]-}" ]; then
+    printf 'nfs %s %s\n' "${opt[nfs]}" "${opt[mount]}" >"$home/storage"
+  fi
+}
+
+mount_storage() {
+  local kind what where
+  [ -f "$home/storage" ] || return 0
+  read -r kind what where <"$home/storage"
+  if mountpoint -q "$where"; then return 0; fi
+  sudo mkdir -p "$where"
+  case $kind in
+    bucket)
+      command -v gcsfuse >/dev/null || install_gcsfuse
+      sudo chown "$(id -u):$(id -g)" "$where"
+      # No caches of names: the hosts must see at once what another one wrote. Where the bucket has no folders of its
+      # own (no hierarchical namespace), the limit is what lets a checkpoint's folder be renamed at all.
+      gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+        --rename-dir-limit=200000 "$what" "$where"
+      ;;
+    nfs)
+      command -v mount.nfs >/dev/null || sudo apt-get install -y -q nfs-common
+      sudo mount -t nfs -o hard "$what" "$where"
+      sudo chown "$(id -u):$(id -g)" "$where"
+      ;;
+  esac
+  mountpoint -q "$where" || die "$what did not mount at $where"
+  echo "mounted $what at $where"
+}
+
+# cloud.google.com/storage/docs/cloud-storage-fuse/install
+install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.asc repository
+  repository=gcsfuse-$(lsb_release -c -s)
+  curl -sf https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] https://packages.cloud.google.com/apt $repository main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  sudo apt-get update -q
+  sudo apt-get install -y -q gcsfuse
+}
+
+# Shards are read from the worker's own disk: faster than a mounted bucket, and each worker has all of them.
+copy_data() {
+  [ -n "${opt[data]-}" ] || return 0
+  sudo mkdir -p "${opt[data-dir]}"
+  sudo chown "$(id -u):$(id -g)" "${opt[data-dir]}"
+  gcloud storage rsync --recursive "${opt[data]}" "${opt[data-dir]}"
+  echo "copied ${opt[data]} to ${opt[data-dir]}"
+}
+
+# The limit is for the case that a worker is missing: the others would wait for it for ever.
+chips() { timeout "${opt[timeout]-300}" "$python" "$src/launch/check_devices.py"; }
+
+mark() {
+  mount_storage
+  [ -d "$1" ] || mkdir -p "$1"
+  touch "$1/.seen-$2"
+}
+
+seen() {
+  local try
+  mount_storage
+  for try in 1 2 3 4 5; do
+    if [ -e "$1/.seen-$2" ]; then return; fi
+    [ "$try" = 5 ] || sleep "${opt[pause]-2}"
+  done
+  die "$1 is not the folder that worker 0 has under this name"
+}
+
+unmark() { rm -f "$1/.seen-$2"; }
+
+boot() { cat /proc/sys/kernel/random/boot_id; }
+
+# For what would pull the ground from under a run.
+free() { ! running || die "a run is going (process $(cat "$run/pid")): tpu.sh stop ends it"; }
+
+running() {
+  [ -f "$run/pid" ] && [ ! -f "$run/status" ] && [ "$(cat "$run/boot")" = "$(boot)" ] &&
+    kill -0 "$(cat "$run/pid")" 2>/dev/null
+}
+
+start() {
+  local command try
+  free
+  [ -x "$python" ] || die "nothing is installed: tpu.sh install first"
+  mount_storage
+  mkdir -p "$run"
+  rm -f "$run/status" "$run/pid"
+  boot >"$run/boot"
+  echo "${opt[workdir]}" >"$run/workdir"
+  command=("$python" -m vflax.supervise ${opt[max-restarts]:+--max_restarts="${opt[max-restarts]}"} --
+    "$python" -m vflax.launch --distributed "${rest[@]}")
+  # A session of its own: it outlives the ssh connection that starts it.
+  # shellcheck disable=SC2016  # its words are arguments
+  setsid nohup bash -c 'cd "$1" || exit; shift
+    echo "== $(date -u +%FT%TZ) $*"
+    "$@" &
+    echo $! >"$0/pid"
+    wait $!
+    echo $? >"$0/status.new" && mv "$0/status.new" "$0/status"' "$run" "$src" "${command[@]}" \
+    </dev/null >>"$run/log" 2>&1 3>&- &
+  for ((try = 0; try < 50; try++)); do
+    if [ -f "$run/pid" ]; then
+      echo "started, process $(cat "$run/pid")"
+      return
+    fi
+    sleep 0.1
+  done
+  die "did not start: $(tail -n 1 "$run/log")"
+}
+
+status() {
+  local workdir
+  if [ ! -f "$home/commit" ]; then
+    echo absent
+  elif running; then
+    echo "running, process $(cat "$run/pid")"
+  elif [ -f "$run/status" ]; then
+    echo "ended $(cat "$run/status")"
+  elif [ -f "$run/boot" ]; then
+    echo "gone: the machine was restarted, or the run killed"
+  else
+    echo idle
+  fi
+  if [ "$number" = 0 ] && [ -f "$run/workdir" ]; then
+    workdir=$(cat "$run/workdir")
+    if [ -f "$workdir/status.json" ]; then echo "$workdir: $(tr -s '\n ' ' ' <"$workdir/status.json")"; fi
+  fi
+}
+
+log() {
+  [ -f "$run/log" ] || die "no run was started here"
+  local follow=()
+  [ -z "${opt[follow]-}" ] || follow=(--follow=name --retry)
+  tail --lines="${opt[lines]-50}" "${follow[@]}" "$run/log"
+}
+
+# The supervisor hands SIGTERM on; the run saves a checkpoint and ends.
+stop() {
+  local waited try session
+  if ! running; then
+    echo "nothing is running"
+    return
+  fi
+  kill -TERM "$(cat "$run/pid")"
+  for ((waited = 0; waited < ${opt[grace]-300} * 5; waited++)); do
+    if ! running; then
+      for try in {1..20}; do
+        if [ -f "$run/status" ] || [ "$try" = 20 ]; then break; fi
+        sleep 0.1
+      done
+      echo "stopped, status $(cat "$run/status")"
+      return
+    fi
+    sleep 0.2
+  done
+  [ -n "${opt[kill]-}" ] || die "still saving after ${opt[grace]-300} s: wait, or tpu.sh stop --kill loses what is unsaved"
+  # All of the session: the supervisor starts the run in a process group of its own.
+  mapfile -t session < <(ps -o pid= -s "$(ps -o sid= -p "$(cat "$run/pid")" | tr -d ' ')")
+  kill -KILL "${session[@]}" 2>/dev/null || true
+  echo 137 >"$run/status"
+  echo "killed"
+}
+
+have() {
+  local folder=$1 name
+  shift
+  mount_storage
+  [ -d "$folder" ] || die "$folder is not there"
+  for name in "$@"; do
+    if [ -e "$folder/$name" ]; then echo "have $name"; fi
+  done
+}
+
+main() {
+  local what=${1-}
+  shift || true
+  parse_options "follow kill" \
+    "commit python bucket nfs mount data data-dir timeout pause max-restarts workdir lines grace" "$@"
+  case $what in
+    install) install ;;
+    chips) chips ;;
+    mark) mark "${positional[@]}" ;;
+    seen) seen "${positional[@]}" ;;
+    unmark) unmark "${positional[@]}" ;;
+    free) free ;;
+    start) start ;;
+    status) status ;;
+    log) log ;;
+    stop) stop ;;
+    have) have "${positional[@]}" ;;
+    *) die "worker.sh knows no $what" ;;
+  esac
+}
+
+# No `set -e` around the pipeline: its status is main's. Inside main it holds.
+set +e
+number=$(worker_number)
+(
+  set -e
+  main "$@"
+) 2>&1 | sed -u "s/^/[worker $number] /"
+exit "${PIPESTATUS[0]}"
