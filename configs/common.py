@@ -145,7 +145,7 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             },
             "cluster": {  # several hosts, docs/hosts.md; all numbers are ours
                 "join": 300,  # seconds that a host waits for the others to come
-                # Seconds of silence after which a host counts as gone and all others end; 0: JAX's own 100 s, and abort.
+                # Seconds of silence after which a host is gone and all others end; 0: JAX's way, 100 s and an abort.
                 "heartbeat": 10.0,
             },
             "watchdog": {  # a step that does not end, docs/hosts.md; all numbers are ours

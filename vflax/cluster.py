@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -31,6 +32,8 @@ from vflax.workdir import EXIT_ERROR
 # JAX's own heartbeat is only the net below ours, for a process whose Python stands still. It beats twice in the time
 # that it is given and may so be early by half of it.
 _NET = 3
+# Seconds of JAX's own heartbeat where there is none of ours: its default.
+_JAX_HEARTBEAT = 100
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
@@ -60,12 +63,12 @@ def joined(
     if not coordinator and not detect:
         yield
         return
-    place = (coordinator, num_processes, process_id) if coordinator else (None, None, None)
+    place = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     end = _AbortHandler(options.join)
-    _initialize(options, place)
+    _initialize(options, place if coordinator else {})
     end.joined = True
     state = distributed.global_state
-    if state.num_processes == 1 or not options.heartbeat:
+    if state.client is None or state.num_processes == 1 or not options.heartbeat:
         yield
         return
     heartbeat = Heartbeat(state.client, state.process_id, state.num_processes, options.heartbeat)
@@ -79,10 +82,12 @@ def joined(
     heartbeat.leave()
 
 
-def _initialize(options: ConfigDict, place: tuple[Any, ...]) -> None:
-    limits = {"heartbeat_timeout_seconds": int(_NET * options.heartbeat)} if options.heartbeat else {}
+def _initialize(options: ConfigDict, place: dict[str, Any]) -> None:
+    net = math.ceil(_NET * options.heartbeat) or _JAX_HEARTBEAT
     try:
-        jax.distributed.initialize(*place, initialization_timeout=options.join, **limits)
+        jax.distributed.initialize(
+            **place, initialization_timeout=options.join, heartbeat_timeout_seconds=net
+        )
     except ValueError as error:
         raise UserError(
             f"the other hosts cannot be joined ({error}): JAX finds no cluster here, or the numbers do not fit; give "
@@ -122,9 +127,9 @@ class _AbortHandler:
         Args:
             wait: seconds that JAX waits for all processes to come.
         """
-        self.joined, self.heartbeat = False, None
+        self.joined = False
+        self.heartbeat: Heartbeat | None = None
         self._wait = wait
-        self.heartbeat: Heartbeat | None
         self._c = ctypes.CDLL(None)
         self._c.signal.restype = ctypes.c_void_p
         self._c.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -144,8 +149,8 @@ class _AbortHandler:
             return None  # JAX aborts from a thread of its own
         if not self.joined:
             return (
-                f"not all processes have come together within {self._wait} s (config.cluster.join): is the command "
-                "running on every host, with the same --coordinator and --num_processes"
+                f"the processes of this run have not come together (the reason is above; JAX waits {self._wait} s: "
+                "config.cluster.join). Is the command running on every host, with the same --coordinator"
             )
         return self.heartbeat.explain(_coordinator_answers()) if self.heartbeat is not None else None
 

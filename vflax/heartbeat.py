@@ -140,8 +140,9 @@ class Heartbeat:
 
     def _hear(self, peer: _Peer, line: dict[str, Any]) -> None:
         if line["beat"] != peer.beat or line["left"] != peer.left:
-            peer.host, peer.beat, peer.left = line["host"], line["beat"], line["left"]
-            peer.heard = time.monotonic()
+            peer.host, peer.beat, peer.heard = line["host"], line["beat"], time.monotonic()
+            if line["left"] is not None:  # a beat on its way may arrive after the goodbye
+                peer.left = line["left"]
 
     # --- The thread that judges
 
@@ -151,8 +152,8 @@ class Heartbeat:
             now = time.monotonic()
             paused, before = now - before - self._interval / 2, now
             if paused > self._timeout:
-                give_up(f"process {self._process} (host {socket.gethostname()}), this one, stood still for {paused:.0f} s, "
-                        "and the others have given it up")  # fmt: skip
+                here = f"process {self._process} (host {socket.gethostname()}), this one,"
+                give_up(f"{here} stood still for {paused:.0f} s, and the others have given it up")
             if paused > self._interval:  # a shorter one says nothing about the others
                 for peer in self._peers.values():
                     peer.heard += paused

@@ -35,10 +35,8 @@ def main(argv: Sequence[str]) -> None:
     """Run one stage, after the stage that it starts from where the config says how to make that."""
     # Orbax tells every rename at INFO; warnings and errors still come through.
     logging.set_verbosity(logging.WARNING)
-    from vflax import (
-        cluster,
-        train,
-    )  # after the flags: importing JAX takes seconds that --help need not wait for
+    # After the flags: importing JAX takes seconds that --help need not wait for.
+    from vflax import cluster, train
     from vflax import config as configs
     from vflax.workdir import EXIT_ERROR
 

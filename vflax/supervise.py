@@ -23,6 +23,7 @@ for ever. Without them it asks the VM's metadata. --keep_variables leaves them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -68,7 +69,7 @@ def main() -> None:
     sys.exit(Supervisor(options.command, environment, options.max_restarts, options.backoff).run())
 
 
-def _at_least(kind: type, least: float):  # type: ignore[no-untyped-def]
+def _at_least(kind: type[int] | type[float], least: int) -> Callable[[str], float]:
     def number(text: str) -> float:
         if (value := kind(text)) < least:
             raise argparse.ArgumentTypeError(f"{text}: at least {least}")
@@ -183,10 +184,8 @@ def saved_step(workdir: Path | None) -> int:
     if workdir is None:
         return -1
     steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or not whole
         steps.append(int(json.loads((workdir / "status.json").read_text())["step"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # not there, or not whole
     return max(steps, default=-1)
 
 

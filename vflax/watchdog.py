@@ -84,8 +84,11 @@ class Watchdog:
                 rule, limit = "config.watchdog.longest", longest
             else:
                 median = statistics.median(self._turns)
-                what, limit = "a step", max(self._options.factor * median, self._options.least)
-                rule = f"config.watchdog: {self._options.factor:g} times the median, {median:.3g} s, or {self._options.least:g} s"
+                factor, least = self._options.factor, self._options.least
+                what, limit = "a step", max(factor * median, least)
+                rule = (
+                    f"config.watchdog: {factor:g} times the median, {median:.3g} s, but {least:g} s at least"
+                )
         if taken <= limit:
             return None
         return f"{what} has not come to its end for {taken:.0f} s; it may take {limit:.0f} s ({rule})"
