@@ -107,6 +107,8 @@ def _leave_alone(heartbeat: Heartbeat, error: BaseException, timeout: float, lea
             file=sys.stderr,
         )
         time.sleep(wait)
+        if heartbeat.verdict is not None:
+            threading.Event().wait()  # for the end of this process, which is under way
     heartbeat.leave(f"{type(error).__name__}: {str(error)[:500]}")
 
     def end() -> None:
