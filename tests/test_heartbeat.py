@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -63,10 +64,8 @@ class Cluster:
                 threading.Thread(target=self._quietly, args=(work,), name=f"beat {i}", daemon=True).start()
 
     def _quietly(self, work) -> None:
-        try:
+        with contextlib.suppress(Ended):
             work()
-        except Ended:
-            pass
 
     def wait(self, count: int, seconds: float = 6 * TIMEOUT) -> dict[int, str]:
         """The reasons of those that ended: all of `count`, or as many as there are after some seconds."""

@@ -68,9 +68,7 @@ def test_a_kill_is_started_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("ending", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(75)", "sys.exit(1)"])
-def test_ends_without_progress_are_given_up_after_the_limit_with_the_last_status(
-    tmp_path: Path, ending: str
-):
+def test_ends_without_progress_are_given_up_after_the_limit_with_the_last_status(tmp_path: Path, ending: str):
     status, count, _, said = supervised(tmp_path, f"at(5); {ending}", "--max_restarts=3")
     assert count == 5, "the first one had made progress"
     assert status == {"sys.exit(75)": 75, "sys.exit(1)": 1}.get(ending, 137)

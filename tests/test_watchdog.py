@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from tests import small
-from vflax import watchdog
+from vflax import give_up, watchdog
 from vflax.watchdog import Watchdog
 
 
@@ -98,25 +98,23 @@ from vflax.watchdog import Watchdog
 from vflax.workdir import write_status
 
 def the_step_that_hangs():
-    threading.Event().wait({seconds})
+    threading.Event().wait()
 
 workdir = Path(sys.argv[1])
 write_status(workdir, "running", 0)
-(workdir / "metrics.jsonl").write_text('{{"step": 7}}\\n')
-options = ConfigDict({{"factor": {factor}, "least": 0.5, "longest": 5.0}})
-with run_under_way(workdir, {process}), Watchdog(options) as dog:
+(workdir / "metrics.jsonl").write_text('{"step": 7}\\n')
+options = ConfigDict({"factor": 3.0, "least": 0.5, "longest": 5.0})
+with run_under_way(workdir, 0), Watchdog(options) as dog:
     for _ in range(8):
         time.sleep(0.01)
         dog.step_done()
     the_step_that_hangs()
-print("came to its end")
 """
 
 
-def run_script(workdir: Path, seconds: float, factor: float = 3.0, process: int = 0):
-    code = textwrap.dedent(SCRIPT).format(seconds=seconds, factor=factor, process=process)
+def run_script(workdir: Path):
     return subprocess.run(
-        [sys.executable, "-c", code, str(workdir)],
+        [sys.executable, "-c", SCRIPT, str(workdir)],
         env=small.environment(),
         capture_output=True,
         text=True,
@@ -125,7 +123,7 @@ def run_script(workdir: Path, seconds: float, factor: float = 3.0, process: int 
 
 
 def test_a_step_that_hangs_ends_with_75_the_reason_and_all_stacks(tmp_path: Path):
-    result = run_script(tmp_path, 60)
+    result = run_script(tmp_path)
     assert result.returncode == 75, result.stderr
     assert "error: process 0 (host " in result.stderr and "hangs: a step has not come" in result.stderr
     status = json.loads((tmp_path / "status.json").read_text())
@@ -134,15 +132,29 @@ def test_a_step_that_hangs_ends_with_75_the_reason_and_all_stacks(tmp_path: Path
         assert "in the_step_that_hangs" in text and text.count("hread 0x") >= 2
 
 
-def test_only_process_0_writes_the_status_and_every_one_its_own_stacks(tmp_path: Path):
-    assert run_script(tmp_path, 60, process=1).returncode == 75
-    assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
-    assert [p.name for p in tmp_path.glob("hang-*")] == ["hang-1.txt"]
+class Ended(BaseException):
+    pass
 
 
-def test_a_factor_of_0_is_no_watchdog(tmp_path: Path):
-    result = run_script(tmp_path, 1.5, factor=0)
-    assert result.returncode == 0 and "came to its end" in result.stdout
+def test_only_process_0_writes_the_status_and_every_one_its_own_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(give_up.os, "_exit", end)
+    monkeypatch.setattr(give_up, "_ONCE", threading.Lock())
+    monkeypatch.setattr(give_up, "_RUNS", [])
+    with pytest.raises(Ended, match="75"), give_up.run_under_way(tmp_path, 1):
+        give_up.give_up("process 1 hangs", hang=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["hang-1.txt"]
+
+
+def test_a_factor_of_0_is_no_watchdog():
+    options = {"factor": 0.0, "least": 300.0, "longest": 7200.0}
+    for factor, expected in ((0.0, False), (20.0, True)):
+        with Watchdog(ConfigDict(options | {"factor": factor})):
+            assert any(t.name == "watchdog" for t in threading.enumerate()) == expected
 
 
 # The training command itself, whose loader blocks for ever at the third batch of a process that began at step 0.
