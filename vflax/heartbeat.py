@@ -107,8 +107,9 @@ class Heartbeat:
                 return self._end(peer)
         if not self._lead and not lead_answers:
             return f"{self._peers[0].name} is gone: nobody listens there any more"
-        # JAX waits longer than the judge: it comes first only where Python stood still.
-        silent = [p for p in self._peers.values() if p.left is None and now - p.heard > self._timeout / 2]
+        # JAX waits longer than the judge: it comes first only where Python stood still, or where a process that is gone
+        # is back, as another one, before anybody missed it.
+        silent = [p for p in self._peers.values() if p.left is None and now - p.heard > 3 * self._interval]
         return ", ".join(self._silence(p, now) for p in silent) or None
 
     # --- The thread that speaks
