@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.common import base
 from tests import small
+from vflax import cluster
+from vflax.errors import UserError
 
 # One process of three that sum a number, over and over; process 1 fails when the file FAIL is there.
 SCRIPT = """
@@ -34,14 +37,12 @@ try:
         sharding = NamedSharding(jax.make_mesh((3,), ("x",)), PartitionSpec("x"))
         one = jax.make_array_from_process_local_data(sharding, np.ones(1, np.float32))
         total = jax.jit(lambda x: x.sum())
-        for step in range(1_000_000):
+        for step in range(int(sys.argv[5])):
             assert float(total(one)) == 3
             if step == 3:
                 (workdir / f"ready-{process}").touch()
             if process == 1 and (workdir / "FAIL").exists():
                 raise UserError("no image at all")
-            if (workdir / "STOP").exists() and step % 100 == 0:
-                break
             time.sleep(0.005)
 except UserError as error:
     print(f"error: {error}", file=sys.stderr)
@@ -57,12 +58,13 @@ class Three:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     ends: dict[int, tuple[float, int]] = field(default_factory=dict)
 
-    def start(self, count: int = 3, join: int = 300) -> None:
+    def start(self, count: int = 3, join: int = 300, steps: int = 1_000_000) -> None:
         self.folder.mkdir()
         port = small.free_port()
         for i in range(count):
             with (self.folder / f"out-{i}").open("wb") as out:
-                command = [sys.executable, "-c", SCRIPT, str(port), str(i), str(self.folder), str(join)]
+                numbers = [str(number) for number in (join, steps)]
+                command = [sys.executable, "-c", SCRIPT, str(port), str(i), str(self.folder), *numbers]
                 self.processes.append(
                     subprocess.Popen(command, env=small.environment(), stdout=out, stderr=subprocess.STDOUT)
                 )
@@ -143,6 +145,19 @@ def test_a_process_that_fails_ends_the_others_with_its_reason_and_itself_with_1(
         assert "has ended: UserError: no image at all" in three.said(process)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"coordinator": "localhost:1"}, "--coordinator needs --num_processes and --process_id"),
+        ({"coordinator": "localhost:1", "num_processes": 2, "process_id": 2}, "cannot be joined"),
+        ({"detect": True}, "cannot be joined.*--coordinator=HOST:PORT"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_with_the_flags_to_give(arguments: dict, words: str):
+    with pytest.raises(UserError, match=words), cluster.joined(base(1, "tiny").cluster, **arguments):
+        pass
+
+
 @pytest.mark.slow
 def test_a_process_whose_others_do_not_come_ends_with_75_and_says_where_to_look(tmp_path: Path):
     three = Three(tmp_path / "one")
@@ -154,7 +169,5 @@ def test_a_process_whose_others_do_not_come_ends_with_75_and_says_where_to_look(
 @pytest.mark.slow
 def test_all_leave_together_with_0_when_all_are_done(tmp_path: Path):
     three = Three(tmp_path / "all")
-    three.start()
-    three.wait_until_ready()
-    (three.folder / "STOP").touch()
+    three.start(steps=100)
     assert [p.wait(timeout=120) for p in three.processes] == [0, 0, 0], three.said(0)

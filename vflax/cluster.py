@@ -65,7 +65,11 @@ def joined(
         return
     place = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     end = _AbortHandler(options.join)
-    _initialize(options, place if coordinator else {})
+    try:
+        _initialize(options, place if coordinator else {})
+    except BaseException:
+        end.remove()
+        raise
     end.joined = True
     state = distributed.global_state
     if state.client is None or state.num_processes == 1 or not options.heartbeat:
@@ -138,12 +142,16 @@ class _AbortHandler:
         self._kept = _HANDLER(self._handle)  # ctypes keeps no reference to a callback
         self._old = self._c.signal(signal.SIGABRT, ctypes.cast(self._kept, ctypes.c_void_p))
 
+    def remove(self) -> None:
+        """Put the handler back that was there before."""
+        self._c.signal(signal.SIGABRT, self._old)
+
     def _handle(self, number: int) -> None:
         reason = self._reason()
         if reason is not None:
             give_up(reason)
         # Not ours: as if this handler were not there, faulthandler's dump included.
-        self._c.signal(number, self._old)
+        self.remove()
         getattr(self._c, "raise")(number)
 
     def _reason(self) -> str | None:
