@@ -33,8 +33,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
+
+from etils import epath
 
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75  # vflax/workdir.py has them, too, and imports much
 # A command line that argparse or a shell refuses, a file that is no program, no such program.
@@ -168,34 +169,37 @@ class Supervisor:
             self._child.send_signal(number)
 
 
-def find_workdir(command: Sequence[str]) -> Path | None:
+def find_workdir(command: Sequence[str]) -> epath.Path | None:
     """DIR of --workdir=DIR, --workdir DIR or either with one dash; None: there is none."""
     for i, word in enumerate(command):
         flag, equals, value = word.partition("=")
         if flag in ("--workdir", "-workdir"):
-            if equals:
-                return Path(value).expanduser()
-            return Path(command[i + 1]).expanduser() if i + 1 < len(command) else None
+            value = value if equals else "".join(command[i + 1 : i + 2])
+            return epath.Path(value).expanduser() if value else None
     return None
 
 
-def saved_step(workdir: Path | None) -> int:
+def saved_step(workdir: epath.Path | None) -> int:
     """The largest step that WORKDIR tells of: its newest checkpoint, or status.json; -1 where it tells none."""
     if workdir is None:
         return -1
-    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or not whole
+    steps = [-1]
+    # What is not there, not whole or not reachable for the moment is no progress.
+    with contextlib.suppress(Exception):
         steps.append(int(json.loads((workdir / "status.json").read_text())["step"]))
-    return max(steps, default=-1)
+    with contextlib.suppress(Exception):
+        steps += [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    return max(steps)
 
 
-def _identity(workdir: Path | None) -> tuple[int, int] | None:
-    """Of status.json, which is replaced whenever it is written."""
-    try:
-        found = (workdir / "status.json").stat() if workdir is not None else None
-    except OSError:
+def _identity(workdir: epath.Path | None) -> tuple[float, str] | None:
+    """Of status.json, which is replaced whenever it is written; None where it is not there."""
+    if workdir is None:
         return None
-    return (found.st_ino, found.st_mtime_ns) if found is not None else None
+    with contextlib.suppress(Exception):
+        path = workdir / "status.json"
+        return float(path.stat().mtime), path.read_text()
+    return None
 
 
 def _log(text: str) -> None:
