@@ -163,6 +163,14 @@ def test_a_process_that_stood_still_itself_blames_nobody_else(
     assert len(cluster.ended) == 3
 
 
+def test_a_store_that_hangs_does_not_hold_up_the_end(cluster: Cluster):
+    cluster.store.hangs.set()
+    began = time.monotonic()
+    cluster.beats[0]._tell("process 1 is gone", False)
+    cluster.beats[1]._tell("a step hangs", True)
+    assert time.monotonic() - began < 5
+
+
 def test_what_is_known_when_jax_comes_first(cluster: Cluster):
     lead, worker = cluster.beats[0], cluster.beats[1]
     assert worker.explain(lead_answers=True) is None

@@ -32,6 +32,8 @@ _RUNS: list[_Run] = []
 # What else is to be done with (reason, hang) before the process ends: telling the other processes.
 _TELL: list[Callable[[str, bool], None]] = []
 _ONCE = threading.Lock()
+# Seconds after which the process ends even where a file system or JAX's client holds up what is said here.
+_AT_MOST = 10.0
 
 
 @contextlib.contextmanager
@@ -57,6 +59,7 @@ def give_up(reason: str, hang: bool = False) -> NoReturn:
     """
     if not _ONCE.acquire(blocking=False):
         threading.Event().wait()  # another thread is ending the process
+    threading.Thread(target=_end_soon, name="giving up", daemon=True).start()
     try:
         _say(f"error: {reason}; run the same command again to continue from the last checkpoint")
         run = _RUNS[-1] if _RUNS else None
@@ -70,6 +73,11 @@ def give_up(reason: str, hang: bool = False) -> NoReturn:
         _say(f"error: {type(error).__name__}: {error}")
     finally:
         os._exit(EXIT_AGAIN)
+
+
+def _end_soon() -> None:
+    time.sleep(_AT_MOST)
+    os._exit(EXIT_AGAIN)
 
 
 def _say(text: str) -> None:

@@ -11,10 +11,12 @@ so that a second costs each process two small calls, however many there are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,10 +90,7 @@ class Heartbeat:
         """Say goodbye, so that the silence that follows means nothing; with a reason the others end, too."""
         self._stop.set()
         self._left = reason
-        # In a thread: where process 0 hangs, the call does not come back.
-        goodbye = threading.Thread(target=self._write, daemon=True)
-        goodbye.start()
-        goodbye.join(GRACE)
+        _within(GRACE, self._write)
 
     def explain(self, lead_answers: bool) -> str | None:
         """Why JAX ends this process, as far as is known here; None: not because of another process.
@@ -186,5 +185,17 @@ class Heartbeat:
                 self.leave(reason)
             return
         line = json.dumps({"reason": reason, "hang": hang})
-        self._store.key_value_set("vflax/lead/verdict", line, allow_overwrite=True)
+        _within(GRACE, lambda: self._store.key_value_set("vflax/lead/verdict", line, allow_overwrite=True))
         time.sleep(GRACE)
+
+
+def _within(seconds: float, call: Callable[[], None]) -> None:
+    """Do it, and wait no longer: where process 0 hangs, or JAX is ending this process, a call does not come back."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    thread.join(seconds)
