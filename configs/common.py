@@ -143,6 +143,16 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "samples_per_task": 25,
                 "max_new_tokens": 64,
             },
+            "cluster": {  # several hosts, docs/hosts.md; all numbers are ours
+                "join": 300,  # seconds that a host waits for the others to come
+                # Seconds of silence after which a host is gone and all others end; 0: JAX's way, 100 s and an abort.
+                "heartbeat": 10.0,
+            },
+            "watchdog": {  # a step that does not end, docs/hosts.md; all numbers are ours
+                "factor": 20.0,  # times the median step: a step that takes longer hangs; 0: off
+                "least": 300.0,  # ... and longer than so many seconds
+                "longest": 7200.0,  # seconds for what is no step: the first one's compile, an evaluation, a save
+            },
             "logging": {"every": 1, "tensorboard": True},
             "export": True,  # write WORKDIR/export at the end
         }

@@ -123,9 +123,25 @@ def test_the_lora_variants_have_llava_s_numbers_and_start_where_the_whole_decode
     assert whole.lora.rank == 0
 
 
+def test_how_long_to_wait_for_a_host_or_a_step_may_change_and_need_not_have_been_there():
+    old, new = plain(), plain()
+    new["cluster"]["heartbeat"], new["watchdog"]["factor"] = 30.0, 0.0
+    assert configs.check_resume(old, new) == [
+        "config.cluster.heartbeat: 10.0 -> 30.0",
+        "config.watchdog.factor: 20.0 -> 0.0",
+    ]
+    del old["cluster"], old["watchdog"]
+    assert configs.check_resume(old, new) == []
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
+        ("cluster.heartbeat", -1.0, "config.cluster.heartbeat=-1.0: at least 0"),
+        ("cluster.join", 0, "config.cluster.join=0: at least 1"),
+        ("watchdog.factor", -1.0, "config.watchdog.factor=-1.0: at least 0"),
+        ("watchdog.least", -1.0, "config.watchdog.least=-1.0: at least 0"),
+        ("watchdog.longest", 0.0, "config.watchdog.longest=0.0: at least 1"),
         ("seed", -1, "config.seed=-1: at least 0"),
         ("data.max_problem_share", 5.0, "config.data.max_problem_share=5.0: expected a number from 0 to 1"),
         (

@@ -1,11 +1,13 @@
-"""Several processes train what one process trains."""
+"""Several processes train what one process trains, killed and started again in other numbers, too."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
-import socket
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,20 +24,25 @@ def losses(workdir: Path) -> list[float]:
     return [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
 
 
-def start_pair(folder: Path, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
+def start(
+    folder: Path, workdir: Path, count: int, *flags: str, devices: int = 2, before: tuple[str, ...] = ()
+) -> list[subprocess.Popen[str]]:
+    """`count` processes of one run, each with so many devices; `before` stands before the command."""
+    places = [f"--coordinator=localhost:{small.free_port()}", f"--num_processes={count}"] if count > 1 else []
     return [
         subprocess.Popen(
             [
-                *small.command(folder, workdir, *FLAGS, *flags), f"--coordinator=localhost:{port}", "--num_processes=2",
-                f"--process_id={i}",
+                *before, *small.command(folder, workdir, *FLAGS, *flags), *places,
+                *([f"--process_id={i}"] if places else []),
             ],
-            env=small.environment(devices=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=small.environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for i in range(2)
+        for i in range(count)
     ]  # fmt: skip
+
+
+def start_pair(folder: Path, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
+    return start(folder, workdir, 2, *flags)
 
 
 @pytest.mark.slow
@@ -93,3 +100,78 @@ def test_two_processes_evaluate_answer_and_export_together(tmp_path: Path):
                 for w in (tmp_path / "alone", workdir))  # fmt: skip
     assert len(one) == 2
     np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+CHAIN = ("--config.mesh.data=-1", "--config.mesh.fsdp=1", "--config.steps=9", "--config.checkpoint.every=2")
+COUNTS = ("tokens", "supervised_tokens", "images")
+
+
+def steps(workdir: Path) -> list[dict]:
+    return [r for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
+
+
+def checkpoint(workdir: Path) -> int:
+    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
+
+def kill_after_a_checkpoint(processes: list[subprocess.Popen[str]], workdir: Path) -> None:
+    """kill -9 for all of them, as soon as they have saved a step of their own."""
+    begun = checkpoint(workdir)
+    while checkpoint(workdir) == begun and all(p.poll() is None for p in processes):
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+    outputs = [p.communicate(timeout=60)[0] for p in processes]
+    assert [p.returncode for p in processes] == [-signal.SIGKILL] * len(processes), outputs
+
+
+@pytest.mark.slow
+def test_a_chain_of_4_2_and_1_processes_killed_in_between_trains_what_one_process_trains(tmp_path: Path):
+    workdir, alone = tmp_path / "chain", tmp_path / "alone"
+    result = small.launch(tmp_path, alone, *FLAGS, *CHAIN)
+    assert result.returncode == 0, result.stderr[-3000:]
+    kill_after_a_checkpoint(start(tmp_path, workdir, 4, *CHAIN, devices=1), workdir)
+    first = checkpoint(workdir)
+    kill_after_a_checkpoint(start(tmp_path, workdir, 2, *CHAIN, devices=1), workdir)
+    second = checkpoint(workdir)
+    assert 0 < first < second < 9
+    result = small.launch(tmp_path, workdir, *FLAGS, *CHAIN)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"continuing from step {second}" in result.stdout
+
+    expected, found = steps(alone), steps(workdir)
+    assert [[r[name] for name in COUNTS] for r in found] == [[r[name] for name in COUNTS] for r in expected]
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_under_supervisors_a_killed_host_is_named_and_the_run_ends_as_if_nothing_had_happened(tmp_path: Path):
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    outputs = [p.communicate(timeout=600)[0] for p in start(tmp_path, whole, 2, *CHAIN, devices=1)]
+    assert len(losses(whole)) == 9, outputs
+
+    before = (sys.executable, "-m", "vflax.supervise", "--backoff=5", "--")
+    pair = start(tmp_path, workdir, 2, *CHAIN, devices=1, before=before)
+    said: list[list[tuple[float, str]]] = [[], []]
+
+    def read(i: int) -> None:
+        for line in pair[i].stdout or ():
+            said[i].append((time.monotonic(), line))
+
+    readers = [threading.Thread(target=read, args=(i,)) for i in range(2)]
+    for reader in readers:
+        reader.start()
+    while checkpoint(workdir) < 2 and all(p.poll() is None for p in pair):
+        time.sleep(0.05)
+    [pid] = [int(line.split("started as ")[1].split(":")[0]) for _, line in said[1] if "started as" in line]
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    for process, reader in zip(pair, readers, strict=True):
+        process.wait(timeout=600)
+        reader.join()
+    text = ["".join(line for _, line in lines) for lines in said]
+    assert [p.returncode for p in pair] == [0, 0], text
+    noticed = [t - killed for t, line in said[0] if "error: process 1 (host " in line]
+    assert noticed and 0 < noticed[0] < 20, text[0]
+    assert "status 75" in text[0] and "status 137" in text[1]
+    assert losses(workdir) == losses(whole), "bit for bit"

@@ -16,6 +16,7 @@ from vflax.values import SHARE
 # What a continued run may change. Every other key is part of the run's identity.
 ELASTIC = (
     "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads",
+    "cluster.*", "watchdog.*",
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
     # What is refused, not what is learned.
@@ -86,7 +87,8 @@ _LEAST = {
     "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
     "data.supervised": 0, "data.threads": 1, "data.tasks": 0, "data.budget": 0, "checkpoint.every": 0,
     "checkpoint.keep": 1, "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1,
-    "epochs": 0, "steps": 0, "seed": 0,
+    "epochs": 0, "steps": 0, "seed": 0, "cluster.join": 1, "cluster.heartbeat": 0, "watchdog.factor": 0,
+    "watchdog.least": 0, "watchdog.longest": 1,
 }  # fmt: skip
 _SHARES = ("data.max_problem_share", "data.max_duplicate_share")
 _DTYPES = ("float32", "bfloat16")

@@ -1,7 +1,8 @@
 """Train a stage:  python -m vflax.launch --config=configs/stage1.py[:variant] --workdir=DIR [--config.key=value ...]
 
 Started again with the same --workdir, a run continues from its last checkpoint. SIGTERM or Ctrl-C saves a
-checkpoint first. Exit status: 0 finished, 75 saved and to be run again, 1 error.
+checkpoint first. Exit status: 0 finished; 75 to be run again: stopped and saved, or another host is gone, or a step
+hung; 1 error. `python -m vflax.supervise -- COMMAND` runs it again by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def main(argv: Sequence[str]) -> None:
     """Run one stage, after the stage that it starts from where the config says how to make that."""
     # Orbax tells every rename at INFO; warnings and errors still come through.
     logging.set_verbosity(logging.WARNING)
-    from vflax import train  # after the flags: importing JAX takes seconds that --help need not wait for
+    # After the flags: importing JAX takes seconds that --help need not wait for.
+    from vflax import cluster, train
+    from vflax import config as configs
     from vflax.workdir import EXIT_ERROR
 
     try:
@@ -45,8 +48,12 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(
                 f"--workdir={workdir}: give a folder of a mounted file system (a bucket: gcsfuse)"
             )
-        _join_cluster()
-        status = train.run_with_start(CONFIG.value, Path(workdir).expanduser().absolute())
+        configs.check_values(CONFIG.value)
+        with cluster.joined(
+            CONFIG.value.cluster, detect=_DISTRIBUTED.value, coordinator=_COORDINATOR.value,
+            num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value,
+        ):  # fmt: skip
+            status = train.run_with_start(CONFIG.value, Path(workdir).expanduser().absolute())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_ERROR
@@ -56,18 +63,6 @@ def main(argv: Sequence[str]) -> None:
         status = EXIT_ERROR
     sys.stdout.flush()
     sys.exit(status)
-
-
-def _join_cluster() -> None:
-    """Start jax.distributed where the flags ask for it."""
-    import jax
-
-    if _COORDINATOR.value:
-        if _NUM_PROCESSES.value is None or _PROCESS_ID.value is None:
-            raise UserError("--coordinator needs --num_processes and --process_id")
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    elif _DISTRIBUTED.value:
-        jax.distributed.initialize()
 
 
 def cli() -> None:

@@ -68,7 +68,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
     slices = {getattr(d, "slice_index", 0) for d in devices}
     if len(slices) > 1:
         if sizes[0] % len(slices):
-            raise UserError(f"config.mesh.data={sizes[0]} must be a multiple of the {len(slices)} slices")
+            raise UserError(
+                f"config.mesh.data={sizes[0]} must be a multiple of the {len(slices)} slices, for it runs across them: "
+                f"--config.mesh.data={len(slices)}"
+            )
         grid = mesh_utils.create_hybrid_device_mesh(
             (sizes[0] // len(slices), *sizes[1:]),
             (len(slices), 1, 1),
@@ -81,9 +84,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
         grid = np.asarray(devices).reshape(sizes)
     # Each process reads the rows of its own devices; along `tensor` all devices hold the same rows.
     if any(len({d.process_index for d in line}) > 1 for line in grid.reshape(-1, sizes[2])):
+        per_host = len(devices) // len({d.process_index for d in devices})
         raise UserError(
-            f"config.mesh.tensor={sizes[2]} reaches over hosts of {jax.local_device_count()} devices each. Choose one "
-            "that divides the devices of a host, and give the rest to config.mesh.fsdp"
+            f"config.mesh.tensor={sizes[2]} reaches over hosts of {per_host} devices each. Choose one that divides the "
+            "devices of a host, and give the rest to config.mesh.fsdp"
         )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -24,11 +24,13 @@ from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
 from vflax.flops import device_peak, train_step_flops
+from vflax.give_up import run_under_way
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
 from vflax.optimizer import make_optimizer
 from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path, unmade_start
 from vflax.step import TrainState, init_state, make_train_step, state_shardings
 from vflax.stop import Stopped, StopSignals
+from vflax.watchdog import Watchdog
 from vflax.weights.export import Options, check_exportable, export
 from vflax.weights.load import load_params
 from vflax.weights.open import open_checkpoint
@@ -57,7 +59,7 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
 def _run_to_status(config: ConfigDict, workdir: Path) -> int:
     """Train one stage from its last checkpoint, where there is one; however it ends, status.json says so."""
     lead = jax.process_index() == 0
-    with StopSignals() as signals:
+    with StopSignals() as signals, run_under_way(workdir, jax.process_index()):
         try:
             options = config.checkpoint
             # Closed on every way out: whatever ends a run, a save that has begun is finished.
@@ -240,6 +242,10 @@ class _Loop:
     last_evaluation: Evaluation | None = None
     metrics: MetricsWriter | None = field(init=False, default=None)
     progress: ProgressLine | None = field(init=False, default=None)
+    watchdog: Watchdog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watchdog = Watchdog(self.config.watchdog)
 
     def train(self, train_step: Any, state: TrainState, frozen: Any, start: int) -> tuple[TrainState, bool]:
         """Run steps start .. total. Returns the last state, saved, and whether a signal asked to stop."""
@@ -256,6 +262,7 @@ class _Loop:
                 self.progress = stack.enter_context(contextlib.closing(ProgressLine(_CONSOLE, start, total)))
             loader = stack.enter_context(contextlib.closing(self.data.loader(start)))
             stack.enter_context(self.signals.deferred())
+            stack.enter_context(self.watchdog)
             clock = time.perf_counter()
             for step in range(start, total):
                 waiting = time.perf_counter()
@@ -287,7 +294,9 @@ class _Loop:
                     break
                 if evaluate or save:
                     clock = time.perf_counter()
-            self.checkpointer.wait()
+                self.watchdog.step_done()
+            with self.watchdog.other("the last save"):
+                self.checkpointer.wait()
         self.seconds["train"] = time.perf_counter() - began - self.seconds.get("evaluate", 0.0)
         return state, stopped or self.signals.asked
 
@@ -350,7 +359,8 @@ class _Loop:
             "data": {"position": step, "plan_version": PLAN_VERSION, **self.data.identity()},
             "frozen": self.model.files.frozen,
         }
-        self.checkpointer.save(step, state, record, evaluated or None)
+        with self.watchdog.other("a save"):
+            self.checkpointer.save(step, state, record, evaluated or None)
 
     def _evaluate(self, state: TrainState, frozen: Any) -> dict[str, float]:
         """Evaluate on held-out samples; whatever ends that early, the steps so far are saved first."""
@@ -359,7 +369,7 @@ class _Loop:
         if jax.process_index() == 0:
             write_status(self.workdir, "running", step, "evaluating")
         try:
-            with self.signals.at_once():
+            with self.signals.at_once(), self.watchdog.other("an evaluation"):
                 self.last_evaluation = self.evaluator({**frozen, **state.trainable})
         except BaseException:
             if jax.process_count() == 1:  # several processes can only save together
