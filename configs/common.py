@@ -143,7 +143,15 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "samples_per_task": 25,
                 "max_new_tokens": 64,
             },
+            "guard": {  # against a loss or gradient that is no number: the step changes nothing but the position, and
+                "action": "stop",  # the run ends and leaves the batch in WORKDIR, or goes on: "skip" ...
+                "max_skips": 10,  # ... until more steps in a row than this were skipped
+            },
             "logging": {"every": 1, "tensorboard": True},
+            "profile": {  # kill -USR2 on a process traces its next `steps`, too
+                "start": 0,  # the first step to be traced into WORKDIR/profile; 0: none
+                "steps": 5,
+            },
             "export": True,  # write WORKDIR/export at the end
         }
     )  # fmt: skip

@@ -10,7 +10,7 @@ WORKDIR/goodput.jsonl has a line when a process starts, one about every second o
 
 A process is always in exactly one kind of work, so the kinds add up to its time. What no line accounts for between a
 start and the next one, because the process was killed, is restart; so is the work on steps that a later start, from an
-older checkpoint, does again. A pause after "done" (a run that is made longer another day) is nobody's time and left out.
+older checkpoint, does again. A pause after "done" (a run that is made longer another day) is left out.
 
 Google's ml-goodput-measurement reckons with similar kinds. It keeps its records in Google Cloud Logging, so it needs a
 project there and the network, and does nothing on a laptop, a GPU machine or in Colab; a file in WORKDIR is enough.
@@ -51,6 +51,8 @@ FILE = "goodput.jsonl"
 # The kinds that change with every step: lines about them are written by the clock.
 _FREQUENT = ("step", "data_wait")
 _LINE_SECONDS = 1.0
+# A smaller share is not shown.
+LEAST_SHOWN = 0.0005
 # Work that is lost with the steps that it was done for.
 _REPEATED = ("step", "data_wait", "checkpoint", "evaluation", "profile")
 
@@ -170,9 +172,9 @@ def counting_compiles(recorder: Recorder) -> Iterator[None]:
     """Have JAX tell the recorder of all that it traces, lowers and compiles (or finds in its cache) in this block."""
     import jax  # only here: the table is printed without it
 
-    def heard(event: str, seconds: float, **_: Any) -> None:
+    def heard(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
-            recorder.compiled(seconds)
+            recorder.compiled(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
@@ -260,7 +262,7 @@ def add_up(lines: Sequence[Mapping[str, Any]]) -> Goodput:
         if start:
             result.starts += 1
             result.kills += before is not None and before["event"] != "end"
-            result.repeated_steps += max((work.last for work in kept), default=line["step"]) - line["step"]
+            result.repeated_steps += max(0, *(work.last - line["step"] for work in kept), 0)
             for work in kept:
                 _repeat(work, line["step"], total)
             kept = [work for work in kept if work.last <= line["step"]]
@@ -290,7 +292,7 @@ def _repeat(work: _Work, step: int, total: dict[str, float]) -> None:
 
 
 def table(facts: Mapping[str, Any]) -> Table:
-    """The kinds that took any time, from Goodput.to_dict."""
+    """The kinds that took time, from Goodput.to_dict."""
     starts, kills, again = (facts[key] for key in ("starts", "kills", "repeated_steps"))
     title = f"goodput {facts['shares']['step']:.1%} of {duration(facts['wall_seconds'])}"
     if starts > 1:
@@ -299,7 +301,7 @@ def table(facts: Mapping[str, Any]) -> Table:
     for name in ("kind", "share", "time", "what it is"):
         result.add_column(name, justify="right" if name in ("share", "time") else "left")
     for kind, seconds in facts["seconds"].items():
-        if seconds:
+        if facts["shares"][kind] >= LEAST_SHOWN:
             result.add_row(kind, f"{facts['shares'][kind]:.1%}", duration(seconds), KINDS[kind])
     return result
 

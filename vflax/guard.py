@@ -1,4 +1,4 @@
-"""What happens after a step whose loss or gradient is no number: stop with all that is known of it, or go on without it.
+"""What follows a step whose loss or gradient is no number: stop with all that is known of it, or go on without it.
 
 The step itself (vflax/step.py) leaves parameters and moments as they were and says so in its metrics; here the host,
 which hears of it one step later, decides.
@@ -63,8 +63,12 @@ class Guard:
             return
         self._skips += 1
         norms = {name: value for name, value in values.items() if name.startswith("grad_norm/")}
-        found = f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step {step} (" + (
-            ", ".join(f"{name.removeprefix('grad_norm/')} {value:.4g}" for name, value in norms.items()) + ")"
+        found = (
+            f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step {step} ("
+            + (
+                ", ".join(f"{name.removeprefix('grad_norm/')} {value:.4g}" for name, value in norms.items())
+                + ")"
+            )
         )
         if self._action == "skip" and self._skips <= self._max_skips:
             self._say(
@@ -75,7 +79,9 @@ class Guard:
         ids = self._samples.sample_ids(step - 1)
         path = self._write(step, values, rows, ids)
         names = [name for row in ids for name in row]
-        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        shown = ", ".join(names[:_SHOWN]) + (
+            f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        )
         if self._action == "skip":
             found = f"{self._skips} steps in a row were skipped, and config.guard.max_skips={self._max_skips}: {found}"
         raise UserError(

@@ -41,7 +41,9 @@ class Profiler:
         self._end = 0
         self._out: Path | None = None
         self._old: Any = None
-        self._listens = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
+        self._listens = (
+            threading.current_thread() is threading.main_thread()
+        )  # Python allows handlers there only
 
     @property
     def tracing(self) -> bool:

@@ -75,7 +75,9 @@ def make_train_step(
 
     Returns:
         step(state, frozen, batch) -> (state, metrics). Batch leaves are [A, B, ...], A accumulation steps.
-        Gradients are taken with respect to the trainable leaves alone and summed in float32.
+        Gradients are taken with respect to the trainable leaves alone and summed in float32. Where the loss or a
+        gradient's norm is not finite, metrics["skipped"] is 1 and the state is the old one but for the step, so that
+        the position in the data goes on, and the learning rate's schedule, which follows the step.
     """
     if reduction not in REDUCTIONS:
         raise UserError(f"config.loss.reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
@@ -109,11 +111,17 @@ def make_train_step(
             zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
             (loss, grads), _ = jax.lax.scan(accumulate, zero, (dict(batch), keys))
 
+        norms = {f"grad_norm/{part}": optax.tree.norm(leaves) for part, leaves in _by_part(grads).items()}
+        finite = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
+        trainable = _where(finite, trainable, state.trainable)
+        opt_state = _where(finite, opt_state, state.opt_state)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
+            **norms,
+            "skipped": 1 - finite.astype(jnp.int32),
             "supervised_tokens": total,
             "tokens": jnp.sum(batch["segments"] > 0),
             # Keys that the decoder's queries see, for the count of FLOPs.
@@ -123,6 +131,30 @@ def make_train_step(
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
     return train_step
+
+
+def _by_part(params: Params) -> dict[str, Params]:
+    """{"vision" | "bridge" | "decoder": its leaves}; an adapter is with the part that it sits in."""
+    parts: dict[str, Params] = {}
+    for path, leaf in params.items():
+        parts.setdefault(path.split("/")[0], {})[path] = leaf
+    return parts
+
+
+def _where(finite: jax.Array, new: optax.OptState | Params, old: optax.OptState | Params) -> Any:
+    """`new`, or leaf by leaf `old`: each select joins the update of its leaf, and no second state is held.
+
+    A schedule's count is always the new one: that of Adam, which corrects the moments' bias, stays with the moments.
+    optax.apply_if_finite does not look at the loss, accepts a bad update after its limit, and keeps counters of its own
+    in the optimizer's state, which earlier checkpoints do not have.
+    """
+
+    def choose(new: Any, old: Any) -> Any:
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(finite, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
 
 
 def make_eval_step(graphdef: nnx.GraphDef, capacity: int) -> Callable[[Params, Batch], dict[str, jax.Array]]:

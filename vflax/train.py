@@ -17,15 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from vflax import config as configs
-from vflax import freeze, memory, sharding, summary
+from vflax import freeze, goodput, memory, sharding, summary
 from vflax.checkpoint import Checkpointer
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
 from vflax.flops import device_peak, train_step_flops
+from vflax.guard import Guard
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
 from vflax.optimizer import make_optimizer
+from vflax.profiler import Profiler
 from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path, unmade_start
 from vflax.step import TrainState, init_state, make_train_step, state_shardings
 from vflax.stop import Stopped, StopSignals
@@ -57,13 +59,19 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
 def _run_to_status(config: ConfigDict, workdir: Path) -> int:
     """Train one stage from its last checkpoint, where there is one; however it ends, status.json says so."""
     lead = jax.process_index() == 0
-    with StopSignals() as signals:
+    recorder = goodput.Recorder(workdir / goodput.FILE if lead else None)
+    profiler = Profiler(workdir / "profile", config.profile.start, config.profile.steps, _say)
+    ended = "failed"
+    with StopSignals() as signals, profiler, goodput.counting_compiles(recorder):
         try:
             options = config.checkpoint
             # Closed on every way out: whatever ends a run, a save that has begun is finished.
             with contextlib.closing(Checkpointer(workdir, options.keep, options.best_metric)) as checkpointer:
-                return _run(config, workdir, signals, checkpointer)
+                status = _run(config, workdir, signals, checkpointer, recorder, profiler)
+            ended = "done" if status == EXIT_DONE else "preempted"
+            return status
         except Stopped:
+            ended = "preempted"
             if lead:
                 write_status(workdir, "preempted", _last_step(workdir), "run again to continue")
             _say("stopped: run the same command again to continue")
@@ -73,11 +81,18 @@ def _run_to_status(config: ConfigDict, workdir: Path) -> int:
             if lead and _state(workdir) in (None, "running"):
                 write_status(workdir, "failed", _last_step(workdir), f"{type(error).__name__}: {error}")
             raise
+        finally:
+            recorder.close(ended)
 
 
-def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: Checkpointer) -> int:
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
+def _run(
+    config: ConfigDict,
+    workdir: Path,
+    signals: StopSignals,
+    checkpointer: Checkpointer,
+    recorder: goodput.Recorder,
+    profiler: Profiler,
+) -> int:
     lead = jax.process_index() == 0
 
     # --- Where we are: devices, and whether this is a continued run. Until all checks are passed nothing is changed.
@@ -146,6 +161,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     if lead:
         write_json(workdir / "config.json", plain)
         write_status(workdir, "running", resumed or 0)
+        recorder.begin(resumed or 0)
     if model.source is not None:
         model = keep(model, workdir)
 
@@ -177,11 +193,14 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
             out_shardings=(shardings, replicated),
         )
         evaluator = Evaluator(config.evaluate, model.graphdef, model.files, data, mesh)
-        seconds["start"] = time.perf_counter() - started
+        guard = Guard(
+            config.guard.action, config.guard.max_skips, workdir, data, _say, jax.process_index(), jax.process_count()
+        )  # fmt: skip
 
         # --- The loop, with its evaluations and checkpoints.
         loop = _Loop(
-            config, workdir, mesh, model, data, checkpointer, evaluator, schedules, signals, seconds, peak
+            config, workdir, mesh, model, data, checkpointer, evaluator, schedules, signals, recorder, profiler, guard,
+            peak,
         )  # fmt: skip
         state, stopped = loop.train(train_step, state, frozen, resumed or 0)
         if stopped:
@@ -196,23 +215,23 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     # --- The export and the summary.
     step = data.total_steps
     exported = None
-    if config.export:
-        began = time.perf_counter()
-        exported = workdir / "export"
-        if lead:
-            export(open_checkpoint(workdir, step=str(step)), exported, Options(replace=True))
-        multihost_utils.sync_global_devices("exported")
-        seconds["export"] = time.perf_counter() - began
-    seconds["total"] = time.perf_counter() - started
+    with recorder.within("export"):
+        if config.export:
+            exported = workdir / "export"
+            if lead:
+                export(open_checkpoint(workdir, step=str(step)), exported, Options(replace=True))
+            multihost_utils.sync_global_devices("exported")
     if lead:
         losses = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
         facts = {
             "stage": config.stage, "variant": config.variant, "steps": step, "samples": data.samples_seen(step),
-            "first_loss": losses[0], "last_loss": losses[-1], "evaluation": loop.last_evaluation.facts,
+            "first_loss": losses[0] if losses else None, "last_loss": losses[-1] if losses else None,
+            "evaluation": loop.last_evaluation.facts,
             "checkpoint": str(workdir / "checkpoints" / str(step)), "export": str(exported) if exported else None,
-            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "goodput": goodput.of_run(workdir).to_dict(),
         }  # fmt: skip
-        summary.write_summary(workdir, facts, loop.last_evaluation.answered)
+        with recorder.within("export"):
+            summary.write_summary(workdir, facts, loop.last_evaluation.answered)
         write_status(workdir, "done", step)
         summary.print_summary(_CONSOLE, workdir, facts)
     return EXIT_DONE
@@ -235,7 +254,9 @@ class _Loop:
     evaluator: Evaluator
     schedules: dict[str, Any]
     signals: StopSignals
-    seconds: dict[str, float]
+    recorder: goodput.Recorder
+    profiler: Profiler
+    guard: Guard
     peak: float
     last_evaluation: Evaluation | None = None
     metrics: MetricsWriter | None = field(init=False, default=None)
@@ -244,10 +265,9 @@ class _Loop:
     def train(self, train_step: Any, state: TrainState, frozen: Any, start: int) -> tuple[TrainState, bool]:
         """Run steps start .. total. Returns the last state, saved, and whether a signal asked to stop."""
         config, total = self.config, self.data.total_steps
-        began = time.perf_counter()
         placement = sharding.batch_sharding(self.mesh)
         stopped = False
-        pending: tuple[int, Any, float] | None = None
+        pending: tuple[int, Any, Any, float] | None = None
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:
                 self.metrics = stack.enter_context(
@@ -256,17 +276,24 @@ class _Loop:
                 self.progress = stack.enter_context(contextlib.closing(ProgressLine(_CONSOLE, start, total)))
             loader = stack.enter_context(contextlib.closing(self.data.loader(start)))
             stack.enter_context(self.signals.deferred())
+            stack.enter_context(self.recorder.within("step"))
             clock = time.perf_counter()
             for step in range(start, total):
-                waiting = time.perf_counter()
-                rows = next(loader)
-                wait = time.perf_counter() - waiting
-                batch = {k: _to_devices(v, placement, config.batch.accumulation) for k, v in rows.items()}
-                state, measured = train_step(state, frozen, batch)
+                with self.profiler.step(step + 1):
+                    rows, wait = self._next(loader, pending[1] if pending else None)
+                    batch = {k: _to_devices(v, placement, config.batch.accumulation) for k, v in rows.items()}
+                    if step == start:
+                        with self.recorder.within("compile"):
+                            train_step = train_step.lower(state, frozen, batch).compile()
+                        clock = time.perf_counter()
+                    state, measured = train_step(state, frozen, batch)
+                if self.profiler.is_last(step + 1):
+                    with self.recorder.within("profile"):
+                        self.profiler.stop(measured)
                 # The previous step is reported while this one runs, so that the devices never wait for the host.
                 if pending is not None:
                     clock = self._report(*pending, clock=clock)
-                pending = (step + 1, measured, wait)
+                pending = (step + 1, measured, rows, wait)
 
                 done, last = step + 1, step + 1 == total
                 evaluate = last or (config.evaluate.every and done % config.evaluate.every == 0)
@@ -287,20 +314,28 @@ class _Loop:
                     break
                 if evaluate or save:
                     clock = time.perf_counter()
-            self.checkpointer.wait()
-        self.seconds["train"] = time.perf_counter() - began - self.seconds.get("evaluate", 0.0)
+            with self.recorder.within("checkpoint"):
+                self.checkpointer.wait()
         return state, stopped or self.signals.asked
 
-    def _report(self, step: int, measured: Any, wait: float, clock: float) -> float:
+    def _next(self, loader: Any, running: Any) -> tuple[dict[str, np.ndarray], float]:
+        """This host's next rows, and for how many seconds the devices had nothing to do meanwhile, at most; `running`
+        are the results of the step that was started last, None where it is over."""
+        began = time.perf_counter()
+        with self.recorder.within("data_wait") as span:
+            rows = next(loader)
+            if running is not None and not running["loss"].is_ready():
+                span.kind = "step"
+                return rows, 0.0
+        return rows, time.perf_counter() - began
+
+    def _report(self, step: int, measured: Any, rows: Any, wait: float, clock: float) -> float:
         """Write one step's figures; returns the time at which the step was over."""
-        values = {name: float(value) for name, value in measured.items()}
+        values = {name: float(value) for name, value in jax.device_get(measured).items()}
         now = time.perf_counter()
         elapsed = max(now - clock, 1e-9)
-        if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
-            raise UserError(
-                f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step {step}. Start "
-                "again with a lower config.optimizer.lr, or set config.optimizer.clip"
-            )
+        self.guard.check(step, values, rows)
+        self.recorder.done(step)
         if self.metrics is None or self.progress is None:
             return now
         images = values.pop("image_tokens") / self.model.files.config.vision.num_tokens
@@ -319,8 +354,9 @@ class _Loop:
             "mfu": flops / elapsed / (self.peak * jax.device_count()),
             "data_wait": min(1.0, wait / elapsed),
         }
-        if step % self.config.logging.every == 0 or step in (1, self.data.total_steps):
-            self.metrics.write(step, record)
+        if step % self.config.logging.every == 0 or step in (1, self.data.total_steps) or values["skipped"]:
+            # JSON has no number for a loss that is none: a skipped step has no loss.
+            self.metrics.write(step, {name: value for name, value in record.items() if np.isfinite(value)})
         self.progress.update(step, record)
         return now
 
@@ -331,7 +367,8 @@ class _Loop:
 
     def evaluate_again(self, state: TrainState, frozen: Any) -> Evaluation:
         """The evaluation after the last step, for a run that was stopped between its last save and its summary."""
-        evaluation = self.evaluator({**frozen, **state.trainable})
+        with self.recorder.within("evaluation"):
+            evaluation = self.evaluator({**frozen, **state.trainable})
         step, found = int(state.step), evaluation.metrics
         records = read_metrics(self.workdir / "metrics.jsonl")
         known = any(r["step"] == step and name in r for r in records for name in found)
@@ -350,16 +387,16 @@ class _Loop:
             "data": {"position": step, "plan_version": PLAN_VERSION, **self.data.identity()},
             "frozen": self.model.files.frozen,
         }
-        self.checkpointer.save(step, state, record, evaluated or None)
+        with self.recorder.within("checkpoint"):
+            self.checkpointer.save(step, state, record, evaluated or None)
 
     def _evaluate(self, state: TrainState, frozen: Any) -> dict[str, float]:
         """Evaluate on held-out samples; whatever ends that early, the steps so far are saved first."""
-        began = time.perf_counter()
         step = int(state.step)
         if jax.process_index() == 0:
             write_status(self.workdir, "running", step, "evaluating")
         try:
-            with self.signals.at_once():
+            with self.recorder.within("evaluation"), self.signals.at_once():
                 self.last_evaluation = self.evaluator({**frozen, **state.trainable})
         except BaseException:
             if jax.process_count() == 1:  # several processes can only save together
@@ -371,7 +408,6 @@ class _Loop:
             if found:
                 self.metrics.write(step, found)
             write_status(self.workdir, "running", step)
-        self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - began
         return found
 
 
