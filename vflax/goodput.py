@@ -60,7 +60,7 @@ _REPEATED = ("step", "data_wait", "checkpoint", "evaluation", "profile")
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Span:
     """A stretch of work; its kind may be corrected until it ends."""
 
@@ -107,7 +107,7 @@ class Recorder:
             yield span
         finally:
             self._charge()
-            self._spans.remove(span)
+            del self._spans[self._spans.index(span) :]
             if kind not in _FREQUENT:
                 self._write("work")
 

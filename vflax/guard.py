@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -114,13 +114,13 @@ class Guard:
         path = self._workdir / f"bad-batch-{step}{f'-host{index}' if count > 1 else ''}.npz"
         places = [(r, s, name) for r, row in enumerate(ids) for s, name in enumerate(row, start=1)]
         temporary = path.with_name(f".{path.name}.part.npz")
-        np.savez_compressed(
-            temporary,
+        leaves: dict[str, Any] = {
             **rows,
             **{name: np.float32(v) for name, v in values.items() if name == "loss" or "grad_norm" in name},
-            sample_ids=np.asarray([name for *_, name in places], np.str_),
-            sample_rows=np.asarray([r for r, *_ in places], np.int32),
-            sample_segments=np.asarray([s for _, s, _ in places], np.int32),
-        )  # fmt: skip
+            "sample_ids": np.asarray([name for *_, name in places], np.str_),
+            "sample_rows": np.asarray([r for r, *_ in places], np.int32),
+            "sample_segments": np.asarray([s for _, s, _ in places], np.int32),
+        }
+        np.savez_compressed(temporary, **leaves)  # fmt: skip
         temporary.replace(path)
         return path

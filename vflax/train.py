@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from vflax import checks, freeze, goodput, sharding, summary
 from vflax import config as configs
-from vflax import freeze, goodput, memory, sharding, summary
 from vflax.checkpoint import Checkpointer
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
@@ -28,7 +28,7 @@ from vflax.guard import Guard
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
 from vflax.optimizer import make_optimizer
 from vflax.profiler import Profiler
-from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path, unmade_start
+from vflax.start import Model, cache_root, keep, open_model, resolve_path, unmade_start
 from vflax.step import TrainState, init_state, make_train_step, state_shardings
 from vflax.stop import Stopped, StopSignals
 from vflax.weights.export import Options, check_exportable, export
@@ -111,7 +111,7 @@ def _run(
                 f"{workdir} holds imported weights, not a run: choose another --workdir and start it from them with "
                 f"--config.init.checkpoint={workdir}"
             )
-        _check_plan_version(record, workdir)
+        checks.check_plan_version(record, workdir)
         notes = configs.check_resume(record["config"], plain)
     _say(_banner(config, workdir, mesh, resumed))
     for note in notes:
@@ -120,7 +120,8 @@ def _run(
     # --- The model, its tokenizer and its weights' source.
     model = open_model(config, workdir, mesh, resumed)
     files = model.files
-    _warn_of_unfinished_start(config, model)
+    if warning := checks.unfinished_start(config, model):
+        _say(warning)
     if config.export:
         check_exportable(files)
     _print_freeze_table(model)
@@ -144,15 +145,15 @@ def _run(
         accumulation=config.batch.accumulation,
     )
     _say(data.describe())
-    _check_evaluation(config, data)
+    checks.check_evaluation(config, data)
     if resumed is not None:
-        _check_record(record, data, model)
-    if resumed == data.total_steps and _is_done(config, workdir, resumed):
+        checks.check_record(record, data, model)
+    if resumed == data.total_steps and checks.is_done(config, workdir, resumed):
         if lead:
             write_status(workdir, "done", resumed)
             summary.print_summary(_CONSOLE, workdir, read_json(workdir / "summary.json"))
         return EXIT_DONE
-    _check_fits(config, model, data, mesh)
+    _say(checks.check_fits(config, model, data, mesh))
     tx, schedules = make_optimizer(config.optimizer, model.trainable_paths, data.total_steps)
     peak, peak_source = device_peak(jax.local_devices()[0])
     _say(f"MFU is the share of {peak / 1e12:.3g} TFLOP/s per device ({peak_source})")
@@ -414,91 +415,6 @@ class _Loop:
 def _to_devices(rows: np.ndarray, placement: NamedSharding, accumulation: int) -> jax.Array:
     """This host's rows [A * B_local, ...] -> the global batch leaf [A, B, ...]."""
     return jax.make_array_from_process_local_data(placement, rows.reshape(accumulation, -1, *rows.shape[1:]))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Checks before anything is allocated
-
-
-def _warn_of_unfinished_start(config: ConfigDict, model: Model) -> None:
-    """A stage may start from any checkpoint of another; from one that is not the last, nobody starts knowingly."""
-    start = checkpoint_path(config) if model.source is not None else None
-    if start is None or not (start / "status.json").is_file():
-        return
-    status = read_json(start / "status.json")
-    if status["state"] != "done":
-        _say(
-            f"warning: the run in {start} is {status['state']} at step {status['step']}, not done; starting "
-            "from its last checkpoint"
-        )
-
-
-def _check_evaluation(config: ConfigDict, data: Data) -> None:
-    if config.evaluate.every and not data.has_questions:
-        raise UserError(
-            f"config.evaluate.every={config.evaluate.every}, but there is nothing to evaluate: {data.why_no_heldout}, "
-            "and config.evaluate.sources gives no question. Name a split that is there, convert one with --split, or "
-            "set config.evaluate.every=0"
-        )
-
-
-def _is_done(config: ConfigDict, workdir: Path, step: int) -> bool:
-    """Whether a run whose last step is saved has its summary, and its export where one is wanted, too."""
-    path = workdir / "summary.json"
-    if not path.is_file() or read_json(path)["steps"] != step:
-        return False
-    return not config.export or (workdir / "export" / "export.json").is_file()
-
-
-def _check_plan_version(record: dict[str, Any], workdir: Path) -> None:
-    """Refuse a run whose samples another vflax put into other steps, before anything is measured for it."""
-    planned = record["data"].get("plan_version", 1)  # the first one did not write it down
-    if planned != PLAN_VERSION:
-        raise UserError(
-            f"{workdir} is a run that another version of vflax planned (plan {planned}; this one makes plan "
-            f"{PLAN_VERSION}, with other samples in a step). Finish it with the version that it was started with, or "
-            "start in another --workdir, from its weights with --config.init.checkpoint"
-        )
-
-
-def _check_record(record: dict[str, Any], data: Data, model: Model) -> None:
-    """Refuse to continue on other data, or with other frozen weights, than a checkpoint's."""
-    if record["frozen"] != model.files.frozen:
-        raise UserError(
-            f"model/frozen.json names the frozen weights {model.files.frozen}, the checkpoint those of "
-            f"{record['frozen']}. Put WORKDIR/model back as this run wrote it, or start in another --workdir."
-        )
-    saved, now = record["data"], {"position": record["step"], **data.identity()}
-    wrong = [
-        f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in now.items() if saved.get(key) != value
-    ]
-    if wrong:
-        raise UserError(
-            "the data is not what this run was trained on so far (data fingerprint):\n  " + "\n  ".join(wrong)
-            + "\nPut the same data, tokenizer and package versions back, or start in another --workdir."
-        )  # fmt: skip
-
-
-def _check_fits(config: ConfigDict, model: Model, data: Data, mesh: Mesh) -> None:
-    sizes = memory.estimate(
-        model.files.config,
-        model.abstract,
-        model.shardings,
-        model.verdict,
-        rows=data.rows_per_step // config.batch.accumulation // sharding.batch_shards(mesh),
-        max_length=config.data.max_length,
-        capacity=data.capacity,
-        slots=config.data.slots,
-        accumulation=config.batch.accumulation,
-        dtype=config.dtype,
-        moment_dtype=config.optimizer.moment_dtype,
-        remat=config.remat,
-        scores=jax.default_backend() != "gpu" or config.attention == "reference",
-    )
-    limit, kind = memory.device_limit()
-    shown = f"{limit / memory.GIB:.2f} GiB {kind}" if limit else "of unknown size"
-    _say(f"memory: about {sizes['total'] / memory.GIB:.2f} GiB per device, {shown} (an estimate)")
-    memory.check_fits(sizes, limit, kind)
 
 
 # --------------------------------------------------------------------------------------------------------------------
