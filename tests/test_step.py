@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,12 @@ import pytest
 
 from tests import toy
 from vflax import freeze
+from vflax import step as step_module
+from vflax.config import load_config
 from vflax.errors import UserError
+from vflax.models import llava
 from vflax.models.lora import LoraConfig
+from vflax.optimizer import make_optimizer
 from vflax.step import init_state, loss_sum, make_eval_step, make_train_step
 
 STAGE_1 = ((r"vision/.*", "frozen"), (r".*", "trainable"))
@@ -174,10 +180,119 @@ def test_the_evaluation_step_gives_sum_and_count(model):
 
 
 def test_bfloat16_compute_keeps_float32_masters(model):
-    from vflax.models import llava
-
     graphdef, _ = llava.abstract(toy.CONFIG, **toy.KW | {"dtype": "bfloat16"})
     state, metrics, _ = run((graphdef, model[1]), toy.batch(2))
     _, full, _ = run(model, toy.batch(2))
     assert all(leaf.dtype == jnp.float32 for leaf in state.trainable.values())
     assert 0 < abs(float(metrics["loss"]) - float(full["loss"])) < 0.05
+
+
+# --- a step without a finite loss or gradient -------------------------------------------------------------------------
+
+
+def optimizer(trainable, **changes):
+    config = load_config("configs/stage1.py:tiny").optimizer
+    config.update({"warmup": 0.0, **changes})
+    return make_optimizer(config, trainable, 10)[0]
+
+
+def guarded(model, rules=STAGE_1):
+    """(jitted step, state after one good step, frozen leaves)."""
+    graphdef, params = model
+    trainable, frozen = freeze.split(params, freeze.verdicts(params, rules))
+    tx = optimizer(trainable)
+    step = jax.jit(make_train_step(graphdef, tx, "global", CAPACITY))
+    state, metrics = step(init_state(tx, trainable), frozen, toy.stacked(toy.batch(2), 1))
+    assert int(metrics["skipped"]) == 0
+    return step, state, frozen
+
+
+def counts(state, kind) -> list[int]:
+    """Counts of the optimizer's states of one kind."""
+    leaves = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, kind))
+    return [int(leaf.count) for leaf in leaves if isinstance(leaf, kind)]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_no_number_changes_nothing_but_the_position_and_the_schedule(model, where):
+    step, before, frozen = guarded(model)
+    rows = toy.batch(2, seed=1)
+    if where == "loss":  # more tokens than a row may supervise
+        rows = {k: np.concatenate([v, v], axis=1) if v.ndim == 2 else v for k, v in rows.items()}
+        rows["labels"] = np.ones_like(rows["labels"])
+    else:
+        frozen = frozen | {
+            "vision/patch_embed/kernel": jnp.full_like(frozen["vision/patch_embed/kernel"], jnp.nan)
+        }
+    after, metrics = step(before, frozen, toy.stacked(rows, 1))
+    assert int(metrics["skipped"]) == 1 and np.isnan(metrics["loss"])
+    assert np.isnan(metrics["grad_norm/bridge"]) == (where == "gradient")
+    for path, leaf in before.trainable.items():
+        assert np.asarray(after.trainable[path]).tobytes() == np.asarray(leaf).tobytes(), path
+    for moment in ("mu", "nu"):
+        old, new = (optax.tree.get(state.opt_state, moment) for state in (before, after))
+        assert all(np.asarray(new[path]).tobytes() == np.asarray(old[path]).tobytes() for path in old)
+    assert int(after.step) == 2
+    assert counts(after, optax.ScaleByScheduleState) == [2, 2]
+    assert counts(after, optax.ScaleByAdamState) == [1]
+    good, metrics = step(after, guarded(model)[2], toy.stacked(toy.batch(2, seed=2), 1))
+    assert int(metrics["skipped"]) == 0 and np.isfinite(metrics["loss"])
+    assert all(np.isfinite(leaf).all() for leaf in good.trainable.values())
+
+
+def test_a_skipped_step_leaves_a_run_that_never_had_that_batch_but_for_the_learning_rate(model):
+    graphdef, params = model
+    trainable, frozen = freeze.split(params, freeze.verdicts(params, STAGE_1))
+    tx = optimizer(trainable, schedule="constant")
+    step = jax.jit(make_train_step(graphdef, tx, "global", CAPACITY))
+    bad = {path: jnp.full_like(leaf, jnp.inf) for path, leaf in frozen.items()}
+    batches = [toy.stacked(toy.batch(2, seed=seed), 1) for seed in range(3)]
+    with_bad, without = init_state(tx, trainable), init_state(tx, trainable)
+    for number, batch in enumerate(batches):
+        if number == 1:
+            with_bad, metrics = step(with_bad, bad, batch)
+            assert int(metrics["skipped"]) == 1
+        with_bad, _ = step(with_bad, frozen, batch)
+        without, _ = step(without, frozen, batch)
+    for path, leaf in without.trainable.items():
+        np.testing.assert_array_equal(with_bad.trainable[path], leaf, err_msg=path)
+
+
+def test_the_norms_of_the_parts_make_the_whole_and_adapters_are_with_the_part_they_sit_in(adapted, model):
+    for built, rules in ((adapted, LORA), (model, ((r".*", "trainable"),))):
+        _, metrics, gradients = run(built, toy.batch(2), rules=rules)
+        parts = {name: float(v) for name, v in metrics.items() if name.startswith("grad_norm/")}
+        assert set(parts) == {f"grad_norm/{path.split('/')[0]}" for path in gradients}
+        for name, norm in parts.items():
+            own = [
+                g for path, g in gradients.items() if path.startswith(name.removeprefix("grad_norm/") + "/")
+            ]
+            np.testing.assert_allclose(norm, np.sqrt(sum(np.square(g).sum() for g in own)), rtol=1e-2)
+        np.testing.assert_allclose(
+            np.sqrt(np.square(list(parts.values())).sum()), metrics["grad_norm"], rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_keeping_the_old_state_takes_no_second_one(monkeypatch, clip):
+    """Weights of 20 MiB on batches of a few kB, so that a copy of the state would show in the temporary memory."""
+    decoder = dataclasses.replace(toy.CONFIG.decoder, vocab_size=4096, mlp_dim=4096, width=256)
+    bridge = dataclasses.replace(toy.CONFIG.bridge, out_width=256)
+    config = dataclasses.replace(toy.CONFIG, decoder=decoder, bridge=bridge)
+    graphdef, shapes = llava.abstract(config, **toy.KW)
+    trainable, frozen = freeze.split(shapes, freeze.verdicts(shapes, STAGE_1))
+    tx = optimizer(trainable, clip=clip)
+    state = jax.eval_shape(lambda p: init_state(tx, p), trainable)
+
+    def temporary() -> int:
+        step = jax.jit(make_train_step(graphdef, tx, "global", CAPACITY), donate_argnums=0)
+        compiled = step.lower(state, frozen, toy.stacked(toy.batch(2), 1)).compile()
+        found = compiled.memory_analysis()
+        assert found.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        return found.temp_size_in_bytes
+
+    guarded = temporary()
+    monkeypatch.setattr(step_module, "_where", lambda finite, new, old: new)
+    weights = sum(x.size * x.dtype.itemsize for x in trainable.values())
+    assert weights > 20 * 2**20
+    assert guarded - temporary() < 0.01 * weights
