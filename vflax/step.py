@@ -113,10 +113,7 @@ def make_train_step(
 
         norms = {f"grad_norm/{part}": optax.tree.norm(leaves) for part, leaves in _by_part(grads).items()}
         finite = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        trainable = _where(finite, trainable, state.trainable)
-        opt_state = _where(finite, opt_state, state.opt_state)
+        trainable, opt_state = _update_if(finite, tx, grads, state)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
@@ -141,20 +138,32 @@ def _by_part(params: Params) -> dict[str, Params]:
     return parts
 
 
-def _where(finite: jax.Array, new: optax.OptState | Params, old: optax.OptState | Params) -> Any:
-    """`new`, or leaf by leaf `old`: each select joins the update of its leaf, and no second state is held.
+def _update_if(
+    finite: jax.Array, tx: optax.GradientTransformation, grads: Params, state: TrainState
+) -> tuple[Params, optax.OptState]:
+    """Parameters and optimizer state after an update; as they were where the gradients are not finite.
 
-    A schedule's count is always the new one: that of Adam, which corrects the moments' bias, stays with the moments.
-    optax.apply_if_finite does not look at the loss, accepts a bad update after its limit, and keeps counters of its own
-    in the optimizer's state, which earlier checkpoints do not have.
+    A branch, for it works in the donated buffers. Selects leaf by leaf (jnp.where) do not: the parameters' update reads
+    the new moments, which are then another tensor than the selected ones and are held beside them, measured at 0.4
+    times the trainable parameters. A schedule's count goes on in both branches; that of Adam, which corrects its
+    moments' bias, stays with the moments. optax.apply_if_finite does not look at the loss, accepts a bad update after
+    its limit, and keeps counters in the optimizer's state, which earlier checkpoints do not have.
     """
 
-    def choose(new: Any, old: Any) -> Any:
-        if isinstance(new, optax.ScaleByScheduleState):
-            return new
-        return jnp.where(finite, new, old)
+    def update() -> tuple[Params, optax.OptState]:
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        return optax.apply_updates(state.trainable, updates), opt_state
 
-    return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
+    def is_schedule(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    def keep() -> tuple[Params, optax.OptState]:
+        def go_on(part: Any) -> Any:
+            return part._replace(count=optax.safe_increment(part.count)) if is_schedule(part) else part
+
+        return state.trainable, jax.tree.map(go_on, state.opt_state, is_leaf=is_schedule)
+
+    return jax.lax.cond(finite, update, keep)
 
 
 def make_eval_step(graphdef: nnx.GraphDef, capacity: int) -> Callable[[Params, Batch], dict[str, jax.Array]]:
