@@ -171,6 +171,7 @@ def test_a_run_that_skips_goes_on_with_the_state_of_before_and_the_next_batch(
     assert is_finite(WorkdirSource(tmp_path, 6)) and not list(tmp_path.glob("bad-batch*"))
 
 
+@pytest.mark.slow
 def test_a_run_of_which_every_step_is_skipped_ends_without_a_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

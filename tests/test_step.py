@@ -196,12 +196,13 @@ def optimizer(trainable, **changes):
     return make_optimizer(config, trainable, 10)[0]
 
 
-def guarded(model, rules=STAGE_1):
+@pytest.fixture(scope="module")
+def guarded(model):
     """(jitted step, state after one good step, frozen leaves)."""
     graphdef, params = model
-    trainable, frozen = freeze.split(params, freeze.verdicts(params, rules))
-    tx = optimizer(trainable)
-    step = jax.jit(make_train_step(graphdef, tx, "global", CAPACITY))
+    trainable, frozen = freeze.split(params, freeze.verdicts(params, STAGE_1))
+    tx = optimizer(trainable, schedule="constant")
+    step = jax.jit(make_train_step(graphdef, tx, "global", 8))
     state, metrics = step(init_state(tx, trainable), frozen, toy.stacked(toy.batch(2), 1))
     assert int(metrics["skipped"]) == 0
     return step, state, frozen
@@ -213,18 +214,19 @@ def counts(state, kind) -> list[int]:
     return [int(leaf.count) for leaf in leaves if isinstance(leaf, kind)]
 
 
+def no_number(frozen):
+    return {path: jnp.full_like(leaf, jnp.nan) for path, leaf in frozen.items()}
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_no_number_changes_nothing_but_the_position_and_the_schedule(model, where):
-    step, before, frozen = guarded(model)
-    rows = toy.batch(2, seed=1)
-    if where == "loss":  # more tokens than a row may supervise
-        rows = {k: np.concatenate([v, v], axis=1) if v.ndim == 2 else v for k, v in rows.items()}
-        rows["labels"] = np.ones_like(rows["labels"])
+def test_a_step_that_is_no_number_changes_nothing_but_the_position_and_the_schedule(guarded, where):
+    step, before, frozen = guarded
+    rows = toy.stacked(toy.batch(2, seed=1), 1)
+    if where == "loss":
+        # More of a row is supervised than the step was made for.
+        after, metrics = step(before, frozen, rows | {"labels": jnp.ones_like(rows["labels"])})
     else:
-        frozen = frozen | {
-            "vision/patch_embed/kernel": jnp.full_like(frozen["vision/patch_embed/kernel"], jnp.nan)
-        }
-    after, metrics = step(before, frozen, toy.stacked(rows, 1))
+        after, metrics = step(before, no_number(frozen), rows)
     assert int(metrics["skipped"]) == 1 and np.isnan(metrics["loss"])
     assert np.isnan(metrics["grad_norm/bridge"]) == (where == "gradient")
     for path, leaf in before.trainable.items():
@@ -235,44 +237,32 @@ def test_a_step_that_is_no_number_changes_nothing_but_the_position_and_the_sched
     assert int(after.step) == 2
     assert counts(after, optax.ScaleByScheduleState) == [2, 2]
     assert counts(after, optax.ScaleByAdamState) == [1]
-    good, metrics = step(after, guarded(model)[2], toy.stacked(toy.batch(2, seed=2), 1))
-    assert int(metrics["skipped"]) == 0 and np.isfinite(metrics["loss"])
-    assert all(np.isfinite(leaf).all() for leaf in good.trainable.values())
 
 
-def test_a_skipped_step_leaves_a_run_that_never_had_that_batch_but_for_the_learning_rate(model):
-    graphdef, params = model
-    trainable, frozen = freeze.split(params, freeze.verdicts(params, STAGE_1))
-    tx = optimizer(trainable, schedule="constant")
-    step = jax.jit(make_train_step(graphdef, tx, "global", CAPACITY))
-    bad = {path: jnp.full_like(leaf, jnp.inf) for path, leaf in frozen.items()}
-    batches = [toy.stacked(toy.batch(2, seed=seed), 1) for seed in range(3)]
-    with_bad, without = init_state(tx, trainable), init_state(tx, trainable)
-    for number, batch in enumerate(batches):
-        if number == 1:
-            with_bad, metrics = step(with_bad, bad, batch)
-            assert int(metrics["skipped"]) == 1
-        with_bad, _ = step(with_bad, frozen, batch)
-        without, _ = step(without, frozen, batch)
+def test_a_run_that_skips_a_step_is_from_there_on_one_that_never_had_it(guarded):
+    step, state, frozen = guarded
+    skipped, without = step(state, no_number(frozen), toy.stacked(toy.batch(2, seed=1), 1))[0], state
+    for seed in (2, 3):
+        batch = toy.stacked(toy.batch(2, seed=seed), 1)
+        (skipped, metrics), (without, _) = step(skipped, frozen, batch), step(without, frozen, batch)
+        assert int(metrics["skipped"]) == 0
+    assert int(skipped.step) == int(without.step) + 1
     for path, leaf in without.trainable.items():
-        np.testing.assert_array_equal(with_bad.trainable[path], leaf, err_msg=path)
+        np.testing.assert_array_equal(skipped.trainable[path], leaf, err_msg=path)
 
 
-def test_the_norms_of_the_parts_make_the_whole_and_adapters_are_with_the_part_they_sit_in(adapted, model):
-    for built, rules in ((adapted, LORA), (model, ((r".*", "trainable"),))):
-        _, metrics, gradients = run(built, toy.batch(2), rules=rules)
-        parts = {name: float(v) for name, v in metrics.items() if name.startswith("grad_norm/")}
-        assert set(parts) == {f"grad_norm/{path.split('/')[0]}" for path in gradients}
-        for name, norm in parts.items():
-            own = [
-                g for path, g in gradients.items() if path.startswith(name.removeprefix("grad_norm/") + "/")
-            ]
-            np.testing.assert_allclose(norm, np.sqrt(sum(np.square(g).sum() for g in own)), rtol=1e-2)
-        np.testing.assert_allclose(
-            np.sqrt(np.square(list(parts.values())).sum()), metrics["grad_norm"], rtol=1e-5
-        )
+def test_the_norms_of_the_parts_make_the_whole_and_adapters_are_with_the_part_they_sit_in(adapted):
+    _, metrics, gradients = run(adapted, toy.batch(2), rules=LORA)
+    parts = {name: float(v) for name, v in metrics.items() if name.startswith("grad_norm/")}
+    assert set(parts) == {"grad_norm/bridge", "grad_norm/decoder"}
+    own = [g for path, g in gradients.items() if path.startswith("decoder/")]
+    np.testing.assert_allclose(
+        parts["grad_norm/decoder"], np.sqrt(sum(np.square(g).sum() for g in own)), rtol=1e-3
+    )
+    np.testing.assert_allclose(np.hypot(*parts.values()), metrics["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_keeping_the_old_state_takes_no_second_one(monkeypatch):
     """Weights of 32 MiB on batches of a few kB, so that a copy of any part of the state would show."""
     decoder = dataclasses.replace(toy.CONFIG.decoder, vocab_size=4096, mlp_dim=4096, width=256)
@@ -295,5 +285,5 @@ def test_keeping_the_old_state_takes_no_second_one(monkeypatch):
 
     guarded = temporary()
     monkeypatch.setattr(step_module, "_update_if", unguarded)
-    weights = sum(x.size * x.dtype.itemsize for x in trainable.values())
-    assert guarded - temporary() < 0.01 * weights
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert guarded - temporary() < 0.15 * size
