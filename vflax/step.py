@@ -144,8 +144,8 @@ def _update_if(
     """Parameters and optimizer state after an update; as they were where `finite` is false.
 
     A schedule's count goes on in either case; that of Adam, which corrects its moments' bias, stays with the moments.
-    The selects join the updates of their leaves, so an update has the bits that it has without them, and no second state
-    is held: peak memory on a v5e slice is the same, temporary memory on a CPU grows by an eighth of the state.
+    The selects join the updates of their leaves, so an update has the bits that it has without them, and no second
+    state is held: peak memory on a v5e slice is the same, temporary memory on a CPU grows by an eighth of the state.
     (jax.lax.cond saves that eighth, but its branch is compiled for itself and rounds otherwise.)
     optax.apply_if_finite does not look at the loss, accepts a bad update after its limit, and keeps counters in the
     optimizer's state, which earlier checkpoints do not have.
