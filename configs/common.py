@@ -153,7 +153,15 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "least": 300.0,  # ... and longer than so many seconds
                 "longest": 7200.0,  # seconds for what is no step: the first one's compile, an evaluation, a save
             },
+            "guard": {  # against a loss or gradient that is no number: the step changes nothing but the position, and
+                "action": "stop",  # the run ends and leaves the batch in WORKDIR, or goes on: "skip" ...
+                "max_skips": 10,  # ... until more steps in a row than this were skipped
+            },
             "logging": {"every": 1, "tensorboard": True},
+            "profile": {  # kill -USR2 on a process traces its next `steps`, too
+                "start": 0,  # the first step to be traced into WORKDIR/profile; 0: none
+                "steps": 5,
+            },
             "export": True,  # write WORKDIR/export at the end
         }
     )  # fmt: skip

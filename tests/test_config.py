@@ -111,6 +111,21 @@ def test_a_run_from_before_there_were_adapters_goes_on_without_them_and_never_wi
         configs.check_resume(plain("tiny-lora"), new)
 
 
+def test_a_run_from_before_there_was_a_guard_or_a_profiler_goes_on_with_both():
+    old, new = plain(), plain()
+    del old["guard"], old["profile"]
+    new["guard"]["action"] = "skip"
+    assert configs.check_resume(old, new) == []
+
+
+def test_a_run_that_the_guard_stopped_may_go_on_with_another_action():
+    new = plain()
+    new["guard"]["action"], new["profile"]["start"] = "skip", 7
+    assert configs.check_resume(plain(), new) == [
+        "config.guard.action: 'stop' -> 'skip'", "config.profile.start: 0 -> 7",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("path", STAGES[1:])
 @pytest.mark.parametrize("variant", ["13b-lora", "7b-lora"])
 def test_the_lora_variants_have_llava_s_numbers_and_start_where_the_whole_decoder_would(
@@ -149,9 +164,13 @@ def test_how_long_to_wait_for_a_host_or_a_step_may_change_and_need_not_have_been
             -0.1,
             "config.data.max_duplicate_share=-0.1: expected a number from 0 to 1",
         ),
+        ("guard.action", "ignore", "config.guard.action='ignore': one of stop, skip"),
+        ("guard.max_skips", 0, "config.guard.max_skips=0: at least 1"),
+        ("profile.start", -1, "config.profile.start=-1: at least 0"),
+        ("profile.steps", 0, "config.profile.steps=0: at least 1"),
     ],
 )
-def test_a_seed_or_a_share_that_cannot_be_is_refused_by_key(key: str, value: float, words: str):
+def test_a_value_that_cannot_be_is_refused_by_key(key: str, value: float | str, words: str):
     config = configs.load_config("configs/stage1.py:tiny")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=words):

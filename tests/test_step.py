@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,12 @@ import pytest
 
 from tests import toy
 from vflax import freeze
+from vflax import step as step_module
+from vflax.config import load_config
 from vflax.errors import UserError
+from vflax.models import llava
 from vflax.models.lora import LoraConfig
+from vflax.optimizer import make_optimizer
 from vflax.step import init_state, loss_sum, make_eval_step, make_train_step
 
 STAGE_1 = ((r"vision/.*", "frozen"), (r".*", "trainable"))
@@ -174,10 +180,110 @@ def test_the_evaluation_step_gives_sum_and_count(model):
 
 
 def test_bfloat16_compute_keeps_float32_masters(model):
-    from vflax.models import llava
-
     graphdef, _ = llava.abstract(toy.CONFIG, **toy.KW | {"dtype": "bfloat16"})
     state, metrics, _ = run((graphdef, model[1]), toy.batch(2))
     _, full, _ = run(model, toy.batch(2))
     assert all(leaf.dtype == jnp.float32 for leaf in state.trainable.values())
     assert 0 < abs(float(metrics["loss"]) - float(full["loss"])) < 0.05
+
+
+# --- a step without a finite loss or gradient -------------------------------------------------------------------------
+
+
+def optimizer(trainable, **changes):
+    config = load_config("configs/stage1.py:tiny").optimizer
+    config.update({"warmup": 0.0, **changes})
+    return make_optimizer(config, trainable, 10)[0]
+
+
+@pytest.fixture(scope="module")
+def guarded(model):
+    """(jitted step, state after one good step, frozen leaves)."""
+    graphdef, params = model
+    trainable, frozen = freeze.split(params, freeze.verdicts(params, STAGE_1))
+    tx = optimizer(trainable, schedule="constant")
+    step = jax.jit(make_train_step(graphdef, tx, "global", 8))
+    state, metrics = step(init_state(tx, trainable), frozen, toy.stacked(toy.batch(2), 1))
+    assert int(metrics["skipped"]) == 0
+    return step, state, frozen
+
+
+def counts(state, kind) -> list[int]:
+    """Counts of the optimizer's states of one kind."""
+    leaves = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, kind))
+    return [int(leaf.count) for leaf in leaves if isinstance(leaf, kind)]
+
+
+def no_number(frozen):
+    return {path: jnp.full_like(leaf, jnp.nan) for path, leaf in frozen.items()}
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_no_number_changes_nothing_but_the_position_and_the_schedule(guarded, where):
+    step, before, frozen = guarded
+    rows = toy.stacked(toy.batch(2, seed=1), 1)
+    if where == "loss":
+        # More of a row is supervised than the step was made for.
+        after, metrics = step(before, frozen, rows | {"labels": jnp.ones_like(rows["labels"])})
+    else:
+        after, metrics = step(before, no_number(frozen), rows)
+    assert int(metrics["skipped"]) == 1 and np.isnan(metrics["loss"])
+    assert np.isnan(metrics["grad_norm/bridge"]) == (where == "gradient")
+    for path, leaf in before.trainable.items():
+        assert np.asarray(after.trainable[path]).tobytes() == np.asarray(leaf).tobytes(), path
+    for moment in ("mu", "nu"):
+        old, new = (optax.tree.get(state.opt_state, moment) for state in (before, after))
+        assert all(np.asarray(new[path]).tobytes() == np.asarray(old[path]).tobytes() for path in old)
+    assert int(after.step) == 2
+    assert counts(after, optax.ScaleByScheduleState) == [2, 2]
+    assert counts(after, optax.ScaleByAdamState) == [1]
+
+
+def test_a_run_that_skips_a_step_is_from_there_on_one_that_never_had_it(guarded):
+    step, state, frozen = guarded
+    skipped, without = step(state, no_number(frozen), toy.stacked(toy.batch(2, seed=1), 1))[0], state
+    for seed in (2, 3):
+        batch = toy.stacked(toy.batch(2, seed=seed), 1)
+        (skipped, metrics), (without, _) = step(skipped, frozen, batch), step(without, frozen, batch)
+        assert int(metrics["skipped"]) == 0
+    assert int(skipped.step) == int(without.step) + 1
+    for path, leaf in without.trainable.items():
+        np.testing.assert_array_equal(skipped.trainable[path], leaf, err_msg=path)
+
+
+def test_the_norms_of_the_parts_make_the_whole_and_adapters_are_with_the_part_they_sit_in(adapted):
+    _, metrics, gradients = run(adapted, toy.batch(2), rules=LORA)
+    parts = {name: float(v) for name, v in metrics.items() if name.startswith("grad_norm/")}
+    assert set(parts) == {"grad_norm/bridge", "grad_norm/decoder"}
+    own = [g for path, g in gradients.items() if path.startswith("decoder/")]
+    np.testing.assert_allclose(
+        parts["grad_norm/decoder"], np.sqrt(sum(np.square(g).sum() for g in own)), rtol=1e-3
+    )
+    np.testing.assert_allclose(np.hypot(*parts.values()), metrics["grad_norm"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_keeping_the_old_state_takes_no_second_one(monkeypatch):
+    """Weights of 32 MiB on batches of a few kB, so that a copy of any part of the state would show."""
+    decoder = dataclasses.replace(toy.CONFIG.decoder, vocab_size=4096, mlp_dim=4096, width=256)
+    bridge = dataclasses.replace(toy.CONFIG.bridge, out_width=256)
+    config = dataclasses.replace(toy.CONFIG, decoder=decoder, bridge=bridge)
+    graphdef, shapes = llava.abstract(config, **toy.KW)
+    trainable, frozen = freeze.split(shapes, freeze.verdicts(shapes, STAGE_1))
+    tx = optimizer(trainable, clip=1.0)
+    state = jax.eval_shape(lambda p: init_state(tx, p), trainable)
+
+    def temporary() -> int:
+        step = jax.jit(make_train_step(graphdef, tx, "global", CAPACITY), donate_argnums=0)
+        found = step.lower(state, frozen, toy.stacked(toy.batch(2), 1)).compile().memory_analysis()
+        assert found.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        return found.temp_size_in_bytes
+
+    def unguarded(_finite, tx, grads, state):
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        return optax.apply_updates(state.trainable, updates), opt_state
+
+    guarded = temporary()
+    monkeypatch.setattr(step_module, "_update_if", unguarded)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert guarded - temporary() < 0.15 * size

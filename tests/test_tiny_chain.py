@@ -57,7 +57,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     for stage in (1, 2):
         facts = chain.facts(stage)["evaluation"]
         print(
-            f"stage {stage}:", {k: v for k, v in facts.items() if k != "tasks"}, chain.facts(stage)["seconds"]
+            f"stage {stage}:", {k: v for k, v in facts.items() if k != "tasks"}, chain.facts(stage)["goodput"]
         )
     print(f"all stages: {chain.minutes:.1f} minutes")
     return chain

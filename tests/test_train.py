@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 
 from configs import common
 from tests import small
-from vflax import train
+from vflax import goodput, train
 from vflax.checkpoint import find_step
 from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluator
+from vflax.goodput import KINDS
 from vflax.metrics import read_metrics
 from vflax.weights.open import open_checkpoint
 from vflax.weights.source import LoraSource, RandomSource, WorkdirSource
@@ -47,7 +48,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_everything_that_the_readme_names(finished: Path):
-    names = "config.json status.json metrics.jsonl tensorboard checkpoints frozen model export"
+    names = "config.json status.json metrics.jsonl goodput.jsonl tensorboard checkpoints frozen model export"
     for name in [*names.split(), "summary.json", "summary.html", "loss.png", "samples.png"]:
         assert (finished / name).exists(), name
     assert json.loads((finished / "status.json").read_text()) == {"state": "done", "step": 6, "reason": ""}
@@ -64,7 +65,27 @@ def test_the_summary_holds_the_facts_for_programs(finished: Path):
     np.testing.assert_allclose(
         facts["evaluation"]["accuracy"], np.mean([t["accuracy"] for t in tasks.values() if t["short"]])
     )
-    assert {"start", "train", "evaluate", "export", "total"} <= facts["seconds"].keys()
+
+
+def test_the_summary_says_what_the_time_went_into(finished: Path):
+    facts = json.loads((finished / "summary.json").read_text())["goodput"]
+    assert facts["shares"].keys() == KINDS.keys()
+    assert sum(facts["shares"].values()) == pytest.approx(1, abs=1e-9)
+    for kind in ("start", "compile", "step", "checkpoint", "evaluation", "export"):
+        assert facts["shares"][kind] > 0, kind
+    assert (facts["starts"], facts["kills"], facts["repeated_steps"]) == (1, 0, 0)
+    later = goodput.of_run(finished)  # with the time that the summary itself took
+    assert facts["wall_seconds"] < later.wall < facts["wall_seconds"] + 60
+
+
+def test_a_finished_run_of_before_there_was_goodput_still_shows_its_summary(
+    copy: Path, capsys: pytest.CaptureFixture
+):
+    facts = json.loads((copy / "summary.json").read_text())
+    del facts["goodput"]
+    (copy / "summary.json").write_text(json.dumps(facts))
+    assert train.run_with_start(small.config(), copy) == 0
+    assert "held-out loss" in capsys.readouterr().out
 
 
 def test_every_step_is_measured(finished: Path):
@@ -76,6 +97,9 @@ def test_every_step_is_measured(finished: Path):
         "mfu",
         "data_wait",
         "grad_norm",
+        "grad_norm/bridge",
+        "grad_norm/decoder",
+        "skipped",
         "lr/base",
         "lr/bridge",
         "epoch",
@@ -100,11 +124,12 @@ def test_frozen_weights_leave_a_run_with_the_bytes_they_came_with(finished: Path
 
 
 def test_a_finished_run_started_again_trains_nothing(copy: Path):
-    before = (copy / "metrics.jsonl").read_text()
+    names = ("metrics.jsonl", "goodput.jsonl")
+    before = [(copy / name).read_text() for name in names]
     config = small.config(export=True, evaluate__every=2, logging__tensorboard=True)
     config.evaluate.tasks = ("loss", "accuracy")
     assert train.run_with_start(config, copy) == 0
-    assert (copy / "metrics.jsonl").read_text() == before
+    assert [(copy / name).read_text() for name in names] == before
 
 
 def test_a_continued_run_has_the_losses_of_one_that_was_not_stopped(finished: Path, tmp_path: Path):

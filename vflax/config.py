@@ -11,15 +11,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vflax.errors import UserError
+from vflax.guard import ACTIONS
 from vflax.values import SHARE
 
 # What a continued run may change. Every other key is part of the run's identity.
 ELASTIC = (
-    "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads",
+    "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "profile.*", "export", "data.threads",
     "cluster.*", "watchdog.*",
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
-    # What is refused, not what is learned.
+    # What is refused, not what is learned. A step that the guard skips is the same one whether the run stops or not.
+    "guard.*",
     "data.max_problem_share", "data.max_duplicate_share", "data.duplicate_distance",
 )  # fmt: skip
 EXTEND_ONLY = ("steps", "epochs")
@@ -88,7 +90,7 @@ _LEAST = {
     "data.supervised": 0, "data.threads": 1, "data.tasks": 0, "data.budget": 0, "checkpoint.every": 0,
     "checkpoint.keep": 1, "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1,
     "epochs": 0, "steps": 0, "seed": 0, "cluster.join": 1, "cluster.heartbeat": 0, "watchdog.factor": 0,
-    "watchdog.least": 0, "watchdog.longest": 1,
+    "watchdog.least": 0, "watchdog.longest": 1, "guard.max_skips": 1, "profile.start": 0, "profile.steps": 1,
 }  # fmt: skip
 _SHARES = ("data.max_problem_share", "data.max_duplicate_share")
 _DTYPES = ("float32", "bfloat16")
@@ -113,6 +115,8 @@ def check_values(config: ConfigDict) -> None:
         for key in ("dtype", "optimizer.moment_dtype")
         if found[key] not in _DTYPES
     ]
+    if found["guard.action"] not in ACTIONS:
+        wrong.append(f"config.guard.action={found['guard.action']!r}: one of {', '.join(ACTIONS)}")
     if not all(isinstance(source, ConfigDict) for source in config.data.sources):
         wrong.append(
             f"config.data.sources={plain(config.data.sources)!r}: a flag changes one key of one source: "

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vflax.evaluate.heldout import Answered, matches
+from vflax.goodput import LEAST_SHOWN, duration
 from vflax.metrics import read_metrics
 from vflax.workdir import write_json
 
@@ -99,8 +100,9 @@ def write_summary(workdir: Path, facts: Mapping[str, Any], answered: Sequence[An
     """Write summary.json, loss.png, samples.png (where questions were answered) and the page summary.html.
 
     Args:
-        facts: what stands in summary.json: stage, variant, steps, first_loss, last_loss, checkpoint, export, seconds,
-            evaluation (None, or vflax.evaluate.heldout.score's dict with "loss").
+        facts: what stands in summary.json: stage, variant, steps, first_loss, last_loss (None where every step was
+            skipped), checkpoint, export, goodput (vflax.goodput.Goodput.to_dict), evaluation (None, or
+            vflax.evaluate.heldout.score's dict with "loss").
     """
     images = [plot_loss(workdir).name]
     if answered:
@@ -137,8 +139,9 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     evaluation = facts["evaluation"] or {}
     lines = [
         ("steps", f"{facts['steps']}"),
-        ("loss, first and last", f"{facts['first_loss']:.4f} -> {facts['last_loss']:.4f} nats"),
     ]
+    if facts["first_loss"] is not None:  # else the guard skipped every step
+        lines.append(("loss, first and last", f"{facts['first_loss']:.4f} -> {facts['last_loss']:.4f} nats"))
     if "loss" in evaluation:
         lines.append(("held-out loss", f"{evaluation['loss']:.4f} nats"))
     if evaluation.get("short_tasks"):
@@ -156,9 +159,18 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines += [
         ("checkpoint", str(facts["checkpoint"])),
         ("export", str(facts["export"] or "none (config.export=False)")),
-        ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in facts["seconds"].items())),
     ]
+    if "goodput" in facts:  # not in a run of before there was any
+        lines.append(("goodput", _goodput(facts["goodput"])))
     return lines
+
+
+def _goodput(facts: Mapping[str, Any]) -> str:
+    """Of vflax.goodput.Goodput.to_dict: the share of the steps, and the others that show."""
+    shares = dict(facts["shares"])
+    steps = shares.pop("step")
+    rest = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items() if share >= LEAST_SHOWN)
+    return f"{steps:.1%} of {duration(facts['wall_seconds'])} in steps; {rest}"
 
 
 def print_summary(console: Console, workdir: Path, facts: Mapping[str, Any]) -> None:

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from vflax import checks, freeze, goodput, sharding, summary
 from vflax import config as configs
-from vflax import freeze, memory, sharding, summary
 from vflax.checkpoint import Checkpointer
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
@@ -25,9 +25,11 @@ from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
 from vflax.flops import device_peak, train_step_flops
 from vflax.give_up import run_under_way
+from vflax.guard import Guard
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
 from vflax.optimizer import make_optimizer
-from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path, unmade_start
+from vflax.profiler import Profiler
+from vflax.start import Model, cache_root, keep, open_model, resolve_path, unmade_start
 from vflax.step import TrainState, init_state, make_train_step, state_shardings
 from vflax.stop import Stopped, StopSignals
 from vflax.watchdog import Watchdog
@@ -59,13 +61,24 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
 def _run_to_status(config: ConfigDict, workdir: Path) -> int:
     """Train one stage from its last checkpoint, where there is one; however it ends, status.json says so."""
     lead = jax.process_index() == 0
-    with StopSignals() as signals, run_under_way(workdir, jax.process_index()):
+    recorder = goodput.Recorder(workdir / goodput.FILE if lead else None)
+    profiler = Profiler(workdir / "profile", config.profile.start, config.profile.steps, _say)
+    ended = "failed"
+    with (
+        StopSignals() as signals,
+        run_under_way(workdir, jax.process_index()),
+        profiler,
+        goodput.counting_compiles(recorder),
+    ):
         try:
             options = config.checkpoint
             # Closed on every way out: whatever ends a run, a save that has begun is finished.
             with contextlib.closing(Checkpointer(workdir, options.keep, options.best_metric)) as checkpointer:
-                return _run(config, workdir, signals, checkpointer)
+                status = _run(config, workdir, signals, checkpointer, recorder, profiler)
+            ended = "done" if status == EXIT_DONE else "preempted"
+            return status
         except Stopped:
+            ended = "preempted"
             if lead:
                 write_status(workdir, "preempted", _last_step(workdir), "run again to continue")
             _say("stopped: run the same command again to continue")
@@ -75,11 +88,18 @@ def _run_to_status(config: ConfigDict, workdir: Path) -> int:
             if lead and _state(workdir) in (None, "running"):
                 write_status(workdir, "failed", _last_step(workdir), f"{type(error).__name__}: {error}")
             raise
+        finally:
+            recorder.close(ended)
 
 
-def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: Checkpointer) -> int:
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
+def _run(
+    config: ConfigDict,
+    workdir: Path,
+    signals: StopSignals,
+    checkpointer: Checkpointer,
+    recorder: goodput.Recorder,
+    profiler: Profiler,
+) -> int:
     lead = jax.process_index() == 0
 
     # --- Where we are: devices, and whether this is a continued run. Until all checks are passed nothing is changed.
@@ -98,7 +118,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
                 f"{workdir} holds imported weights, not a run: choose another --workdir and start it from them with "
                 f"--config.init.checkpoint={workdir}"
             )
-        _check_plan_version(record, workdir)
+        checks.check_plan_version(record, workdir)
         notes = configs.check_resume(record["config"], plain)
     _say(_banner(config, workdir, mesh, resumed))
     for note in notes:
@@ -107,7 +127,8 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     # --- The model, its tokenizer and its weights' source.
     model = open_model(config, workdir, mesh, resumed)
     files = model.files
-    _warn_of_unfinished_start(config, model)
+    if warning := checks.unfinished_start(config, model):
+        _say(warning)
     if config.export:
         check_exportable(files)
     _print_freeze_table(model)
@@ -131,15 +152,15 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
         accumulation=config.batch.accumulation,
     )
     _say(data.describe())
-    _check_evaluation(config, data)
+    checks.check_evaluation(config, data)
     if resumed is not None:
-        _check_record(record, data, model)
-    if resumed == data.total_steps and _is_done(config, workdir, resumed):
+        checks.check_record(record, data, model)
+    if resumed == data.total_steps and checks.is_done(config, workdir, resumed):
         if lead:
             write_status(workdir, "done", resumed)
             summary.print_summary(_CONSOLE, workdir, read_json(workdir / "summary.json"))
         return EXIT_DONE
-    _check_fits(config, model, data, mesh)
+    _say(checks.check_fits(config, model, data, mesh))
     tx, schedules = make_optimizer(config.optimizer, model.trainable_paths, data.total_steps)
     peak, peak_source = device_peak(jax.local_devices()[0])
     _say(f"MFU is the share of {peak / 1e12:.3g} TFLOP/s per device ({peak_source})")
@@ -148,6 +169,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     if lead:
         write_json(workdir / "config.json", plain)
         write_status(workdir, "running", resumed or 0)
+        recorder.begin(resumed or 0)
     if model.source is not None:
         model = keep(model, workdir)
 
@@ -179,11 +201,14 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
             out_shardings=(shardings, replicated),
         )
         evaluator = Evaluator(config.evaluate, model.graphdef, model.files, data, mesh)
-        seconds["start"] = time.perf_counter() - started
+        guard = Guard(
+            config.guard.action, config.guard.max_skips, workdir, data, _say, jax.process_index(), jax.process_count()
+        )  # fmt: skip
 
         # --- The loop, with its evaluations and checkpoints.
         loop = _Loop(
-            config, workdir, mesh, model, data, checkpointer, evaluator, schedules, signals, seconds, peak
+            config, workdir, mesh, model, data, checkpointer, evaluator, schedules, signals, recorder, profiler, guard,
+            peak,
         )  # fmt: skip
         state, stopped = loop.train(train_step, state, frozen, resumed or 0)
         if stopped:
@@ -198,23 +223,23 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
     # --- The export and the summary.
     step = data.total_steps
     exported = None
-    if config.export:
-        began = time.perf_counter()
-        exported = workdir / "export"
-        if lead:
-            export(open_checkpoint(workdir, step=str(step)), exported, Options(replace=True))
-        multihost_utils.sync_global_devices("exported")
-        seconds["export"] = time.perf_counter() - began
-    seconds["total"] = time.perf_counter() - started
+    with recorder.within("export"):
+        if config.export:
+            exported = workdir / "export"
+            if lead:
+                export(open_checkpoint(workdir, step=str(step)), exported, Options(replace=True))
+            multihost_utils.sync_global_devices("exported")
     if lead:
         losses = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
         facts = {
             "stage": config.stage, "variant": config.variant, "steps": step, "samples": data.samples_seen(step),
-            "first_loss": losses[0], "last_loss": losses[-1], "evaluation": loop.last_evaluation.facts,
+            "first_loss": losses[0] if losses else None, "last_loss": losses[-1] if losses else None,
+            "evaluation": loop.last_evaluation.facts,
             "checkpoint": str(workdir / "checkpoints" / str(step)), "export": str(exported) if exported else None,
-            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "goodput": goodput.of_run(workdir).to_dict(),
         }  # fmt: skip
-        summary.write_summary(workdir, facts, loop.last_evaluation.answered)
+        with recorder.within("export"):
+            summary.write_summary(workdir, facts, loop.last_evaluation.answered)
         write_status(workdir, "done", step)
         summary.print_summary(_CONSOLE, workdir, facts)
     return EXIT_DONE
@@ -237,7 +262,9 @@ class _Loop:
     evaluator: Evaluator
     schedules: dict[str, Any]
     signals: StopSignals
-    seconds: dict[str, float]
+    recorder: goodput.Recorder
+    profiler: Profiler
+    guard: Guard
     peak: float
     last_evaluation: Evaluation | None = None
     metrics: MetricsWriter | None = field(init=False, default=None)
@@ -250,10 +277,9 @@ class _Loop:
     def train(self, train_step: Any, state: TrainState, frozen: Any, start: int) -> tuple[TrainState, bool]:
         """Run steps start .. total. Returns the last state, saved, and whether a signal asked to stop."""
         config, total = self.config, self.data.total_steps
-        began = time.perf_counter()
         placement = sharding.batch_sharding(self.mesh)
         stopped = False
-        pending: tuple[int, Any, float] | None = None
+        pending: tuple[int, Any, Any, float] | None = None
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:
                 self.metrics = stack.enter_context(
@@ -263,17 +289,24 @@ class _Loop:
             loader = stack.enter_context(contextlib.closing(self.data.loader(start)))
             stack.enter_context(self.signals.deferred())
             stack.enter_context(self.watchdog)
+            stack.enter_context(self.recorder.within("step"))
             clock = time.perf_counter()
             for step in range(start, total):
-                waiting = time.perf_counter()
-                rows = next(loader)
-                wait = time.perf_counter() - waiting
-                batch = {k: _to_devices(v, placement, config.batch.accumulation) for k, v in rows.items()}
-                state, measured = train_step(state, frozen, batch)
+                with self.profiler.step(step + 1):
+                    rows, wait = self._next(loader, pending[1] if pending else None)
+                    batch = {k: _to_devices(v, placement, config.batch.accumulation) for k, v in rows.items()}
+                    if step == start:
+                        with self.recorder.within("compile"):
+                            train_step = train_step.lower(state, frozen, batch).compile()
+                        clock = time.perf_counter()
+                    state, measured = train_step(state, frozen, batch)
+                if self.profiler.is_last(step + 1):
+                    with self.recorder.within("profile"):
+                        self.profiler.stop(measured)
                 # The previous step is reported while this one runs, so that the devices never wait for the host.
                 if pending is not None:
                     clock = self._report(*pending, clock=clock)
-                pending = (step + 1, measured, wait)
+                pending = (step + 1, measured, rows, wait)
 
                 done, last = step + 1, step + 1 == total
                 evaluate = last or (config.evaluate.every and done % config.evaluate.every == 0)
@@ -295,21 +328,28 @@ class _Loop:
                 if evaluate or save:
                     clock = time.perf_counter()
                 self.watchdog.step_done()
-            with self.watchdog.other("the last save"):
+            with self.watchdog.other("the last save"), self.recorder.within("checkpoint"):
                 self.checkpointer.wait()
-        self.seconds["train"] = time.perf_counter() - began - self.seconds.get("evaluate", 0.0)
         return state, stopped or self.signals.asked
 
-    def _report(self, step: int, measured: Any, wait: float, clock: float) -> float:
+    def _next(self, loader: Any, running: Any) -> tuple[dict[str, np.ndarray], float]:
+        """This host's next rows, and for how many seconds the devices had nothing to do meanwhile, at most; `running`
+        are the results of the step that was started last, None where it is over."""
+        began = time.perf_counter()
+        with self.recorder.within("data_wait") as span:
+            rows = next(loader)
+            if running is not None and not running["loss"].is_ready():
+                span.kind = "step"
+                return rows, 0.0
+        return rows, time.perf_counter() - began
+
+    def _report(self, step: int, measured: Any, rows: Any, wait: float, clock: float) -> float:
         """Write one step's figures; returns the time at which the step was over."""
-        values = {name: float(value) for name, value in measured.items()}
+        values = {name: float(value) for name, value in jax.device_get(measured).items()}
         now = time.perf_counter()
         elapsed = max(now - clock, 1e-9)
-        if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
-            raise UserError(
-                f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step {step}. Start "
-                "again with a lower config.optimizer.lr, or set config.optimizer.clip"
-            )
+        self.guard.check(step, values, rows)
+        self.recorder.done(step)
         if self.metrics is None or self.progress is None:
             return now
         images = values.pop("image_tokens") / self.model.files.config.vision.num_tokens
@@ -328,8 +368,9 @@ class _Loop:
             "mfu": flops / elapsed / (self.peak * jax.device_count()),
             "data_wait": min(1.0, wait / elapsed),
         }
-        if step % self.config.logging.every == 0 or step in (1, self.data.total_steps):
-            self.metrics.write(step, record)
+        if step % self.config.logging.every == 0 or step in (1, self.data.total_steps) or values["skipped"]:
+            # JSON has no number for a loss that is none: a skipped step has no loss.
+            self.metrics.write(step, {name: value for name, value in record.items() if np.isfinite(value)})
         self.progress.update(step, record)
         return now
 
@@ -340,7 +381,8 @@ class _Loop:
 
     def evaluate_again(self, state: TrainState, frozen: Any) -> Evaluation:
         """The evaluation after the last step, for a run that was stopped between its last save and its summary."""
-        evaluation = self.evaluator({**frozen, **state.trainable})
+        with self.recorder.within("evaluation"):
+            evaluation = self.evaluator({**frozen, **state.trainable})
         step, found = int(state.step), evaluation.metrics
         records = read_metrics(self.workdir / "metrics.jsonl")
         known = any(r["step"] == step and name in r for r in records for name in found)
@@ -359,17 +401,20 @@ class _Loop:
             "data": {"position": step, "plan_version": PLAN_VERSION, **self.data.identity()},
             "frozen": self.model.files.frozen,
         }
-        with self.watchdog.other("a save"):
+        with self.watchdog.other("a save"), self.recorder.within("checkpoint"):
             self.checkpointer.save(step, state, record, evaluated or None)
 
     def _evaluate(self, state: TrainState, frozen: Any) -> dict[str, float]:
         """Evaluate on held-out samples; whatever ends that early, the steps so far are saved first."""
-        began = time.perf_counter()
         step = int(state.step)
         if jax.process_index() == 0:
             write_status(self.workdir, "running", step, "evaluating")
         try:
-            with self.signals.at_once(), self.watchdog.other("an evaluation"):
+            with (
+                self.recorder.within("evaluation"),
+                self.signals.at_once(),
+                self.watchdog.other("an evaluation"),
+            ):
                 self.last_evaluation = self.evaluator({**frozen, **state.trainable})
         except BaseException:
             if jax.process_count() == 1:  # several processes can only save together
@@ -381,98 +426,12 @@ class _Loop:
             if found:
                 self.metrics.write(step, found)
             write_status(self.workdir, "running", step)
-        self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - began
         return found
 
 
 def _to_devices(rows: np.ndarray, placement: NamedSharding, accumulation: int) -> jax.Array:
     """This host's rows [A * B_local, ...] -> the global batch leaf [A, B, ...]."""
     return jax.make_array_from_process_local_data(placement, rows.reshape(accumulation, -1, *rows.shape[1:]))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Checks before anything is allocated
-
-
-def _warn_of_unfinished_start(config: ConfigDict, model: Model) -> None:
-    """A stage may start from any checkpoint of another; from one that is not the last, nobody starts knowingly."""
-    start = checkpoint_path(config) if model.source is not None else None
-    if start is None or not (start / "status.json").is_file():
-        return
-    status = read_json(start / "status.json")
-    if status["state"] != "done":
-        _say(
-            f"warning: the run in {start} is {status['state']} at step {status['step']}, not done; starting "
-            "from its last checkpoint"
-        )
-
-
-def _check_evaluation(config: ConfigDict, data: Data) -> None:
-    if config.evaluate.every and not data.has_questions:
-        raise UserError(
-            f"config.evaluate.every={config.evaluate.every}, but there is nothing to evaluate: {data.why_no_heldout}, "
-            "and config.evaluate.sources gives no question. Name a split that is there, convert one with --split, or "
-            "set config.evaluate.every=0"
-        )
-
-
-def _is_done(config: ConfigDict, workdir: Path, step: int) -> bool:
-    """Whether a run whose last step is saved has its summary, and its export where one is wanted, too."""
-    path = workdir / "summary.json"
-    if not path.is_file() or read_json(path)["steps"] != step:
-        return False
-    return not config.export or (workdir / "export" / "export.json").is_file()
-
-
-def _check_plan_version(record: dict[str, Any], workdir: Path) -> None:
-    """Refuse a run whose samples another vflax put into other steps, before anything is measured for it."""
-    planned = record["data"].get("plan_version", 1)  # the first one did not write it down
-    if planned != PLAN_VERSION:
-        raise UserError(
-            f"{workdir} is a run that another version of vflax planned (plan {planned}; this one makes plan "
-            f"{PLAN_VERSION}, with other samples in a step). Finish it with the version that it was started with, or "
-            "start in another --workdir, from its weights with --config.init.checkpoint"
-        )
-
-
-def _check_record(record: dict[str, Any], data: Data, model: Model) -> None:
-    """Refuse to continue on other data, or with other frozen weights, than a checkpoint's."""
-    if record["frozen"] != model.files.frozen:
-        raise UserError(
-            f"model/frozen.json names the frozen weights {model.files.frozen}, the checkpoint those of "
-            f"{record['frozen']}. Put WORKDIR/model back as this run wrote it, or start in another --workdir."
-        )
-    saved, now = record["data"], {"position": record["step"], **data.identity()}
-    wrong = [
-        f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in now.items() if saved.get(key) != value
-    ]
-    if wrong:
-        raise UserError(
-            "the data is not what this run was trained on so far (data fingerprint):\n  " + "\n  ".join(wrong)
-            + "\nPut the same data, tokenizer and package versions back, or start in another --workdir."
-        )  # fmt: skip
-
-
-def _check_fits(config: ConfigDict, model: Model, data: Data, mesh: Mesh) -> None:
-    sizes = memory.estimate(
-        model.files.config,
-        model.abstract,
-        model.shardings,
-        model.verdict,
-        rows=data.rows_per_step // config.batch.accumulation // sharding.batch_shards(mesh),
-        max_length=config.data.max_length,
-        capacity=data.capacity,
-        slots=config.data.slots,
-        accumulation=config.batch.accumulation,
-        dtype=config.dtype,
-        moment_dtype=config.optimizer.moment_dtype,
-        remat=config.remat,
-        scores=jax.default_backend() == "cpu" or config.attention == "reference",
-    )
-    limit, kind = memory.device_limit()
-    shown = f"{limit / memory.GIB:.2f} GiB {kind}" if limit else "of unknown size"
-    _say(f"memory: about {sizes['total'] / memory.GIB:.2f} GiB per device, {shown} (an estimate)")
-    memory.check_fits(sizes, limit, kind)
 
 
 # --------------------------------------------------------------------------------------------------------------------

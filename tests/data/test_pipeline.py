@@ -481,3 +481,17 @@ def test_the_mixture_is_the_same_for_any_number_of_hosts_and_after_a_restart(bui
     for step, (first, second) in enumerate(zip(*parts, strict=True), start=2):
         for name, value in whole[step].items():
             np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), value)
+
+
+def test_the_ids_of_a_step_s_samples_are_told_in_the_order_of_each_host_s_batch(build):
+    data = build(rows_multiple=8, accumulation=2)
+    step, batch = 1, batches(data.loader(1))[0]
+    ids = data.sample_ids(step)
+    assert [len(row) for row in ids] == batch["segments"].max(axis=1).tolist()
+    assert sum(len(row) for row in ids) == len({name for row in ids for name in row})
+    hosts = [
+        build(rows_multiple=8, accumulation=2, process_index=i, process_count=2).sample_ids(step)
+        for i in range(2)
+    ]
+    part = len(hosts[0]) // 2
+    assert [*hosts[0][:part], *hosts[1][:part], *hosts[0][part:], *hosts[1][part:]] == ids

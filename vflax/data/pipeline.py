@@ -104,6 +104,17 @@ class Data:
         """Samples that so many steps took, repeats counted."""
         return self.plan.samples_before(step)
 
+    def sample_ids(self, step: int) -> list[list[str]]:
+        """Ids of the samples of each row that this host has in the step after `step` others, in its batch's order."""
+        rows, hosts, host = self._train.rows, self._process["process_count"], self._process["process_index"]
+        micro = rows.rows_per_step // self._accumulation
+        part = micro // hosts
+        return [
+            rows.sample_ids(step * rows.rows_per_step + m * micro + host * part + r)
+            for m in range(self._accumulation)
+            for r in range(part)
+        ]
+
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree with to be continued; paths, hosts and threads are no part of it.
 

@@ -191,6 +191,14 @@ class RowSource:
             return join([], self._format)
         return join([self._prepare(number) for number in self._plan.row(step, row)], self._format)
 
+    def sample_ids(self, index: int) -> list[str]:
+        """Ids of the samples of row `index`, in their order."""
+        step, row = divmod(index, self.rows_per_step)
+        if row >= self._plan.rows_per_step:
+            return []
+        places = [self._mixture.locate(number) for number in self._plan.row(step, row)]
+        return [self._sources[k][i].id for k, i in places]
+
     def _prepare(self, number: int) -> Prepared:
         k, index = self._mixture.locate(number)
         source = self._sources[k]
