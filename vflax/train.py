@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -25,9 +25,8 @@ from vflax.errors import UserError
 from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
 from vflax.flops import device_peak, train_step_flops
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
-from vflax.optimizer import make_optimizer
 from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path, unmade_start
-from vflax.step import TrainState, init_state, make_train_step, state_shardings
+from vflax.step import TrainState, build_train_program, init_state
 from vflax.stop import Stopped, StopSignals
 from vflax.weights.export import Options, check_exportable, export
 from vflax.weights.load import load_params
@@ -138,7 +137,9 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
             summary.print_summary(_CONSOLE, workdir, read_json(workdir / "summary.json"))
         return EXIT_DONE
     _check_fits(config, model, data, mesh)
-    tx, schedules = make_optimizer(config.optimizer, model.trainable_paths, data.total_steps)
+    program = build_train_program(
+        config, model.shapes, files.lora, mesh, capacity=data.capacity, total_steps=data.total_steps
+    )
     peak, peak_source = device_peak(jax.local_devices()[0])
     _say(f"MFU is the share of {peak / 1e12:.3g} TFLOP/s per device ({peak_source})")
 
@@ -150,11 +151,6 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
         model = keep(model, workdir)
 
     # --- The state and the jitted step.
-    replicated = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.eval_shape(
-        lambda p: init_state(tx, p), {p: model.abstract[p] for p in model.trainable_paths}
-    )
-    shardings = state_shardings(abstract, model.shardings, replicated)
     with jax.set_mesh(mesh):
         frozen = load_params(
             model.frozen_source(workdir), files.config, model.frozen_shardings, model.dtypes, files.lora
@@ -163,27 +159,21 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
             trainable = load_params(
                 model.source, files.config, model.trainable_shardings, model.dtypes, files.lora
             )
-            state = jax.jit(lambda p: init_state(tx, p), out_shardings=shardings, donate_argnums=0)(trainable)
+            start = jax.jit(
+                lambda p: init_state(program.tx, p), out_shardings=program.shardings, donate_argnums=0
+            )
+            state = start(trainable)
         else:
             assert resumed is not None
-            target = jax.tree.map(
-                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-            )
-            state = checkpointer.restore(resumed, target)
-        dropout_seed = config.seed if files.lora is not None and files.lora.dropout else None
-        train_step = jax.jit(
-            make_train_step(model.graphdef, tx, config.loss.reduction, data.capacity, dropout_seed),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated),
-        )
+            state = checkpointer.restore(resumed, program.state)
         evaluator = Evaluator(config.evaluate, model.graphdef, model.files, data, mesh)
         seconds["start"] = time.perf_counter() - started
 
         # --- The loop, with its evaluations and checkpoints.
         loop = _Loop(
-            config, workdir, mesh, model, data, checkpointer, evaluator, schedules, signals, seconds, peak
+            config, workdir, mesh, model, data, checkpointer, evaluator, program.schedules, signals, seconds, peak
         )  # fmt: skip
-        state, stopped = loop.train(train_step, state, frozen, resumed or 0)
+        state, stopped = loop.train(program.step, state, frozen, resumed or 0)
         if stopped:
             if lead:
                 write_status(workdir, "preempted", int(state.step), "saved; run again to continue")
