@@ -25,20 +25,13 @@ from vflax.errors import UserError
 from vflax.hlo import Program
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
+from vflax.planner.environment import local_devices
 from vflax.slices import GIB, Slice
 from vflax.slices import parse as parse_slice
 from vflax.step import ModelShapes, TrainProgram, build_train_program, shape_model
 
 # The newest libtpu whose programs jax 0.10 can print for every generation.
 LIBTPU = "0.0.42.1"
-# What a process that compiles for a slice it does not have must say before JAX is imported.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU to ask about
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another plan may be made at the same time
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-}
-_LOCAL = re.compile(r"cpu:(\d+)")
 _OVERFLOW = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _TEMPORARIES = re.compile(
     r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)"
@@ -67,12 +60,6 @@ class Target:
     @property
     def slices(self) -> int:
         return self.slice.slices if self.slice else 1
-
-
-def local_devices(name: str) -> int | None:
-    """N of "cpu:N"; None for any other name. It reads the text alone, so it can be asked before JAX is imported."""
-    match = _LOCAL.fullmatch(name.strip().lower())
-    return int(match[1]) if match else None
 
 
 def find_target(name: str) -> Target:
@@ -292,7 +279,8 @@ def held(step: Step) -> Mapping[str, int]:
 
     def size(tree: Any) -> int:
         return sum(
-            leaf.dtype.itemsize * _count(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)
+            leaf.dtype.itemsize * _count(leaf.sharding.shard_shape(leaf.shape))
+            for leaf in jax.tree.leaves(tree)
         )
 
     state, frozen, batch = step.arguments

@@ -147,7 +147,9 @@ def _splash(equation: Any) -> float:
     *lead, heads, length, width = q
     products = {"fwd": 2, "dq": 3, "dkv": 4}[phase[1]]
     if phase[1] == "dkv":
-        gradients = [v.aval.shape for v in equation.outvars if len(v.aval.shape) >= len(q)]  # the rest is scratch
+        gradients = [
+            v.aval.shape for v in equation.outvars if len(v.aval.shape) >= len(q)
+        ]  # the rest is scratch
         products += sum(shape[-2:] == (length, width) for shape in gradients) > 2
     return splash.flops(math.prod(lead), length, heads, width, products / 2)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vflax import config as configs
 from vflax.errors import UserError
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
@@ -57,7 +56,7 @@ def model_of(config: ConfigDict) -> tuple[LlavaConfig, str]:
         UserError: neither is there.
     """
     init = config.init
-    if config.model.vision or unmade_start(config) is not None or _is_here(config):
+    if is_readable(config):
         model, _ = outline(config)
         return model, f"sizes of {_named(config)}, read from its files"
     decoder = _name(init.checkpoint or init.decoder)
@@ -78,9 +77,11 @@ def model_of(config: ConfigDict) -> tuple[LlavaConfig, str]:
     return made, f"sizes of {decoder} and {tower} as published; {_named(config)} is not here and was not read"
 
 
-def _is_here(config: ConfigDict) -> bool:
-    """Whether all weights that the config names lie on this machine, so that nothing has to be fetched."""
+def is_readable(config: ConfigDict) -> bool:
+    """Whether model and tokenizer of a run can be read on this machine, with nothing to be fetched."""
     init = config.init
+    if config.model.vision or unmade_start(config) is not None:
+        return True
     named = [init.checkpoint] if init.checkpoint else [init.vision, init.decoder]
     return all(value and resolve_path(value, made_by=init.make).exists() for value in named)
 
