@@ -171,6 +171,22 @@ def batch_shapes(config: ConfigDict, model: LlavaConfig, mesh: Mesh, rows: int) 
     return {**tokens, "images": leaf((config.data.slots, size, size, 3), jnp.uint8)}
 
 
+def step_arguments(
+    config: ConfigDict, model: LlavaConfig, shapes: ModelShapes, program: TrainProgram, mesh: Mesh, rows: int
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(state, frozen, batch) that a run calls its step with, as ShapeDtypeStructs with shardings.
+
+    Args:
+        rows: of a micro-batch, over all chips.
+    """
+    _, frozen = freeze.split(shapes.abstract, shapes.verdict)
+    placed = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shapes.shardings[path])
+        for path, leaf in frozen.items()
+    }
+    return program.state, placed, batch_shapes(config, model, mesh, rows)
+
+
 def trace_step(
     config: ConfigDict, model: LlavaConfig, adapters: LoraConfig | None, mesh: Mesh, work: Work
 ) -> Step:
@@ -186,12 +202,7 @@ def trace_step(
     program = build_train_program(
         config, shapes, adapters, mesh, capacity=work.capacity, total_steps=work.total_steps
     )
-    _, frozen = freeze.split(shapes.abstract, shapes.verdict)
-    placed = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shapes.shardings[path])
-        for path, leaf in frozen.items()
-    }
-    arguments = (program.state, placed, batch_shapes(config, model, mesh, work.rows))
+    arguments = step_arguments(config, model, shapes, program, mesh, work.rows)
     with jax.set_mesh(mesh):
         traced = program.step.trace(*arguments)
     return Step(shapes, program, mesh, arguments, traced)
@@ -226,12 +237,13 @@ class Compiled:
     """A program for a mesh.
 
     Attributes:
-        executable: jax.stages.Compiled.
+        lowered, executable: jax.stages.Lowered and jax.stages.Compiled.
         memory: of one chip.
         program: its HLO; None where this libtpu cannot print it.
         seconds, cpu_seconds: that the compilation took.
     """
 
+    lowered: Any
     executable: Any
     memory: Memory
     program: Program | None
@@ -244,7 +256,8 @@ def compile_traced(traced: Any, mesh: Mesh) -> Compiled | Overflow:
     wall, processor = time.perf_counter(), time.process_time()
     try:
         with jax.set_mesh(mesh):
-            executable = traced.lower().compile()
+            lowered = traced.lower()
+            executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -260,7 +273,7 @@ def compile_traced(traced: Any, mesh: Mesh) -> Compiled | Overflow:
         program = Program(executable.as_text())
     except jax.errors.JaxRuntimeError:  # libtpu newer than JAX, see LIBTPU
         program = None
-    return Compiled(executable, memory, program, seconds, cpu)
+    return Compiled(lowered, executable, memory, program, seconds, cpu)
 
 
 def read_overflow(message: str) -> Overflow:

@@ -15,7 +15,7 @@ from vflax.values import SHARE
 
 # What a continued run may change. Every other key is part of the run's identity.
 ELASTIC = (
-    "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads",
+    "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads", "compiled",
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
     # What is refused, not what is learned.

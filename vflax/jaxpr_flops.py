@@ -128,10 +128,10 @@ def _kernel(equation: Any) -> Flops:
     name = str(equation.params.get("name") or equation.params.get("name_and_src_info") or "pallas_call")
     for pattern, formula in KERNELS.items():
         if re.match(pattern, name):
-            return Flops(kernels=Counter({name: formula(equation)}))  # type: ignore[dict-item]
+            return Flops(kernels=Counter({name: formula(equation)}))
     estimate = equation.params.get("cost_estimate")
     if estimate is not None:
-        return Flops(kernels=Counter({name: float(estimate.flops)}))  # type: ignore[dict-item]
+        return Flops(kernels=Counter({name: float(estimate.flops)}))
     return Flops(notes=[f"the Pallas kernel {name} is not counted: nothing says what it computes"])
 
 
@@ -151,7 +151,7 @@ def _splash(equation: Any) -> float:
             v.aval.shape for v in equation.outvars if len(v.aval.shape) >= len(q)
         ]  # the rest is scratch
         products += sum(shape[-2:] == (length, width) for shape in gradients) > 2
-    return splash.flops(math.prod(lead), length, heads, width, products / 2)
+    return splash.flops(math.prod(lead), length, heads, width, 1) * products / 2
 
 
 _SPLASH = r"splash_m[hq]a_(fwd|dq|dkv)"

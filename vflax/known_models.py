@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -19,7 +20,7 @@ from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 from vflax.start import outline, resolve_path, unmade_start
 
-_CLIP_336 = {
+_CLIP_336: dict[str, Any] = {
     "image_size": 336, "patch_size": 14, "width": 1024, "mlp_dim": 4096, "num_layers": 24, "num_heads": 16,
     "hidden_act": "quick_gelu", "norm_eps": 1e-5,
     "image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711),

@@ -41,6 +41,9 @@ _SEARCH = flags.DEFINE_bool(
     "search", False, "Try rows per chip, remat policies and meshes for what is fastest and fits."
 )
 _MINUTES = flags.DEFINE_float("budget-minutes", 30.0, "With --search: minutes for each slice.")
+_SAVE = flags.DEFINE_string(
+    "save", None, "Write the compiled step to this file, for launch --config.compiled=FILE."
+)
 _FLAGS = [
     "config",
     "topology",
@@ -77,6 +80,8 @@ def _plan(config: Any, names: Sequence[str]) -> int:
     from vflax.planner import figures, show
     from vflax.planner.workload import Given
 
+    if _SAVE.value and (_SEARCH.value or len(names) > 1):
+        raise UserError("--save writes one program: name one --topology, without --search")
     configs.check_values(config)
     console = Console()
     model, sizes = model_of(config)
@@ -100,7 +105,7 @@ def _plan(config: Any, names: Sequence[str]) -> int:
 
 
 def _one(config: Any, model: Any, target: Any, given: Any, console: Any) -> dict[str, Any]:
-    from vflax import aot, sharding
+    from vflax import aot, saved_program, sharding
     from vflax import config as configs
     from vflax.models import lora
     from vflax.planner import figures, show
@@ -116,7 +121,15 @@ def _one(config: Any, model: Any, target: Any, given: Any, console: Any) -> dict
         aot.Work(work.rows // work.accumulation, work.capacity, work.steps or 1),
     )  # fmt: skip
     compiled = aot.compile_traced(step.traced, mesh)
-    return figures.describe(config, model, target, step, compiled, work, _PRICE.value)
+    plan = figures.describe(config, model, target, step, compiled, work, _PRICE.value)
+    if _SAVE.value and isinstance(compiled, aot.Compiled):
+        saved_program.save(Path(_SAVE.value), compiled.lowered, compiled.executable, mesh, plan)
+        show.say(console, f"saved: start the run with --config.compiled={_SAVE.value}")
+        if target.slice is not None:
+            show.say(
+                console, "loading a program on a TPU is unverified; launch compiles where it does not work"
+            )
+    return plan
 
 
 def _search(config: Any, model: Any, target: Any, given: Any, console: Any) -> list[dict[str, Any]]:

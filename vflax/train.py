@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from vflax import aot, freeze, memory, saved_program, sharding, summary
 from vflax import config as configs
-from vflax import freeze, memory, sharding, summary
 from vflax.checkpoint import Checkpointer
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
@@ -26,7 +26,7 @@ from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
 from vflax.flops import device_peak, train_step_flops
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
 from vflax.start import Model, cache_root, checkpoint_path, keep, open_model, resolve_path, unmade_start
-from vflax.step import TrainState, build_train_program, init_state
+from vflax.step import TrainProgram, TrainState, build_train_program, init_state
 from vflax.stop import Stopped, StopSignals
 from vflax.weights.export import Options, check_exportable, export
 from vflax.weights.load import load_params
@@ -166,6 +166,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
         else:
             assert resumed is not None
             state = checkpointer.restore(resumed, program.state)
+        train_step = _saved_step(config, model, data, program, mesh) or program.step
         evaluator = Evaluator(config.evaluate, model.graphdef, model.files, data, mesh)
         seconds["start"] = time.perf_counter() - started
 
@@ -173,7 +174,7 @@ def _run(config: ConfigDict, workdir: Path, signals: StopSignals, checkpointer: 
         loop = _Loop(
             config, workdir, mesh, model, data, checkpointer, evaluator, program.schedules, signals, seconds, peak
         )  # fmt: skip
-        state, stopped = loop.train(program.step, state, frozen, resumed or 0)
+        state, stopped = loop.train(train_step, state, frozen, resumed or 0)
         if stopped:
             if lead:
                 write_status(workdir, "preempted", int(state.step), "saved; run again to continue")
@@ -368,6 +369,19 @@ class _Loop:
 def _to_devices(rows: np.ndarray, placement: NamedSharding, accumulation: int) -> jax.Array:
     """This host's rows [A * B_local, ...] -> the global batch leaf [A, B, ...]."""
     return jax.make_array_from_process_local_data(placement, rows.reshape(accumulation, -1, *rows.shape[1:]))
+
+
+def _saved_step(
+    config: ConfigDict, model: Model, data: Data, program: TrainProgram, mesh: Mesh
+) -> Any | None:
+    """The step that config.compiled holds, where it is this run's; else None, and a word about why."""
+    if not config.compiled:
+        return None
+    rows = data.rows_per_step // config.batch.accumulation
+    arguments = aot.step_arguments(config, model.files.config, model.shapes, program, mesh, rows)
+    step, why = saved_program.load(Path(config.compiled).expanduser(), program.step, arguments, mesh)
+    _say(f"config.compiled={config.compiled}: " + (f"{why}. Compiling instead" if why else "loaded"))
+    return step
 
 
 # --------------------------------------------------------------------------------------------------------------------
