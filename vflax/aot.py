@@ -264,8 +264,11 @@ def compile_traced(traced: Any, mesh: Mesh) -> Compiled | Overflow:
         return read_overflow(str(error))
     seconds, cpu = time.perf_counter() - wall, time.process_time() - processor
     analysis = executable.memory_analysis()
+    peak = analysis.peak_memory_in_bytes
+    if mesh.devices.flat[0].platform == "cpu":  # where it leaves the temporaries out
+        peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     memory = Memory(
-        int(analysis.peak_memory_in_bytes),
+        int(peak),
         int(analysis.argument_size_in_bytes),
         int(analysis.host_temp_size_in_bytes + analysis.host_argument_size_in_bytes),
     )

@@ -2,6 +2,7 @@
 
     python -m vflax.plan --config=configs/stage1.py:13b --topology=v5e-16,v4-32,2xv5e-256 [--price=1.20] [--json=FILE]
     python -m vflax.plan --config=configs/stage1.py:7b --topology=v5e-16 --search --budget-minutes=30
+    python -m vflax.plan --config=configs/stage1.py:7b --topology=v5e-8 --decode --decode-rows=8
 
 Any machine with a CPU will do; nothing is downloaded, no array is made. A slice is named as it is booked (v4 and v5p
 count cores), or by its shape, v5e:2x4; cpu:N means N devices of this machine. docs/plan.md is the page on it.
@@ -44,6 +45,14 @@ _MINUTES = flags.DEFINE_float("budget-minutes", 30.0, "With --search: minutes fo
 _SAVE = flags.DEFINE_string(
     "save", None, "Write the compiled step to this file, for launch --config.compiled=FILE."
 )
+_DECODE = flags.DEFINE_bool(
+    "decode", False, "Plan answers (prompt read, tokens written) in place of training."
+)
+_DECODE_ROWS = flags.DEFINE_integer("decode-rows", 8, "With --decode: prompts that are answered at a time.")
+_PROMPT = flags.DEFINE_integer(
+    "prompt-tokens", 1024, "With --decode: tokens of a prompt, its image included."
+)
+_NEW = flags.DEFINE_integer("new-tokens", 256, "With --decode: tokens of an answer.")
 _FLAGS = [
     "config",
     "topology",
@@ -80,12 +89,16 @@ def _plan(config: Any, names: Sequence[str]) -> int:
     from vflax.planner import figures, show
     from vflax.planner.workload import Given
 
+    if _DECODE.value and (_SAVE.value or _SEARCH.value):
+        raise UserError("--decode goes with neither --save nor --search")
     if _SAVE.value and (_SEARCH.value or len(names) > 1):
         raise UserError("--save writes one program: name one --topology, without --search")
     configs.check_values(config)
     console = Console()
     model, sizes = model_of(config)
     show.say(console, sizes)
+    if _DECODE.value:
+        return _decode(config, model, sizes, names, console)
     given = Given(_ROWS.value, _PER_ROW.value, _SAMPLES.value, _SUPERVISED.value)
     targets = [aot.find_target(name) for name in names]  # all names are read before anything is compiled
     if _SEARCH.value:
@@ -130,6 +143,26 @@ def _one(config: Any, model: Any, target: Any, given: Any, console: Any) -> dict
                 console, "loading a program on a TPU is unverified; launch compiles where it does not work"
             )
     return plan
+
+
+def _decode(config: Any, model: Any, sizes: str, names: Sequence[str], console: Any) -> int:
+    """Answers in place of training."""
+    from vflax import aot
+    from vflax.planner import decode, figures, show
+
+    request = decode.Request(_DECODE_ROWS.value, _PROMPT.value, _NEW.value)
+    targets = [aot.find_target(name) for name in names]
+    plans = [decode.describe(config, model, target, request, _PRICE.value) for target in targets]
+    console.print(
+        show.table(plans, f"greedy answers of {config.variant} in {config.dtype}", show.DECODE_LINES)
+    )
+    for line in [f"{plan['topology']}: {plan['reason']}" for plan in plans if plan["reason"]]:
+        show.say(console, line)
+    for line in figures.LIMITS:
+        show.say(console, line)
+    if _JSON.value:
+        _write_json(Path(_JSON.value), {"sizes": sizes, "decode": plans, "limits": figures.LIMITS})
+    return 0 if any(plan["fits"] for plan in plans) else 1
 
 
 def _search(config: Any, model: Any, target: Any, given: Any, console: Any) -> list[dict[str, Any]]:

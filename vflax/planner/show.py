@@ -97,19 +97,44 @@ LINES: tuple[tuple[str, Callable[[Plan], str]], ...] = (
     ("compiled in, s (of processor time)", lambda plan: _compile(plan)),
 )  # fmt: skip
 
+# The same for answers.
+DECODE_LINES: tuple[tuple[str, Callable[[Plan], str]], ...] = (
+    ("chips", _number("d", 1, "chips")),
+    ("mesh", _mesh),
+    ("prompts at a time", _number("d", 1, "rows")),
+    ("tokens of a prompt", _number("d", 1, "prompt")),
+    ("tokens of an answer", _number("d", 1, "new_tokens")),
+    ("fits", _fits),
+    ("[bold]memory per chip, GiB", lambda plan: ""),
+    ("  peak", _gib("memory", "peak")),
+    ("  of", _gib("memory", "limit")),
+    ("  weights", _gib("memory", "weights")),
+    ("  keys and values", _gib("memory", "cache")),
+    ("[bold]at best", lambda plan: ""),
+    ("  prompt read in, ms", _number(".1f", 1e3, "prefill", "seconds")),
+    ("  a token written in, ms", _number(".2f", 1e3, "token", "seconds")),
+    ("  reading weights and cache alone, ms", _number(".2f", 1e3, "token", "floor_seconds")),
+    ("  tokens/s while writing", _number(",.0f", 1, "tokens_per_s")),
+    ("  answers/s", _number(",.2f", 1, "answers_per_s")),
+    ("  USD per 1,000 answers", _number(",.3f", 1, "cost_per_1000")),
+    ("compiled in, s (of processor time)", lambda plan: _compile(plan)),
+)
+
 
 def _compile(plan: Plan) -> str:
     found = plan.get("compile")
     return f"{found['seconds']:.0f} ({found['cpu_seconds']:.0f})" if found else ""
 
 
-def table(plans: Sequence[Plan], title: str) -> Table:
-    """One column for each plan."""
+def table(
+    plans: Sequence[Plan], title: str, lines: Sequence[tuple[str, Callable[[Plan], str]]] = LINES
+) -> Table:
+    """One column for each plan; `lines` as LINES."""
     result = Table(title=title, title_justify="left", show_edge=False)
     result.add_column("")
     for plan in plans:
         result.add_column(plan["topology"], justify="right", no_wrap=True)
-    rows = [(label, [fill(plan) for plan in plans]) for label, fill in LINES]
+    rows = [(label, [fill(plan) for plan in plans]) for label, fill in lines]
     kept = [(label, cells) for label, cells in rows if any(cells) or label.startswith("[bold]")]
     for i, (label, cells) in enumerate(kept):
         following = kept[i + 1][0] if i + 1 < len(kept) else ""
