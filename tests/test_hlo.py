@@ -13,19 +13,19 @@ LOOPS = """\
 HloModule jit_f, is_scheduled=true
 
 %fused (p: f32[8,128]) -> f32[8,128] {
-  %p = f32[8,128]{1,0} parameter(0)
-  %c = f32[8,128]{1,0} convolution(f32[8,128]{1,0} %p, f32[8,128]{1,0} %p), dim_labels=bf_io->bf
-  ROOT %n = f32[8,128]{1,0} negate(f32[8,128]{1,0} %c), backend_config={"estimated_cycles":"9999"}
+  %p = f32[8,128] parameter(0)
+  %c = f32[8,128] convolution(f32[8,128] %p, f32[8,128] %p), dim_labels=bf_io->bf
+  ROOT %n = f32[8,128] negate(f32[8,128] %c), backend_config={"estimated_cycles":"9999"}
 }
 
 %inner_body (t: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
-  %t = (s32[], f32[8,128]{1,0}) parameter(0)
-  %x = f32[8,128]{1,0} fusion(f32[8,128]{1,0} %t), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
-  ROOT %r = (s32[], f32[8,128]{1,0}) tuple(%t, %x)
+  %t = (s32[], f32[8,128]) parameter(0)
+  %x = f32[8,128] fusion(f32[8,128] %t), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
+  ROOT %r = (s32[], f32[8,128]) tuple(%t, %x)
 }
 
 %inner_condition (t: (s32[], f32[8,128])) -> pred[] {
-  %t = (s32[], f32[8,128]{1,0}) parameter(0)
+  %t = (s32[], f32[8,128]) parameter(0)
   %limit = s32[]{:T(128)} constant(3)
   ROOT %less = pred[] compare(s32[] %t, s32[] %limit), direction=LT
 }
@@ -37,33 +37,33 @@ HloModule jit_f, is_scheduled=true
 }
 
 %body (t: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
-  %t = (s32[], f32[8,128]{1,0}) parameter(0)
-  %w = (s32[], f32[8,128]{1,0}) while((s32[], f32[8,128]{1,0}) %t), condition=%inner_condition, body=%inner_body
-  %y = f32[8,128]{1,0} fusion(f32[8,128]{1,0} %w), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/mul"}, backend_config={"estimated_cycles":"100"}
-  ROOT %r = (s32[], f32[8,128]{1,0}) tuple(%t, %y)
+  %t = (s32[], f32[8,128]) parameter(0)
+  %w = (s32[], f32[8,128]) while((s32[], f32[8,128]) %t), condition=%inner_condition, body=%inner_body
+  %y = f32[8,128] fusion(%w), calls=%fused, metadata={op_name="jit(f)/mul"}, backend_config={"estimated_cycles":"100"}
+  ROOT %r = (s32[], f32[8,128]) tuple(%t, %y)
 }
 
 %condition (t: (s32[], f32[8,128])) -> pred[] {
-  %t = (s32[], f32[8,128]{1,0}) parameter(0)
+  %t = (s32[], f32[8,128]) parameter(0)
   ROOT %f = pred[] fusion(s32[] %t), kind=kLoop, calls=%compare
 }
 
 %left (p: f32[8,128]) -> f32[8,128] {
-  %p = f32[8,128]{1,0} parameter(0)
-  ROOT %l = f32[8,128]{1,0} fusion(f32[8,128]{1,0} %p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"1000"}
+  %p = f32[8,128] parameter(0)
+  ROOT %l = f32[8,128] fusion(f32[8,128] %p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"1000"}
 }
 
 %right (p: f32[8,128]) -> f32[8,128] {
-  ROOT %p = f32[8,128]{1,0} parameter(0)
+  ROOT %p = f32[8,128] parameter(0)
 }
 
 ENTRY %main (a: f32[8,128]) -> f32[8,128] {
-  %a = f32[8,128]{1,0} parameter(0)
-  %w.1 = (s32[], f32[8,128]{1,0}) while((s32[], f32[8,128]{1,0}) %a), condition=%condition, body=%body
-  %k = f32[8,128]{1,0} custom-call(f32[8,128]{1,0} %a), custom_call_target="tpu_custom_call", kernel_metadata={
+  %a = f32[8,128] parameter(0)
+  %w.1 = (s32[], f32[8,128]) while((s32[], f32[8,128]) %a), condition=%condition, body=%body
+  %k = f32[8,128] custom-call(f32[8,128] %a), custom_call_target="tpu_custom_call", kernel_metadata={
 }}
-  %b = f32[8,128]{1,0} conditional(pred[] %a, f32[8,128]{1,0} %a, f32[8,128]{1,0} %a), branch_computations={%left, %right}
-  ROOT %out = f32[8,128]{1,0} copy(f32[8,128]{1,0} %b), backend_config={"estimated_cycles":"7"}
+  %b = f32[8,128] conditional(pred[] %a, f32[8,128] %a, f32[8,128] %a), branch_computations={%left, %right}
+  ROOT %out = f32[8,128] copy(f32[8,128] %b), backend_config={"estimated_cycles":"7"}
 }
 """
 COLLECTIVES = """\
@@ -169,7 +169,9 @@ def test_a_real_scan_on_a_tpu_costs_its_body_times_its_turns(tpu_compiler):
         def f(x, w):
             return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=length)[0]
 
-        x, w = (jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where) for shape in ((512, 512), (512, 512)))
+        x, w = (
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where) for shape in ((512, 512), (512, 512))
+        )
         return Program(jax.jit(f).lower(x, w).compile().as_text()).cycles
 
     assert cycles(40) / cycles(20) == pytest.approx(2, rel=0.1)
