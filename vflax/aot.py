@@ -8,7 +8,6 @@ that everything here can be tried and tested without libtpu.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -96,20 +95,12 @@ def _describe(wanted: Slice) -> Any:
         return topologies.get_topology_desc(platform="tpu", topology_name=wanted.topology, **options)
     except Exception as error:  # libtpu raises RuntimeError and JaxRuntimeError, the import ImportError
         said = " ".join(str(error).split())
-        if not _has_libtpu():
+        if "not installed" in said:
             raise UserError(
                 "no libtpu on this machine, which holds the TPU compiler: "
                 f"pip install 'vflax[plan]', or pip install libtpu=={LIBTPU}; or set TPU_LIBRARY_PATH to a libtpu.so"
             ) from None
         raise UserError(f"--topology={wanted.name}: libtpu does not know this slice ({said[:300]})") from None
-
-
-def _has_libtpu() -> bool:
-    if os.environ.get("TPU_LIBRARY_PATH"):
-        return os.path.isfile(os.environ["TPU_LIBRARY_PATH"])
-    import importlib.util
-
-    return importlib.util.find_spec("libtpu") is not None
 
 
 def make_mesh(config: ConfigDict, target: Target) -> tuple[Mesh, str]:
