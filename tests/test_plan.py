@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from rich.console import Console
 
 from tests import small
 from vflax import aot, saved_program
@@ -18,7 +20,7 @@ from vflax.config import load_config
 from vflax.errors import UserError
 from vflax.known_models import model_of
 from vflax.models import llava
-from vflax.planner import decode, figures, search
+from vflax.planner import decode, figures, search, show
 from vflax.planner.workload import Given, find_workload, on
 from vflax.slices import GIB, parse
 
@@ -153,6 +155,30 @@ def test_where_the_decoder_is_frozen_the_formula_says_nothing():
     assert figures.dense_flops(model_of(config)[0], step, 3, 164) is None
 
 
+def printed(*plans) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(show.table(plans, "title"))
+    return console.export_text()
+
+
+SHOWN = {
+    "topology": "v5e-4", "chips": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1}, "remat": "full", "fits": True,
+    "rows_per_chip": 2, "max_length": 2048, "accumulation": 3, "memory": {"peak": 3 * GIB, "limit": 16 * GIB},
+    "collectives": {"all-gather": 1_500_000}, "flops": {"notes": []},
+}  # fmt: skip
+
+
+def test_the_table_has_a_column_for_each_slice_and_only_the_lines_that_one_fills():
+    text = printed(SHOWN, SHOWN | {"topology": "v4-8", "fits": False, "memory": {"needs": 20 * GIB}})
+    assert "v5e-4" in text and "v4-8" in text and "2 of 2048 x 3 in turn" in text and "fsdp 4" in text
+    assert "20.00" in text and "3.00" in text
+    assert "optimizer" not in text and "the run, at best" not in text
+
+
+def test_what_would_be_rounded_to_nothing_is_shown_with_two_digits():
+    assert "1.5e-03" in printed(SHOWN)
+
+
 # --- the search --------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +228,19 @@ def test_what_cannot_fit_by_formula_is_not_compiled(monkeypatch):
 def test_the_search_ends_before_the_time_it_was_given(monkeypatch):
     found, clock = searched(monkeypatch, lambda c: 1, minutes=2.5)
     assert clock.now == 120 and len(found.tried) == 2 and found.left
+
+
+def test_an_interrupted_search_keeps_what_it_found(monkeypatch):
+    seen = []
+
+    def peak(candidate) -> int:
+        seen.append(candidate)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return 1
+
+    found, _ = searched(monkeypatch, peak)
+    assert len(found.tried) == 2 and found.best(same_batch=True) is not None and seen[2] in found.left
 
 
 def test_a_candidate_that_overflowed_rules_out_the_larger_ones(monkeypatch):

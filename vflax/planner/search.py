@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from vflax import aot, memory, sharding
@@ -117,7 +118,7 @@ def search(
     tell: Callable[[str], None],
     price: float | None = None,
 ) -> Result:
-    """Try candidates until all are done or the next one would, judged by the slowest so far, end too late.
+    """Try candidates until all are done, the next one would, judged by the slowest so far, end too late, or Ctrl-C.
 
     Args:
         config, model, target, given, price: of the plan.
@@ -156,7 +157,11 @@ def search(
             waiting.insert(0, candidate)
             break
         start = time.monotonic()
-        plan = _compile(config, model, target, candidate, price)
+        try:
+            plan = _compile(config, model, target, candidate, price)
+        except KeyboardInterrupt:  # what was found so far is worth having
+            waiting.insert(0, candidate)
+            break
         slowest = max(slowest, time.monotonic() - start)
         tried.append((candidate, plan))
         peak = plan["memory"].get("peak")
@@ -249,5 +254,6 @@ def _compile(
         changed, model, lora.read(configs.plain(config.lora)), mesh,
         aot.Work(work.rows // work.accumulation, work.capacity, work.steps or 1),
     )  # fmt: skip
-    compiled = aot.compile_traced(step.traced, mesh)
-    return figures.describe(changed, model, target, step, compiled, work, price)
+    plan = figures.describe(changed, model, target, step, aot.compile_traced(step.traced, mesh), work, price)
+    jax.clear_caches()  # of a program that is not run again
+    return plan
