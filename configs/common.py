@@ -134,6 +134,7 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: all devices that are left
             "remat": "full",  # [LLaVA-1.5] gradient checkpointing
             "attention": "auto",
+            "compiled": "",  # the step as `python -m vflax.plan --save=FILE` wrote it; empty: compile it
             "dtype": "bfloat16",  # [LLaVA-1.5] bf16 compute; masters and moments are float32
             "checkpoint": {"every": 500, "keep": 2, "best_metric": "eval/loss"},
             "evaluate": {

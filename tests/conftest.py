@@ -18,3 +18,16 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"VFLAX_SHARED_DATA={value} is not a directory")
     return path
+
+
+@pytest.fixture(scope="session")
+def tpu_compiler() -> None:
+    """libtpu, which compiles for TPUs on any machine; it skips where there is none."""
+    import importlib.util
+
+    from vflax.planner.environment import ENVIRONMENT
+
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+        pytest.skip("libtpu is not installed: the tests that compile for TPUs are skipped")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

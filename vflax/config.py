@@ -17,7 +17,7 @@ from vflax.values import SHARE
 # What a continued run may change. Every other key is part of the run's identity.
 ELASTIC = (
     "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "profile.*", "export", "data.threads",
-    "cluster.*", "watchdog.*",
+    "compiled", "cluster.*", "watchdog.*",
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
     # What is refused, not what is learned. A step that the guard skips is the same one whether the run stops or not.

@@ -127,6 +127,17 @@ class Program:
         """Estimated cycles of the whole program on one chip."""
         return sum(instruction.cycles * times for instruction, times in self.walk())
 
+    def loops(self) -> Iterator[tuple[Instruction, int, int, bool]]:
+        """(the while, how often it turns, estimated cycles of one turn, whether loops are in it) of the outermost
+        ones, in the order in which they run."""
+        for instruction in self.computations.get(self.entry, ()):
+            body, condition = instruction.called("body"), instruction.called("condition")
+            if instruction.opcode == "while" and body and condition:
+                inside = list(self._walk(body, 1))
+                cycles = sum(found.cycles * times for found, times in inside)
+                nested = any(found.opcode == "while" for found, _ in inside)
+                yield instruction, self.trips(condition), cycles, nested
+
     def slowest(self, count: int = 20) -> list[tuple[int, int, Instruction]]:
         """(estimated cycles in all, how often, the instruction) of those that take most."""
         found = [

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 import vflax
 from vflax import config as configs
-from vflax import freeze, sharding
+from vflax import freeze
 from vflax.errors import UserError
 from vflax.images import ImageRules
-from vflax.models import llava, lora
+from vflax.models import lora
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
+from vflax.step import ModelShapes, shape_model
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_config, hub, names
 from vflax.weights.frozen import FrozenSource, save_frozen
@@ -301,20 +301,30 @@ class Model:
     """The model of a run without its numbers, and where these are.
 
     files: what WORKDIR/model holds; files.frozen is empty until `keep` has written it.
-    abstract: {path: ShapeDtypeStruct}, trainable leaves in float32, frozen ones in the compute dtype, but int8 kernels
-        and their float32 scales.
-    verdict: {path: "trainable" | "frozen"}.
-    shardings: {path: NamedSharding}.
+    shapes: its parameters' shapes, dtypes, verdicts and shardings.
     source, origin: the weights that a fresh run starts from, and what they are; None: a continued run.
     """
 
     files: ModelFiles
-    graphdef: Any
-    abstract: dict[str, jax.ShapeDtypeStruct]
-    verdict: dict[str, str]
-    shardings: dict[str, NamedSharding]
+    shapes: ModelShapes
     source: TensorSource | None
     origin: Origin | None
+
+    @property
+    def graphdef(self) -> Any:
+        return self.shapes.graphdef
+
+    @property
+    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return self.shapes.abstract
+
+    @property
+    def verdict(self) -> dict[str, str]:
+        return self.shapes.verdict
+
+    @property
+    def shardings(self) -> dict[str, NamedSharding]:
+        return self.shapes.shardings
 
     @property
     def trainable_paths(self) -> list[str]:
@@ -359,25 +369,7 @@ def open_model(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | Non
             frozen="",
             lora=adapters,
         )
-    graphdef, shapes = llava.abstract(
-        files.config,
-        dtype=config.dtype,
-        param_dtype="float32",
-        remat=config.remat,
-        attention=config.attention,
-        lora=files.lora,
-    )
-    verdict = freeze.verdicts(shapes, config.freeze)
-    lora.check_frozen(files.lora, verdict)
-    compute = jnp.dtype(config.dtype)
-    abstract = {
-        path: leaf
-        if verdict[path] == freeze.TRAINABLE or lora.is_integers(path, leaf)
-        else jax.ShapeDtypeStruct(leaf.shape, compute)
-        for path, leaf in shapes.items()
-    }
-    shardings = sharding.param_shardings(abstract, mesh)
-    return Model(files, graphdef, abstract, verdict, shardings, source, origin)
+    return Model(files, shape_model(config, files.config, files.lora, mesh), source, origin)
 
 
 def keep(model: Model, workdir: Path) -> Model:

@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vflax import freeze
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.loss import head_loss_sum, supervised_positions, supervised_tokens
 from vflax.models import llava, lora
-from vflax.sharding import BATCH_AXES, constrain
+from vflax.optimizer import Schedule, make_optimizer
+from vflax.sharding import BATCH_AXES, constrain, param_shardings, platform
+from vflax.xla_options import compiler_options
 
 Params = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -196,3 +200,103 @@ def state_shardings(abstract: TrainState, params: Mapping[str, Any], replicated:
         return replicated
 
     return jax.tree_util.tree_map_with_path(of, abstract)
+
+
+class ModelShapes(NamedTuple):
+    """The model of a run without its numbers.
+
+    abstract: {path: ShapeDtypeStruct}, trainable leaves in float32, frozen ones in the compute dtype, but int8 kernels
+        and their float32 scales.
+    verdict: {path: "trainable" | "frozen"}.
+    shardings: {path: NamedSharding}.
+    """
+
+    graphdef: Any
+    abstract: dict[str, jax.ShapeDtypeStruct]
+    verdict: dict[str, str]
+    shardings: dict[str, NamedSharding]
+
+
+def shape_model(
+    config: Any, model: llava.LlavaConfig, adapters: lora.LoraConfig | None, mesh: Mesh
+) -> ModelShapes:
+    """What a run holds of a model, and where on the mesh.
+
+    Args:
+        config: of the run.
+        model: its shapes and numbers.
+        adapters: which linears have adapters; None: none has.
+        mesh: of devices that are here, or that are only described.
+
+    Raises:
+        UserError: for keys of the config that the model cannot have.
+    """
+    with jax.set_mesh(mesh):  # attention looks at its devices
+        graphdef, shapes = llava.abstract(
+            model,
+            dtype=config.dtype,
+            param_dtype="float32",
+            remat=config.remat,
+            attention=config.attention,
+            lora=adapters,
+        )
+    verdict = freeze.verdicts(shapes, config.freeze)
+    lora.check_frozen(adapters, verdict)
+    compute = jnp.dtype(config.dtype)
+    abstract = {
+        path: leaf
+        if verdict[path] == freeze.TRAINABLE or lora.is_integers(path, leaf)
+        else jax.ShapeDtypeStruct(leaf.shape, compute)
+        for path, leaf in shapes.items()
+    }
+    return ModelShapes(graphdef, abstract, verdict, param_shardings(abstract, mesh))
+
+
+class TrainProgram(NamedTuple):
+    """An optimizer step as a run jits it, and what goes into it; nothing is allocated.
+
+    tx, schedules: see make_optimizer.
+    state: the TrainState of ShapeDtypeStructs, with their shardings.
+    shardings: the same tree of shardings.
+    step: jitted fn(state, frozen, batch) -> (state, metrics); the state is donated.
+    """
+
+    tx: optax.GradientTransformation
+    schedules: dict[str, Schedule]
+    state: TrainState
+    shardings: TrainState
+    step: Any
+
+
+def build_train_program(
+    config: Any,
+    model: ModelShapes,
+    adapters: lora.LoraConfig | None,
+    mesh: Mesh,
+    *,
+    capacity: int,
+    total_steps: int,
+) -> TrainProgram:
+    """What training runs and what the planner compiles, from a config and shapes alone.
+
+    Args:
+        config: of the run.
+        model: anything with graphdef, abstract, verdict and shardings of a ModelShapes.
+        adapters, mesh: see shape_model.
+        capacity: the most supervised tokens of a row.
+        total_steps: optimizer steps of the run.
+    """
+    trainable, _ = freeze.split(model.abstract, model.verdict)
+    tx, schedules = make_optimizer(config.optimizer, list(trainable), total_steps)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    abstract = jax.eval_shape(lambda p: init_state(tx, p), trainable)
+    where = state_shardings(abstract, model.shardings, replicated)
+    state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where)
+    seed = config.seed if adapters is not None and adapters.dropout else None
+    step = jax.jit(
+        make_train_step(model.graphdef, tx, config.loss.reduction, capacity, seed),
+        donate_argnums=0,
+        out_shardings=(where, replicated),
+        compiler_options=compiler_options(platform(mesh)),
+    )
+    return TrainProgram(tx, schedules, state, where, step)

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from vflax import checks, freeze, goodput, sharding, summary
+from vflax import aot, checks, freeze, goodput, saved_program, sharding, summary
 from vflax import config as configs
 from vflax.checkpoint import Checkpointer
 from vflax.data.packing import PLAN_VERSION
@@ -27,10 +27,9 @@ from vflax.flops import device_peak, train_step_flops
 from vflax.give_up import run_under_way
 from vflax.guard import Guard
 from vflax.metrics import MetricsWriter, ProgressLine, read_metrics
-from vflax.optimizer import make_optimizer
 from vflax.profiler import Profiler
 from vflax.start import Model, cache_root, keep, open_model, resolve_path, unmade_start
-from vflax.step import TrainState, init_state, make_train_step, state_shardings
+from vflax.step import TrainProgram, TrainState, build_train_program, init_state
 from vflax.stop import Stopped, StopSignals
 from vflax.watchdog import Watchdog
 from vflax.weights.export import Options, check_exportable, export
@@ -161,7 +160,9 @@ def _run(
             summary.print_summary(_CONSOLE, workdir, read_json(workdir / "summary.json"))
         return EXIT_DONE
     _say(checks.check_fits(config, model, data, mesh))
-    tx, schedules = make_optimizer(config.optimizer, model.trainable_paths, data.total_steps)
+    program = build_train_program(
+        config, model.shapes, files.lora, mesh, capacity=data.capacity, total_steps=data.total_steps
+    )
     peak, peak_source = device_peak(jax.local_devices()[0])
     _say(f"MFU is the share of {peak / 1e12:.3g} TFLOP/s per device ({peak_source})")
 
@@ -174,11 +175,6 @@ def _run(
         model = keep(model, workdir)
 
     # --- The state and the jitted step.
-    replicated = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.eval_shape(
-        lambda p: init_state(tx, p), {p: model.abstract[p] for p in model.trainable_paths}
-    )
-    shardings = state_shardings(abstract, model.shardings, replicated)
     with jax.set_mesh(mesh):
         frozen = load_params(
             model.frozen_source(workdir), files.config, model.frozen_shardings, model.dtypes, files.lora
@@ -187,19 +183,14 @@ def _run(
             trainable = load_params(
                 model.source, files.config, model.trainable_shardings, model.dtypes, files.lora
             )
-            state = jax.jit(lambda p: init_state(tx, p), out_shardings=shardings, donate_argnums=0)(trainable)
+            start = jax.jit(
+                lambda p: init_state(program.tx, p), out_shardings=program.shardings, donate_argnums=0
+            )
+            state = start(trainable)
         else:
             assert resumed is not None
-            target = jax.tree.map(
-                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-            )
-            state = checkpointer.restore(resumed, target)
-        dropout_seed = config.seed if files.lora is not None and files.lora.dropout else None
-        train_step = jax.jit(
-            make_train_step(model.graphdef, tx, config.loss.reduction, data.capacity, dropout_seed),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated),
-        )
+            state = checkpointer.restore(resumed, program.state)
+        train_step = _saved_step(config, model, data, program, mesh) or program.step
         evaluator = Evaluator(config.evaluate, model.graphdef, model.files, data, mesh)
         guard = Guard(
             config.guard.action, config.guard.max_skips, workdir, data, _say, jax.process_index(), jax.process_count()
@@ -207,8 +198,8 @@ def _run(
 
         # --- The loop, with its evaluations and checkpoints.
         loop = _Loop(
-            config, workdir, mesh, model, data, checkpointer, evaluator, schedules, signals, recorder, profiler, guard,
-            peak,
+            config, workdir, mesh, model, data, checkpointer, evaluator, program.schedules, signals, recorder, profiler,
+            guard, peak,
         )  # fmt: skip
         state, stopped = loop.train(train_step, state, frozen, resumed or 0)
         if stopped:
@@ -295,7 +286,7 @@ class _Loop:
                 with self.profiler.step(step + 1):
                     rows, wait = self._next(loader, pending[1] if pending else None)
                     batch = {k: _to_devices(v, placement, config.batch.accumulation) for k, v in rows.items()}
-                    if step == start:
+                    if step == start and isinstance(train_step, jax.stages.Wrapped):
                         with self.recorder.within("compile"):
                             train_step = train_step.lower(state, frozen, batch).compile()
                         clock = time.perf_counter()
@@ -432,6 +423,19 @@ class _Loop:
 def _to_devices(rows: np.ndarray, placement: NamedSharding, accumulation: int) -> jax.Array:
     """This host's rows [A * B_local, ...] -> the global batch leaf [A, B, ...]."""
     return jax.make_array_from_process_local_data(placement, rows.reshape(accumulation, -1, *rows.shape[1:]))
+
+
+def _saved_step(
+    config: ConfigDict, model: Model, data: Data, program: TrainProgram, mesh: Mesh
+) -> Any | None:
+    """The step that config.compiled holds, where it is this run's; else None, and a word about why."""
+    if not config.compiled:
+        return None
+    rows = data.rows_per_step // config.batch.accumulation
+    arguments = aot.step_arguments(config, model.files.config, model.shapes, program, mesh, rows)
+    step, why = saved_program.load(Path(config.compiled).expanduser(), program.step, arguments, mesh)
+    _say(f"config.compiled={config.compiled}: " + (f"{why}. Compiling instead" if why else "loaded"))
+    return step
 
 
 # --------------------------------------------------------------------------------------------------------------------

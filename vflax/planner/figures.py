@@ -1,0 +1,154 @@
+"""What a compiled training step says of a run: memory, work, traffic, time and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vflax import aot, freeze, jaxpr_flops, sharding
+from vflax.flops import train_step_flops
+from vflax.models.llava import LlavaConfig
+from vflax.planner.workload import Workload
+
+# Share of a chip's peak that a splash kernel is taken to reach; the compiler says nothing of its time.
+KERNEL_SHARE = 0.4
+
+LIMITS = (
+    "Memory, collective bytes and cycles are the TPU compiler's own; nothing was run.",
+    "Cycles are its cost model's: time spent waiting for the network, for the host and for data is not in them, nor "
+    "are Pallas kernels. So times are lower bounds, and rates and MFU are ceilings.",
+    f"Splash attention is counted by its products at {KERNEL_SHARE:.0%} of the chip's peak, an assumption.",
+)
+
+
+def describe(
+    config: ConfigDict,
+    model: LlavaConfig,
+    target: aot.Target,
+    step: aot.Step,
+    compiled: aot.Compiled | aot.Overflow,
+    work: Workload,
+    price: float | None = None,
+) -> dict[str, Any]:
+    """All figures of a plan as JSON types; bytes, operations and cycles are per chip, what is unknown is None.
+
+    Args:
+        config: of the run.
+        model: its sizes.
+        target: what was compiled for.
+        step: the traced step.
+        compiled: what came of it.
+        work: what a step holds.
+        price: of a chip for an hour.
+    """
+    shards = sharding.batch_shards(step.mesh)
+    counted = jaxpr_flops.count(step.traced.jaxpr)
+    useful = train_step_flops(
+        model, step.model.abstract, step.model.verdict, tokens=work.tokens, supervised=work.supervised,
+        context=work.context, images=work.images,
+    )  # fmt: skip
+    result: dict[str, Any] = {
+        "topology": target.name,
+        "chips": target.chips,
+        "mesh": dict(step.mesh.shape),
+        "stage": config.stage,
+        "variant": config.variant,
+        "remat": config.remat,
+        "attention": config.attention,
+        "rows_per_chip": work.rows // work.accumulation // shards,
+        "accumulation": work.accumulation,
+        "max_length": config.data.max_length,
+        "capacity": work.capacity,
+        "samples_per_step": work.samples,
+        "tokens_per_step": work.tokens,
+        "steps": work.steps,
+        "flops": {
+            "model": useful / target.chips,
+            "hardware": counted.total / target.chips,
+            "kernels": counted.in_kernels / target.chips,
+            "notes": counted.notes,
+        },
+        **_memory(target, aot.held(step), compiled),
+    }
+    if isinstance(compiled, aot.Compiled):
+        result["compile"] = {"seconds": compiled.seconds, "cpu_seconds": compiled.cpu_seconds}
+        result |= _speed(config, model, target, step, compiled, work, result["flops"], price)
+    return result
+
+
+def _memory(
+    target: aot.Target, held: Mapping[str, int], compiled: aot.Compiled | aot.Overflow
+) -> dict[str, Any]:
+    limit = target.slice.generation.hbm if target.slice else None
+    if isinstance(compiled, aot.Overflow):
+        reason = f"does not fit: {compiled.message}"
+        return {"fits": False, "reason": reason, "memory": {"limit": limit, "needs": compiled.needs, **held}}
+    memory = compiled.memory
+    return {
+        "fits": limit is None or memory.peak <= limit,
+        "reason": None,
+        "memory": {
+            "limit": limit,
+            "peak": memory.peak,
+            **held,
+            "temporaries": max(0, memory.peak - sum(held.values())),
+            "host": memory.host,
+        },
+    }
+
+
+def _speed(
+    config: ConfigDict,
+    model: LlavaConfig,
+    target: aot.Target,
+    step: aot.Step,
+    compiled: aot.Compiled,
+    work: Workload,
+    flops: Mapping[str, Any],
+    price: float | None,
+) -> dict[str, Any]:
+    program = compiled.program
+    result: dict[str, Any] = {"collectives": program.collective_bytes() if program else None}
+    if target.slice is None or program is None:
+        return result
+    generation = target.slice.generation
+    per_cycle = generation.peak / generation.clock
+    cycles, kernels = program.cycles, flops["kernels"] / (per_cycle * KERNEL_SHARE)
+    seconds = (cycles + kernels) / generation.clock
+    dense = dense_flops(model, step, work.rows, config.data.max_length)
+    hours = work.steps * seconds / 3600 if work.steps else None
+    return result | {
+        "cycles": cycles,
+        "kernel_cycles": kernels,
+        "mfu_ceiling": dense / target.chips / (cycles * per_cycle) if dense else None,
+        "mfu_ceiling_with_kernels": dense / target.chips / ((cycles + kernels) * per_cycle)
+        if dense
+        else None,
+        "useful_share": flops["model"] / ((cycles + kernels) * per_cycle),
+        "seconds_per_step": seconds,
+        "tokens_per_s": work.tokens / seconds,
+        "samples_per_s": work.samples / seconds,
+        "hours": hours,
+        "chip_hours": hours * target.chips if hours is not None else None,
+        "cost": hours * target.chips * price if hours is not None and price is not None else None,
+    }
+
+
+def dense_flops(model: LlavaConfig, step: aot.Step, rows: int, length: int) -> float | None:
+    """6 N for each position and causal attention over whole rows: what an MFU is usually held against.
+
+    N are the decoder's kernels, the vocabulary's included. The tower, the bridge and the borders between samples are
+    left out. None where not all of the decoder learns, for which the formula does not hold.
+    """
+    kernels = [
+        path for path in step.model.abstract if path.startswith("decoder/") and path.endswith("/kernel")
+    ]
+    if any(step.model.verdict[path] != freeze.TRAINABLE for path in kernels):
+        return None
+    count = sum(math.prod(step.model.abstract[path].shape) for path in kernels)
+    decoder = model.decoder
+    attention = 6.0 * decoder.num_layers * decoder.num_heads * decoder.head_dim * length
+    return rows * length * (6.0 * count + attention)

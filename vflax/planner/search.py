@@ -1,0 +1,259 @@
+"""Which rows per chip, rematerialisation and mesh suit a slice best, as far as a time limit lets one find out.
+
+Each candidate is first weighed by formulas (vflax/memory.py for its memory, work per token for its speed); those that
+cannot fit are never compiled, the others in the order of the speed that they promise. What the compiler says of one
+corrects the formula for those of its kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vflax import aot, memory, sharding
+from vflax import config as configs
+from vflax.errors import UserError
+from vflax.models import lora
+from vflax.models.layers import REMAT_POLICIES
+from vflax.models.llava import LlavaConfig
+from vflax.planner import figures
+from vflax.planner.workload import Given, Workload, find_workload, on
+from vflax.step import ModelShapes, shape_model
+
+# Rows per chip that are tried beyond those of the config's own batch, in multiples of them.
+_LARGER = (2, 4, 8)
+_TENSOR = (1, 2, 4)
+# Forward and backward passes over the layers: three without recomputation, four with all of it.
+_PASSES = {"none": 3.0, "dots": 3.1, "dots_no_batch": 3.2}
+# A formula may be this much too high before it has been corrected by a compilation, and after.
+_DOUBT, _CORRECTED = 0.7, 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to run the step.
+
+    Attributes:
+        mesh: sizes of data, fsdp and tensor.
+        remat: a policy.
+        work: the step on it.
+        same_batch: whether it learns from as many samples a step as the config says.
+        estimate: bytes of a chip, by formula.
+    """
+
+    mesh: tuple[int, int, int]
+    remat: str
+    work: Workload
+    same_batch: bool
+    estimate: int
+
+    @property
+    def rows(self) -> int:
+        """Of a chip, at a time."""
+        return self.work.rows // (self.work.accumulation * self.mesh[0] * self.mesh[1])
+
+    @property
+    def burden(self) -> float:
+        """Time per token by rule of thumb, for the order alone: passes, small products, exchange along tensor."""
+        passes = _PASSES.get(self.remat, 4.0)
+        filled = self.work.planned / self.work.rows
+        return passes * (1 + 0.1 / self.rows) * (1 + 0.1 * (self.mesh[2] - 1)) / filled
+
+    def flags(self, config: ConfigDict) -> list[str]:
+        """What of the config it changes, as flags of launch."""
+        data, fsdp, tensor = self.mesh
+        wanted = {
+            "mesh.data": data,
+            "mesh.fsdp": fsdp,
+            "mesh.tensor": tensor,
+            "remat": self.remat,
+            "batch.accumulation": self.work.accumulation,
+        }
+        if not self.same_batch:
+            wanted["batch.samples"] = round(self.work.samples)
+        now = configs.flatten(configs.plain(config))
+        now |= {
+            f"mesh.{axis}": size
+            for axis, size in zip(sharding.AXES, self.mesh, strict=True)
+            if now[f"mesh.{axis}"] == -1
+        }
+        return [f"--config.{key}={value}" for key, value in wanted.items() if now[key] != value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        tried: (candidate, plan) in the order of compilation.
+        left: candidates that time did not reach.
+        pruned: how many the formulas ruled out.
+    """
+
+    tried: list[tuple[Candidate, dict[str, Any]]]
+    left: list[Candidate]
+    pruned: int
+
+    def best(self, *, same_batch: bool) -> tuple[Candidate, dict[str, Any]] | None:
+        """The one that fits with the most tokens a second; of those with the config's batch, or of all."""
+        fitting = [
+            (candidate, plan)
+            for candidate, plan in self.tried
+            if plan["fits"] and plan.get("tokens_per_s") and (candidate.same_batch or not same_batch)
+        ]
+        return max(fitting, key=lambda entry: entry[1]["tokens_per_s"], default=None)
+
+
+def search(
+    config: ConfigDict,
+    model: LlavaConfig,
+    target: aot.Target,
+    given: Given,
+    minutes: float,
+    tell: Callable[[str], None],
+    price: float | None = None,
+) -> Result:
+    """Try candidates until all are done, the next one would, judged by the slowest so far, end too late, or Ctrl-C.
+
+    Args:
+        config, model, target, given, price: of the plan.
+        minutes: to spend; the first candidate is compiled in any case.
+        tell: is told what happens.
+
+    Raises:
+        UserError: nothing to search for, or no candidate.
+    """
+    if target.slice is None:
+        raise UserError(
+            f"--search: {target.name} has no limit of memory and no cycles to search by; name a slice"
+        )
+    began, limit = time.monotonic(), target.slice.generation.hbm
+    waiting = sorted(_candidates(config, model, target, given), key=lambda c: (not c.same_batch, c.burden))
+    if not waiting:
+        raise UserError(f"--search: no mesh of {target.chips} chips holds this model and its rows")
+    ratio: dict[str, float] = {}
+    too_large: list[Candidate] = []
+    tried: list[tuple[Candidate, dict[str, Any]]] = []
+    pruned, slowest = 0, 0.0
+
+    def hopeless(candidate: Candidate) -> bool:
+        if any(_is_larger(candidate, other) for other in too_large):
+            return True
+        factor = ratio[candidate.remat] * _CORRECTED if candidate.remat in ratio else _DOUBT
+        return candidate.estimate * factor > limit
+
+    while waiting:
+        candidate = waiting.pop(0)
+        if hopeless(candidate):
+            pruned += 1
+            continue
+        spent = time.monotonic() - began
+        if tried and spent + slowest > minutes * 60:
+            waiting.insert(0, candidate)
+            break
+        start = time.monotonic()
+        try:
+            plan = _compile(config, model, target, candidate, price)
+        except KeyboardInterrupt:  # what was found so far is worth having
+            waiting.insert(0, candidate)
+            break
+        slowest = max(slowest, time.monotonic() - start)
+        tried.append((candidate, plan))
+        peak = plan["memory"].get("peak")
+        if plan["fits"] and peak:
+            ratio[candidate.remat] = peak / candidate.estimate
+        else:
+            too_large.append(candidate)
+        tell(_line(candidate, plan))
+    left = [candidate for candidate in waiting if not hopeless(candidate)]
+    return Result(tried, left, pruned + len(waiting) - len(left))
+
+
+def _line(candidate: Candidate, plan: dict[str, Any]) -> str:
+    peak = plan["memory"].get("peak")
+    said = f"{peak / memory.GIB:.2f} GiB" if peak else plan["reason"]
+    speed = f", {plan['tokens_per_s']:,.0f} tokens/s at most" if plan["fits"] else ""
+    data, fsdp, tensor = candidate.mesh
+    batch = "" if candidate.same_batch else f" (batch.samples={round(candidate.work.samples)})"
+    return (
+        f"mesh {data} x {fsdp} x {tensor}, {candidate.rows} rows per chip x {candidate.work.accumulation}, remat "
+        f"{candidate.remat}{batch}: about {candidate.estimate / memory.GIB:.2f} GiB by formula, compiled {said}{speed}"
+    )
+
+
+def _is_larger(candidate: Candidate, other: Candidate) -> bool:
+    """Whether it needs at least as much as another one of its mesh and policy that did not fit."""
+    same = candidate.mesh == other.mesh and candidate.remat == other.remat
+    return same and candidate.rows >= other.rows and candidate.work.accumulation >= other.work.accumulation
+
+
+def _candidates(
+    config: ConfigDict, model: LlavaConfig, target: aot.Target, given: Given
+) -> Iterator[Candidate]:
+    adapters = lora.read(configs.plain(config.lora))
+    first: Workload | None = None
+    for tensor in _TENSOR:
+        if target.chips % (tensor * target.slices):
+            continue
+        sizes = (target.slices, target.chips // (tensor * target.slices), tensor)
+        try:
+            mesh = sharding.make_mesh(*sizes, target.devices)
+            shapes = shape_model(config, model, adapters, mesh)
+        except UserError:
+            continue  # a mesh that launch would refuse: over hosts, or leaving too much unsharded
+        shards = sharding.batch_shards(mesh)
+        if first is None:
+            first = find_workload(config, model, shards, given)
+        for work, same in _works(first, shards, given):
+            for remat in REMAT_POLICIES:
+                estimate = _estimate(config, model, shapes, work, shards, remat)
+                yield Candidate(sizes, remat, work, same, estimate)
+
+
+def _works(first: Workload, shards: int, given: Given) -> Iterator[tuple[Workload, bool]]:
+    """(the step with so many rows at a time, whether it is the config's batch)."""
+    if given.rows_per_chip is not None:
+        yield on(first, shards, first.accumulation, given.rows_per_chip), True
+        return
+    whole = on(first, shards, 1)
+    accumulation = 1
+    while accumulation <= whole.rows // shards:
+        yield on(first, shards, accumulation), True
+        accumulation *= 2
+    for times in _LARGER:
+        yield on(first, shards, 1, times * whole.rows // shards), False
+
+
+def _estimate(
+    config: ConfigDict, model: LlavaConfig, shapes: ModelShapes, work: Workload, shards: int, remat: str
+) -> int:
+    kernel = config.attention in ("auto", "splash") and model.decoder.head_dim % 128 == 0
+    sizes = memory.estimate(
+        model, shapes.abstract, shapes.shardings, shapes.verdict, rows=work.rows // work.accumulation // shards,
+        max_length=config.data.max_length, capacity=work.capacity, slots=config.data.slots,
+        accumulation=work.accumulation, dtype=config.dtype, moment_dtype=config.optimizer.moment_dtype,
+        # What is moved to the host is not in the chip's memory.
+        remat="full" if "offload" in remat else remat, scores=not kernel,
+    )  # fmt: skip
+    return sizes["total"]
+
+
+def _compile(
+    config: ConfigDict, model: LlavaConfig, target: aot.Target, candidate: Candidate, price: float | None
+) -> dict[str, Any]:
+    changed = config.copy_and_resolve_references()
+    changed.remat, changed.batch.accumulation = candidate.remat, candidate.work.accumulation
+    work = candidate.work
+    mesh = sharding.make_mesh(*candidate.mesh, target.devices)
+    step = aot.trace_step(
+        changed, model, lora.read(configs.plain(config.lora)), mesh,
+        aot.Work(work.rows // work.accumulation, work.capacity, work.steps or 1),
+    )  # fmt: skip
+    plan = figures.describe(changed, model, target, step, aot.compile_traced(step.traced, mesh), work, price)
+    jax.clear_caches()  # of a program that is not run again
+    return plan
