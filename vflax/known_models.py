@@ -75,7 +75,10 @@ def model_of(config: ConfigDict) -> tuple[LlavaConfig, str]:
     vision = VisionConfig(**TOWERS[tower], feature_layer=model.feature_layer, keep_cls=model.keep_cls)
     sizes = DECODERS[decoder]
     made = LlavaConfig(vision, BridgeConfig(model.bridge, vision.width, sizes.width), sizes)
-    return made, f"sizes of {decoder} and {tower} as published; {_named(config)} is not here and was not read"
+    return (
+        made,
+        f"sizes of {decoder} and {tower} as published; not on this machine, so not read: {_named(config)}",
+    )
 
 
 def is_readable(config: ConfigDict) -> bool:
