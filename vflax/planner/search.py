@@ -232,13 +232,11 @@ def _works(first: Workload, shards: int, given: Given) -> Iterator[tuple[Workloa
 def _estimate(
     config: ConfigDict, model: LlavaConfig, shapes: ModelShapes, work: Workload, shards: int, remat: str
 ) -> int:
-    kernel = config.attention in ("auto", "splash") and model.decoder.head_dim % 128 == 0
     sizes = memory.estimate(
         model, shapes.abstract, shapes.shardings, shapes.verdict, rows=work.rows // work.accumulation // shards,
         max_length=config.data.max_length, capacity=work.capacity, slots=config.data.slots,
         accumulation=work.accumulation, dtype=config.dtype, moment_dtype=config.optimizer.moment_dtype,
-        # What is moved to the host is not in the chip's memory.
-        remat="full" if "offload" in remat else remat, scores=not kernel,
+        remat=remat, scores=config.attention == "reference",
     )  # fmt: skip
     return sizes["total"]
 
