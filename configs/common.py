@@ -135,6 +135,10 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             "remat": "full",  # [LLaVA-1.5] gradient checkpointing
             "attention": "auto",
             "dtype": "bfloat16",  # [LLaVA-1.5] bf16 compute; masters and moments are float32
+            "guard": {  # against a loss or gradient that is no number: the step changes nothing but the position, and
+                "action": "stop",  # the run ends and leaves the batch in WORKDIR, or goes on: "skip" ...
+                "max_skips": 10,  # ... until more steps in a row than this were skipped
+            },
             "checkpoint": {"every": 500, "keep": 2, "best_metric": "eval/loss"},
             "evaluate": {
                 "every": 0,  # steps; 0: at the end only
@@ -143,16 +147,12 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "samples_per_task": 25,
                 "max_new_tokens": 64,
             },
-            "guard": {  # against a loss or gradient that is no number: the step changes nothing but the position, and
-                "action": "stop",  # the run ends and leaves the batch in WORKDIR, or goes on: "skip" ...
-                "max_skips": 10,  # ... until more steps in a row than this were skipped
-            },
             "logging": {"every": 1, "tensorboard": True},
+            "export": True,  # write WORKDIR/export at the end
             "profile": {  # kill -USR2 on a process traces its next `steps`, too
                 "start": 0,  # the first step to be traced into WORKDIR/profile; 0: none
                 "steps": 5,
             },
-            "export": True,  # write WORKDIR/export at the end
         }
     )  # fmt: skip
 
