@@ -136,6 +136,10 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             "attention": "auto",
             "compiled": "",  # the step as `python -m vflax.plan --save=FILE` wrote it; empty: compile it
             "dtype": "bfloat16",  # [LLaVA-1.5] bf16 compute; masters and moments are float32
+            "guard": {  # against a loss or gradient that is no number: the step changes nothing but the position, and
+                "action": "stop",  # the run ends and leaves the batch in WORKDIR, or goes on: "skip" ...
+                "max_skips": 10,  # ... until more steps in a row than this were skipped
+            },
             "checkpoint": {"every": 500, "keep": 2, "best_metric": "eval/loss"},
             "evaluate": {
                 "every": 0,  # steps; 0: at the end only
@@ -154,16 +158,12 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "least": 300.0,  # ... and longer than so many seconds
                 "longest": 7200.0,  # seconds for what is no step: the first one's compile, an evaluation, a save
             },
-            "guard": {  # against a loss or gradient that is no number: the step changes nothing but the position, and
-                "action": "stop",  # the run ends and leaves the batch in WORKDIR, or goes on: "skip" ...
-                "max_skips": 10,  # ... until more steps in a row than this were skipped
-            },
             "logging": {"every": 1, "tensorboard": True},
+            "export": True,  # write WORKDIR/export at the end
             "profile": {  # kill -USR2 on a process traces its next `steps`, too
                 "start": 0,  # the first step to be traced into WORKDIR/profile; 0: none
                 "steps": 5,
             },
-            "export": True,  # write WORKDIR/export at the end
         }
     )  # fmt: skip
 

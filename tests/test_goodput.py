@@ -208,7 +208,8 @@ def test_what_jax_compiles_inside_a_kind_is_compiling(tmp_path: Path):
 def test_lines_that_say_nothing_are_passed_over(tmp_path: Path):
     path = tmp_path / goodput.FILE
     path.write_bytes(
-        b'{"event": "start", "time": 5.0, "step": 0}\n[1]\n\x00\x00\n{"time": "x", "step": 0}\n{"event"'
+        b'{"event": "start", "time": 5.0, "step": 0}\n[1]\n\x00\x00\n{"time": 6.0, "step": 0}\n'
+        b'{"event": "work", "time": "x", "step": 0}\n{"event": "work", "time": 7.0, "step": 0, "seconds": 3}\n{"event"'
     )
     assert [line["time"] for line in read(path)] == [5.0]
 

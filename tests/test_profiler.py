@@ -97,6 +97,18 @@ def test_the_signals_that_stop_a_run_still_do_and_afterwards_each_signal_has_its
     assert [signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)] == before
 
 
+def test_a_trace_that_cannot_be_begun_or_written_costs_no_step(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    with Profiler(tmp_path / "file", 2, 2, said.append) as profiler:
+        run(profiler, 1, 5)
+    with Profiler(tmp_path, 2, 2, said.append) as profiler, jax.profiler.trace(tmp_path / "other"):
+        run(profiler, 1, 5)
+    assert [text.split(": ")[0] for text in said if not text.startswith("tracing")] == [
+        f"no trace in {tmp_path}/file/2", f"no trace in {tmp_path}/2",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_sigusr2_to_a_running_launch_leaves_a_trace_and_changes_no_loss(tmp_path: Path):
     workdir = tmp_path / "run"

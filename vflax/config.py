@@ -16,13 +16,14 @@ from vflax.values import SHARE
 
 # What a continued run may change. Every other key is part of the run's identity.
 ELASTIC = (
-    "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "profile.*", "export", "data.threads",
-    "compiled", "cluster.*", "watchdog.*",
+    "mesh.*", "remat", "attention", "checkpoint.*", "evaluate.*", "logging.*", "export", "data.threads", "compiled",
+    "cluster.*", "watchdog.*",
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
-    # What is refused, not what is learned. A step that the guard skips is the same one whether the run stops or not.
-    "guard.*",
+    # What is refused, not what is learned.
     "data.max_problem_share", "data.max_duplicate_share", "data.duplicate_distance",
+    # Whether a step changes anything is for the step to say; this, whether the run then stops.
+    "guard.*", "profile.*",
 )  # fmt: skip
 EXTEND_ONLY = ("steps", "epochs")
 
@@ -86,11 +87,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 # Keys that count something, with the least that makes sense.
 _LEAST = {
+    "guard.max_skips": 1, "profile.start": 0, "profile.steps": 1,
     "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
     "data.supervised": 0, "data.threads": 1, "data.tasks": 0, "data.budget": 0, "checkpoint.every": 0,
     "checkpoint.keep": 1, "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1,
     "epochs": 0, "steps": 0, "seed": 0, "cluster.join": 1, "cluster.heartbeat": 0, "watchdog.factor": 0,
-    "watchdog.least": 0, "watchdog.longest": 1, "guard.max_skips": 1, "profile.start": 0, "profile.steps": 1,
+    "watchdog.least": 0, "watchdog.longest": 1,
 }  # fmt: skip
 _SHARES = ("data.max_problem_share", "data.max_duplicate_share")
 _DTYPES = ("float32", "bfloat16")

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vflax.errors import UserError
-from vflax.values import NUMBER, OBJECT, WHOLE
+from vflax.values import NUMBER, OBJECT, TEXT, WHOLE, wrong
 
 KINDS = {
     "start": "checks, reading data and weights, restoring a checkpoint",
@@ -53,6 +53,9 @@ _FREQUENT = ("step", "data_wait")
 _LINE_SECONDS = 1.0
 # A smaller share is not shown.
 LEAST_SHOWN = 0.0005
+# What a whole line holds; an old reader passes over lines of a newer writer that do not.
+_NEEDED = {"event", "time", "step"}
+_LINE = {"event": TEXT, "time": NUMBER, "step": WHOLE, "seconds": OBJECT}
 # Work that is lost with the steps that it was done for.
 _REPEATED = ("step", "data_wait", "checkpoint", "evaluation", "profile")
 
@@ -231,7 +234,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue
-        if OBJECT.holds(line) and NUMBER.holds(line.get("time")) and WHOLE.holds(line.get("step")):
+        if OBJECT.holds(line) and line.keys() >= _NEEDED and not wrong(line, _LINE):
             lines.append(line)
     return lines
 
@@ -255,7 +258,7 @@ def add_up(lines: Sequence[Mapping[str, Any]]) -> Goodput:
     kept: list[_Work] = []  # what no later start has done again so far
     before: Mapping[str, Any] | None = None
     for line in lines:
-        spent = {k: s for k, s in line.get("seconds", {}).items() if k in KINDS}
+        spent = {k: s for k, s in line.get("seconds", {}).items() if k in KINDS and NUMBER.holds(s)}
         start = line["event"] == "start"
         if before is not None and not (start and before.get("state") == "done"):
             total["restart"] += max(0.0, line["time"] - before["time"] - sum(spent.values()))

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -69,7 +69,9 @@ class Profiler:
             self._end = number + self._steps - 1
             self._out = self._folder / str(number)
             self._say(f"tracing the steps {number} to {self._end}")
-            jax.profiler.start_trace(self._out)
+            with self._harmless():
+                self._out.mkdir(parents=True, exist_ok=True)  # told now where it cannot be written
+                jax.profiler.start_trace(self._out)
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
     def is_last(self, number: int) -> bool:
@@ -79,11 +81,24 @@ class Profiler:
     def stop(self, results: Any) -> None:
         """Wait for the last step's results, and write the trace."""
         jax.block_until_ready(results)
-        out, self._out = self._out, None
-        jax.profiler.stop_trace()
-        assert out is not None
-        newest = max(out.glob("plugins/profile/*/*.trace.json.gz"), key=os.path.getmtime, default=out)
-        self._say(f"trace written: tensorboard --logdir={out}, or open {newest} in https://ui.perfetto.dev")
+        out = self._out
+        with self._harmless():
+            jax.profiler.stop_trace()
+            assert out is not None
+            newest = max(out.glob("plugins/profile/*/*.trace.json.gz"), key=os.path.getmtime)
+            self._say(
+                f"trace written: tensorboard --logdir={out}, or open {newest} in https://ui.perfetto.dev"
+            )
+        self._out = None
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """A full disk, or another trace that somebody began, costs the trace and not the run."""
+        try:
+            yield
+        except Exception as error:
+            self._say(f"no trace in {self._out}: {error}")
+            self._out = None
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self._asked = True
