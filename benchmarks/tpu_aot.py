@@ -1,0 +1,267 @@
+"""The training step as TPU compilers make it, for slices that are not here; and MaxText's beside it.
+
+    python -m benchmarks.tpu_aot --out=benchmarks/results/tpu_aot.json [--only=7b-v5e-16]
+    python -m benchmarks.tpu_aot --out=... --maxtext=ENV/bin/python      with MaxText and vflax in that environment:
+        python3.12 -m venv ENV && ENV/bin/pip install "maxtext[tpu]" && ENV/bin/pip install -e .
+
+Rows of 2048 tokens with three images each (or none), fp32 masters and moments, a frozen tower, windowed einsum off in
+both. Every case is a process of its own and takes some minutes; what stands in --out is not compiled again. Figures
+are the compiler's, nothing is run: peak memory of a chip, estimated cycles without Pallas kernels and waiting. The MFU
+ceiling is (6 N + causal attention) over estimated cycles at the chip's peak; the second one adds splash attention at an
+assumed share of the peak (vflax/planner/figures.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from vflax.planner.environment import ENVIRONMENT
+
+GIB = 2**30
+LENGTH, SLOTS, SUPERVISED = 2048, 3, 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled.
+
+    Attributes:
+        system: "vflax", "vflax-theirs" (vflax in MaxText's environment) or "maxtext".
+        size: of the decoder.
+        topology: as it is booked.
+        rows: per chip.
+        remat: vflax's policy; MaxText's is "full".
+        images: three images per row, or text only.
+        stage: of the recipe.
+        capacity: supervised positions of a row. All of them where MaxText is the peer, which knows no other.
+    """
+
+    system: str
+    size: str
+    topology: str
+    rows: int
+    remat: str = "full"
+    images: bool = True
+    stage: int = 1
+    capacity: int = SUPERVISED
+
+    @property
+    def name(self) -> str:
+        parts = [self.system, self.size, self.topology, f"rows{self.rows}", self.remat]
+        parts += [] if self.images else ["text"]
+        parts += [f"stage{self.stage}"] if self.stage != 1 else []
+        parts += [f"capacity{self.capacity}"] if self.capacity != SUPERVISED else []
+        return "-".join(parts)
+
+
+# What must fit, and the MFU ceilings.
+OWN = (
+    Case("vflax", "13b", "v5e-16", 2, "offload"),
+    Case("vflax", "7b", "v5e-8", 4, "offload"),
+    Case("vflax", "7b", "v5e-16", 1, stage=0),
+    Case("vflax", "13b", "v4-32", 2),
+    Case("vflax", "13b", "v5p-16", 4),
+    Case("vflax", "13b", "v6e-16", 2),
+    Case("vflax", "13b", "v5e-256", 2),
+    Case("vflax", "13b", "2xv5e-256", 2),
+    Case("vflax", "7b", "v5e-16", 4),
+    Case("vflax", "13b", "v5e-64", 4),
+)
+# 13B with 4 and 8 rows per chip needs 64 chips in either system.
+PEERS = [
+    Case(system, size, topology, rows, images=False, capacity=LENGTH)
+    for size, topology in (("7b", "v5e-16"), ("13b", "v5e-64"))
+    for rows in (1, 4, 8)
+    for system in ("maxtext", "vflax-theirs")
+]
+# What images add, with all else as in the text-only cases.
+WITH_IMAGES = [dataclasses.replace(case, images=True) for case in PEERS if case.system == "vflax-theirs"]
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--only", default="", help="only cases whose name has this in it")
+    parser.add_argument("--maxtext", type=Path, help="Python of an environment with MaxText and vflax in it")
+    parser.add_argument("--case", help="compile this one case here (JSON)")
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(_compile(Case(**json.loads(options.case)))))
+        return
+    results: dict[str, Any] = {}
+    if options.out is not None and options.out.is_file():
+        results = json.loads(options.out.read_text())["cases"]
+    pythons = {"vflax": sys.executable}
+    if options.maxtext is not None:
+        pythons |= dict.fromkeys(("maxtext", "vflax-theirs"), str(options.maxtext))
+    for case in (*OWN, *PEERS, *WITH_IMAGES):
+        if case.system not in pythons or options.only not in case.name or case.name in results:
+            continue
+        results[case.name] = _apart(case, pythons[case.system])
+        print(f"{case.name}: {results[case.name]}", file=sys.stderr, flush=True)
+        if options.out is not None:
+            common.write(
+                options.out, {"machine": common.machine(), "cases": results, "marks": marks(results)}
+            )
+    common.write(options.out, {"machine": common.machine(), "cases": results, "marks": marks(results)})
+
+
+def _apart(case: Case, python: str) -> dict[str, Any]:
+    """Compile in a process of its own."""
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [python, "-m", "benchmarks.tpu_aot", f"--case={json.dumps(dataclasses.asdict(case))}"],
+        env=os.environ | {"PYTHONPATH": root}, cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{case.name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _compile(case: Case) -> dict[str, Any]:
+    os.environ.update(ENVIRONMENT)
+    began, processor = time.perf_counter(), time.process_time()
+    result = _maxtext(case) if case.system == "maxtext" else _vflax(case)
+    from importlib.metadata import version
+
+    spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - processor}
+    versions = {name: version(name) for name in ("jax", "libtpu")}
+    return {**result, **{name: round(value) for name, value in spent.items()}, **versions}
+
+
+def _vflax(case: Case) -> dict[str, Any]:
+    from vflax import aot, sharding
+    from vflax.config import load_config
+    from vflax.known_models import model_of
+    from vflax.planner.figures import describe
+    from vflax.planner.workload import Given, find_workload
+
+    config = load_config(f"configs/stage{case.stage}.py:{case.size}")
+    config.remat = case.remat
+    config.data.max_length, config.data.slots = LENGTH, SLOTS if case.images else 0
+    model, _ = model_of(config)
+    target = aot.find_target(case.topology)
+    mesh, _ = aot.make_mesh(config, target)
+    given = Given(case.rows, SLOTS, None, case.capacity)
+    work = find_workload(config, model, sharding.batch_shards(mesh), given)
+    step = aot.trace_step(config, model, None, mesh, aot.Work(work.rows, case.capacity, 1000))
+    compiled = aot.compile_traced(step.traced, mesh)
+    plan = describe(config, model, target, step, compiled, work)
+    if not plan["fits"]:
+        return {"fits": False, "reason": plan["reason"]}
+    assert isinstance(compiled, aot.Compiled)
+    found = _figures(compiled.memory.peak, plan["collectives"], plan.get("cycles"))
+    found["host_gib"] = round(compiled.memory.host / GIB, 3)
+    found["tower_is_sharded"] = not case.images or not _whole_tower(compiled.program, work.rows)
+    for name in ("mfu_ceiling", "mfu_ceiling_with_kernels"):
+        if plan.get(name):
+            found[name] = round(plan[name], 4)
+    return found
+
+
+def _whole_tower(program: Any, rows: int) -> bool:
+    """Whether any product of the program has all images of the step in one chip."""
+    images = rows * SLOTS
+    return any(images in shape for opcode in ("convolution", "dot") for shape in program.shapes(opcode))
+
+
+def _maxtext(case: Case) -> dict[str, Any]:
+    """Their train_compile, run in this process, its compiled step looked at."""
+    from maxtext.trainers.pre_train import train_compile  # type: ignore[import-not-found]
+
+    from vflax.hlo import Program
+    from vflax.slices import parse
+    from vflax.xla_options import compiler_options
+
+    caught: list[Any] = []
+    compile_step = train_compile.jit_and_compile
+
+    def catch(*args: Any, **kwargs: Any) -> Any:
+        caught.append(compile_step(*args, **kwargs))
+        return caught[-1]
+
+    train_compile.jit_and_compile = catch
+    wanted = parse(case.topology)
+    base = Path(train_compile.__file__).parents[2] / "configs" / "base.yml"
+    flags = " ".join(f"--{name}={value}" for name, value in compiler_options("tpu").items())
+    try:
+        train_compile.main([
+            "train_compile", str(base), f"model_name=llama2-{case.size}",
+            f"compile_topology={case.topology.removeprefix(f'{wanted.slices}x')}",
+            f"compile_topology_num_slices={wanted.slices}", f"per_device_batch_size={case.rows}",
+            f"max_target_length={LENGTH}", "remat_policy=full", f"compile_xla_flags={flags}",
+            "enable_checkpointing=false", "log_config=false",
+        ])  # fmt: skip
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"fits": False, "reason": " ".join(str(error).split())[:300]}
+    program = Program(caught[0].as_text())
+    peak = caught[0].memory_analysis().peak_memory_in_bytes
+    return _figures(peak, program.collective_bytes(), program.cycles)
+
+
+def _figures(peak: int, collectives: Mapping[str, int], cycles: int | None) -> dict[str, Any]:
+    return {
+        "fits": True,
+        "peak_gib": round(peak / GIB, 3),
+        "gcycles": round(cycles / 1e9, 4) if cycles else None,
+        "collectives_gb": {kind: round(size / 1e9, 2) for kind, size in collectives.items()},
+    }
+
+
+def marks(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was to be reached, what was found, and whether that is it; of the cases that were compiled."""
+    found: list[dict[str, Any]] = []
+
+    def mark(what: str, value: Any, at_most: float | None = None, at_least: float | None = None) -> None:
+        met = value if isinstance(value, bool) else True
+        met &= at_most is None or value <= at_most
+        met &= at_least is None or value >= at_least
+        limits = {"at_most": at_most, "at_least": at_least}
+        found.append(
+            {"mark": what, "found": value, **{k: v for k, v in limits.items() if v is not None}, "met": met}
+        )
+
+    def of(case: Case) -> Mapping[str, Any] | None:
+        result = results.get(case.name)
+        return result if result is None or result["fits"] else None
+
+    for case in OWN:
+        if case.name in results:
+            mark(f"{case.name} fits", bool(results[case.name]["fits"]))
+    if stage0 := of(OWN[2]):
+        mark("peak GiB of 7B stage 0 on v5e-16", stage0["peak_gib"], at_most=2.0)
+    for case, least in ((OWN[8], 0.58), (OWN[9], 0.62)):
+        if result := of(case):
+            mark(f"MFU ceiling of {case.name}", result["mfu_ceiling"], at_least=least)
+    _marks_against_maxtext(of, mark)
+    return found
+
+
+def _marks_against_maxtext(of: Any, mark: Any) -> None:
+    pairs: Sequence[tuple[Case, Case]] = list(zip(PEERS[::2], PEERS[1::2], strict=True))
+    for (theirs, ours), pictures in zip(pairs, WITH_IMAGES, strict=True):
+        what = f"{ours.size} on {ours.topology}, {ours.rows} rows per chip"
+        a, b, c = of(ours), of(theirs), of(pictures)
+        if a and b:
+            mark(f"peak memory over MaxText's: {what}", round(a["peak_gib"] / b["peak_gib"], 3), at_most=0.90)
+            mark(f"cycles over MaxText's: {what}", round(a["gcycles"] / b["gcycles"], 3), at_most=0.97)
+        if a and c:
+            mark(
+                f"cycles with images over without: {what}",
+                round(c["gcycles"] / a["gcycles"], 4),
+                at_most=1.02,
+            )
+
+
+if __name__ == "__main__":
+    main()
