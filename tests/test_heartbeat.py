@@ -175,7 +175,11 @@ def test_what_is_known_when_jax_comes_first(cluster: Cluster):
     lead, worker = cluster.beats[0], cluster.beats[1]
     assert worker.explain(lead_answers=True) is None
     assert "process 0" in str(worker.explain(lead_answers=False))
+    worker._judged -= 2 * TIMEOUT  # stood still, as all its threads did
+    assert "process 1 (host node-7), this one, stood still" in str(worker.explain(lead_answers=True))
     lead._peers[2].heard -= 0.4 * TIMEOUT
     assert str(lead.explain(lead_answers=True)).startswith("process 2")
+    lead._stop.set()
+    assert lead.explain(lead_answers=True) is None, "it has left and listens to nobody"
     lead.verdict = "process 1 is gone"
     assert lead.explain(lead_answers=True) == "process 1 is gone"

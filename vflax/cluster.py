@@ -25,7 +25,7 @@ from jax._src import distributed  # the client is nowhere else to be had
 from ml_collections import ConfigDict
 
 from vflax.errors import UserError
-from vflax.give_up import give_up
+from vflax.give_up import give_up, giving_up
 from vflax.heartbeat import GRACE, Heartbeat
 from vflax.workdir import EXIT_ERROR
 
@@ -147,6 +147,8 @@ class _AbortHandler:
         self._c.signal(signal.SIGABRT, self._old)
 
     def _handle(self, number: int) -> None:
+        if giving_up():
+            threading.Event().wait()
         reason = self._reason()
         if reason is not None:
             give_up(reason)

@@ -49,6 +49,11 @@ def tell_too(listener: Callable[[str, bool], None]) -> None:
     _TELL.append(listener)
 
 
+def giving_up() -> bool:
+    """Whether some thread is ending this process already."""
+    return _ONCE.locked()
+
+
 def give_up(reason: str, hang: bool = False) -> NoReturn:
     """End this process with status 75, from any thread, and say why on stderr and in status.json.
 

@@ -76,6 +76,7 @@ class Heartbeat:
         listened_to = range(1, num_processes) if self._lead else (0,)
         self._peers = {i: _Peer(i, now) for i in listened_to}
         self._hang = False
+        self._judged = now  # when the judge last looked
         self._beat = 0
         self._left: str | None = None
         self._stop = threading.Event()
@@ -101,11 +102,15 @@ class Heartbeat:
         now = time.monotonic()
         if self.verdict is not None:
             return self.verdict
+        if standstill := self._standstill(now):
+            return standstill
         for peer in self._peers.values():
             if peer.left:
                 return self._end(peer)
         if not self._lead and not lead_answers:
             return f"{self._peers[0].name} is gone: nobody listens there any more"
+        if self._stop.is_set():
+            return None  # it has left, and listens to nobody
         # JAX waits longer than the judge: it comes first only where Python stood still, or where a process that is gone
         # is back, as another one, before anybody missed it.
         silent = [p for p in self._peers.values() if p.left is None and now - p.heard > 3 * self._interval]
@@ -147,13 +152,14 @@ class Heartbeat:
     # --- The thread that judges
 
     def _judge(self) -> None:
-        before = time.monotonic()
+        self._judged = time.monotonic()
         while not self._stop.wait(self._interval / 2):
             now = time.monotonic()
-            paused, before = now - before - self._interval / 2, now
-            if paused > self._timeout:
-                here = f"process {self._process} (host {socket.gethostname()}), this one,"
-                give_up(f"{here} stood still for {paused:.0f} s, and the others have given it up")
+            paused, standstill = now - self._judged - self._interval / 2, self._standstill(now)
+            self._judged = now
+            if standstill is not None:
+                self.verdict = standstill
+                give_up(standstill)
             if paused > self._interval:  # a shorter one says nothing about the others
                 for peer in self._peers.values():
                     peer.heard += paused
@@ -161,6 +167,14 @@ class Heartbeat:
             if reason is not None:
                 self.verdict = reason
                 give_up(reason, self._hang)
+
+    def _standstill(self, now: float) -> str | None:
+        """A sentence where this process itself was away for so long that the others have given it up."""
+        paused = now - self._judged
+        if paused <= self._timeout or self._stop.is_set():
+            return None
+        here = f"process {self._process} (host {socket.gethostname()}), this one,"
+        return f"{here} stood still for {paused:.0f} s, and the others have given it up"
 
     def _find(self, now: float) -> str | None:
         silent = [p for p in self._peers.values() if p.left is None and now - p.heard > self._timeout]

@@ -1,8 +1,8 @@
 """Train a stage:  python -m vflax.launch --config=configs/stage1.py[:variant] --workdir=DIR [--config.key=value ...]
 
 Started again with the same --workdir, a run continues from its last checkpoint. SIGTERM or Ctrl-C saves a
-checkpoint first. Exit status: 0 finished; 75 to be run again: stopped and saved, or another host is gone, or a step
-hung; 1 error. `python -m vflax.supervise -- COMMAND` runs it again by itself.
+checkpoint first. Exit status: 0 finished, 75 saved and to be run again (told to stop, another host is gone, a step
+hung), 1 error. `python -m vflax.supervise -- COMMAND` runs it again by itself.
 """
 
 from __future__ import annotations
