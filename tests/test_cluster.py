@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
@@ -14,10 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.common import base
 from tests import small
-from vflax import cluster
-from vflax.errors import UserError
 
 # One process of three that sum a number, over and over; process 1 fails when the file FAIL is there.
 SCRIPT = """
@@ -145,6 +143,21 @@ def test_a_process_that_fails_ends_the_others_with_its_reason_and_itself_with_1(
         assert "has ended: UserError: no image at all" in three.said(process)
 
 
+# In a process of its own: JAX joins nobody once it has computed something.
+REFUSED = """
+import sys
+from configs.common import base
+from vflax import cluster
+from vflax.errors import UserError
+
+try:
+    with cluster.joined(base(1, "tiny").cluster, **eval(sys.argv[1])):
+        pass
+except UserError as error:
+    print(error)
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -154,8 +167,13 @@ def test_a_process_that_fails_ends_the_others_with_its_reason_and_itself_with_1(
     ],
 )
 def test_a_place_that_cannot_be_is_refused_with_the_flags_to_give(arguments: dict, words: str):
-    with pytest.raises(UserError, match=words), cluster.joined(base(1, "tiny").cluster, **arguments):
-        pass
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, repr(arguments)],
+        env=small.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and re.search(words, done.stdout), (done.stdout, done.stderr)
 
 
 @pytest.mark.slow

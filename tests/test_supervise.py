@@ -33,13 +33,15 @@ def at(step, state="running"):
 def start(tmp_path: Path, body: str, *flags: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     file = tmp_path / "command.py"
     file.write_text(PRELUDE + textwrap.dedent(body))
+    # JAX sets some of these when it is imported.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    clean["PYTHONPATH"] = str(Path(__file__).parent.parent)
     return subprocess.Popen(
         [
             sys.executable, "-m", "vflax.supervise", "--backoff=0.05", *flags, "--", sys.executable, str(file),
             f"--workdir={tmp_path / 'run'}",
         ],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | (env or {}),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean | (env or {}),
     )  # fmt: skip
 
 
