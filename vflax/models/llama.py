@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vflax.errors import UserError
-from vflax.models.attention import attention
+from vflax.models.attention import attention, platform
 from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, scan_layers, stack
 from vflax.models.lora import fold
 from vflax.sharding import BATCH_AXES, constrain
@@ -164,7 +164,6 @@ class DecoderMlp(nnx.Module):
         return self.down(swiglu(self.gate(x), self.up(x)))
 
 
-@jax.custom_vjp
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """silu(gate) * up, elementwise.
 
@@ -172,6 +171,12 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     anew for each of their tiles, and such a product takes up to twice its time. So what goes from here into a product
     is finished first.
     """
+    return finished_swiglu(gate, up) if platform() == "tpu" else jax.nn.silu(gate) * up
+
+
+@jax.custom_vjp
+def finished_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """`swiglu` as TPUs compute it; it, and its gradients, are in memory before anything uses them."""
     return _swiglu_forward(gate, up)[0]
 
 
@@ -188,7 +193,7 @@ def _swiglu_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) ->
     return jax.lax.optimization_barrier((d_gate, grad * silu))
 
 
-swiglu.defvjp(_swiglu_forward, _swiglu_backward)
+finished_swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 class DecoderLayer(nnx.Module):
