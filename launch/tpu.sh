@@ -75,39 +75,41 @@ on() {
 
 # --- the state of a slice ---
 
-# Asks; sets state, initiator and reason. state=ABSENT where there is no such request, UNKNOWN where gcloud failed.
-queued() {
-  local out
-  state=UNKNOWN initiator='' reason=''
+# describe WHAT FORMAT: asks gcloud; sets answer, or, returning 1, answer=ABSENT where there is no such thing and
+# answer=UNKNOWN, with a reason, where gcloud failed. In a dry run it prints the command.
+describe() {
+  answer=UNKNOWN
   if dry; then
-    "${asking[@]}" queued-resources describe "$name" "${where[@]}" "$queued_format"
-    return
+    plan "${tpus[@]}" "$1" describe "$name" "${where[@]}" "$2"
+    return 1
   fi
-  if out=$("${asking[@]}" queued-resources describe "$name" "${where[@]}" "$queued_format" 2>"$scratch/error"); then
-    IFS='|' read -r state initiator reason <<<"$out"
-  elif grep -q "NOT_FOUND\|was not found" "$scratch/error"; then
-    state=ABSENT
+  if answer=$(plan "${tpus[@]}" "$1" describe "$name" "${where[@]}" "$2" 2>"$scratch/error"); then return 0; fi
+  if grep -q "NOT_FOUND\|was not found" "$scratch/error"; then
+    answer=ABSENT
   else
-    reason=$(cat "$scratch/error")
+    answer=UNKNOWN reason=$(cat "$scratch/error")
+  fi
+  return 1
+}
+
+# The request: sets state, initiator and reason.
+queued() {
+  initiator='' reason=''
+  if describe queued-resources "$queued_format"; then
+    IFS='|' read -r state initiator reason <<<"$answer"
+  else
+    state=$answer
   fi
 }
-asking=(plan "${tpus[@]}")
 queued_format='--format=value[separator="|"](state.state,state.stateInitiator,state.failedData.error.message)'
 
-# The same for the TPU itself: node, accelerator_type, workers.
+# The TPU itself: sets node, accelerator_type and workers.
 node() {
-  local out
-  node=UNKNOWN accelerator_type='' workers=0
-  if dry; then
-    "${asking[@]}" tpu-vm describe "$name" "${where[@]}" "$node_format"
-    return
-  fi
-  if out=$("${asking[@]}" tpu-vm describe "$name" "${where[@]}" "$node_format" 2>"$scratch/error"); then
-    IFS='|' read -r node accelerator_type workers <<<"$out"
-  elif grep -q "NOT_FOUND\|was not found" "$scratch/error"; then
-    node=ABSENT
+  accelerator_type='' workers=0
+  if describe tpu-vm "$node_format"; then
+    IFS='|' read -r node accelerator_type workers <<<"$answer"
   else
-    reason=$(cat "$scratch/error")
+    node=$answer
   fi
 }
 node_format='--format=value[separator="|"](state,acceleratorType,networkEndpoints.len())'

@@ -6,10 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from vflax.metrics import read_metrics
 
 # What makes configs/stage1.py:tiny small; as flags for a subprocess and for a config in this process.
 CHANGES: dict[str, Any] = {
@@ -42,6 +45,8 @@ MODEL = {
 # The same as a config file, so that a subprocess can take it with --config and change it with flags.
 FILE = f"""
 from ml_collections import ConfigDict
+
+from vflax.metrics import read_metrics
 from vflax.config import load_config
 
 def get_config():
@@ -97,3 +102,13 @@ def launch(folder: Path, workdir: Path, *flags: str, devices: int = 1) -> subpro
         text=True,
         timeout=900,
     )
+
+
+def launch_until_it_steps(folder: Path, workdir: Path, *flags: str) -> subprocess.Popen[str]:
+    """Start it, and come back when it has reported a step; its output is to be had by `communicate`."""
+    process = subprocess.Popen(
+        command(folder, workdir, *flags), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not read_metrics(workdir / "metrics.jsonl"):
+        time.sleep(0.02)
+    return process

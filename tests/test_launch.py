@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,11 +30,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
     workdir = tmp_path / "run"
     flags = ("--config.steps=400", "--config.checkpoint.every=0")
-    process = subprocess.Popen(
-        small.command(tmp_path, workdir, *flags), env=small.environment(), stdout=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not read_metrics(workdir / "metrics.jsonl"):
-        time.sleep(0.05)
+    process = small.launch_until_it_steps(tmp_path, workdir, *flags)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out

@@ -6,8 +6,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import jax
@@ -113,11 +111,7 @@ def test_a_trace_that_cannot_be_begun_or_written_costs_no_step(tmp_path: Path):
 def test_sigusr2_to_a_running_launch_leaves_a_trace_and_changes_no_loss(tmp_path: Path):
     workdir = tmp_path / "run"
     flags = ("--config.steps=300", "--config.checkpoint.every=0", "--config.profile.steps=3")
-    process = subprocess.Popen(
-        small.command(tmp_path, workdir, *flags), env=small.environment(), stdout=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not read_metrics(workdir / "metrics.jsonl"):
-        time.sleep(0.02)
+    process = small.launch_until_it_steps(tmp_path, workdir, *flags)
     process.send_signal(signal.SIGUSR2)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out

@@ -40,28 +40,23 @@ def watched(clock: Clock, *turns: float, **options: float) -> Watchdog:
     return result
 
 
-def test_a_step_may_take_so_many_times_the_median(clock: Clock):
-    dog = watched(clock, 2, 2, 3, 2, 2)
-    clock.now += 39
+@pytest.mark.parametrize(
+    ("turns", "limit", "what"),
+    [
+        pytest.param([2.0, 2, 3, 2, 2], 40, "a step has not", id="so many times the median"),
+        pytest.param([0.1] * 9, 30, "a step has not", id="the least seconds where steps are short"),
+        pytest.param(
+            [2.0, 2], 600, "step 4 since this start has not", id="a compile's time while no median is known"
+        ),
+    ],
+)
+def test_a_step_may_take(clock: Clock, turns: list[float], limit: int, what: str):
+    dog = watched(clock, *turns)
+    clock.now += limit - 1
     assert dog.overdue() is None
     clock.now += 2
-    assert str(dog.overdue()).startswith("a step has not come to its end for 41 s; it may take 40 s")
-
-
-def test_a_short_step_may_take_the_least_seconds(clock: Clock):
-    dog = watched(clock, *[0.1] * 9)
-    clock.now += 29
-    assert dog.overdue() is None
-    clock.now += 2
-    assert "it may take 30 s" in str(dog.overdue())
-
-
-def test_until_the_median_is_known_a_step_may_take_as_long_as_a_compile(clock: Clock):
-    dog = watched(clock, 2, 2)
-    clock.now += 599
-    assert dog.overdue() is None
-    clock.now += 2
-    assert str(dog.overdue()).startswith("step 4 since this start has not come to its end for 601 s")
+    words = f"{what} come to its end for {limit + 1} s; it may take {limit} s"
+    assert str(dog.overdue()).startswith(words)
 
 
 def test_an_evaluation_has_its_own_limit_and_leaves_the_step_s_time_as_it_was(clock: Clock):

@@ -24,10 +24,10 @@ import jax
 from jax._src import distributed  # the client is nowhere else to be had
 from ml_collections import ConfigDict
 
+from vflax.constants import EXIT_ERROR
 from vflax.errors import UserError
 from vflax.give_up import give_up, giving_up
 from vflax.heartbeat import GRACE, Heartbeat
-from vflax.workdir import EXIT_ERROR
 
 # JAX's own heartbeat is only the net below ours, for a process whose Python stands still. It beats twice in the time
 # that it is given and may so be early by half of it.

@@ -1,6 +1,9 @@
-"""Ids that mark places in a sequence; both lie outside every vocabulary."""
+"""Numbers that several parts share; this file imports nothing."""
 
-# Stands where an image's features go. The value is LLaVA's (llava/constants.py IMAGE_TOKEN_INDEX).
+# Ids that mark places in a sequence lie outside every vocabulary. This one stands where an image's features go; its
+# value is LLaVA's (llava/constants.py IMAGE_TOKEN_INDEX).
 IMAGE_TOKEN_ID = -200
 # A label that the loss does not count. The value is PyTorch's cross-entropy default, as in LLaVA.
 IGNORE_LABEL = -100
+# A command's exit status: finished; an error; saved, to be run again.
+EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75

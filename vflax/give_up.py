@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from vflax.constants import EXIT_AGAIN
 from vflax.metrics import read_metrics
-from vflax.workdir import EXIT_AGAIN, write_status
+from vflax.workdir import write_status
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from vflax.config_flag import CONFIG, parser
+from vflax.constants import EXIT_ERROR
 from vflax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: made when missing, continued when there.")
@@ -38,7 +39,6 @@ def main(argv: Sequence[str]) -> None:
     # After the flags: importing JAX takes seconds that --help need not wait for.
     from vflax import cluster, train
     from vflax import config as configs
-    from vflax.workdir import EXIT_ERROR
 
     try:
         workdir = _WORKDIR.value

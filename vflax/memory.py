@@ -99,7 +99,7 @@ def estimate(
     tower_layer = patches * item * (8 * vision.width + 2 * vision.mlp_dim)
     tower_learns = any(path.startswith("vision/") for path in trainable)
     sizes["activations"] += tower_layer * (
-        vision.num_computed_layers if tower_learns and remat != "full" else 2
+        vision.num_computed_layers if tower_learns and remat not in kept else 2
     )
     sizes["logits"] = 2 * rows * capacity * chunk_width(rows, capacity, decoder.vocab_size) * 4
     sizes["images"] = rows * slots * vision.image_size**2 * 3 * (1 + 4)

@@ -27,7 +27,6 @@ class Generation:
 
     Attributes:
         name: as it is booked and as JAX's topologies know it.
-        kind: jax.Device.device_kind of its devices.
         counts_cores: whether a booked number counts cores, two a chip.
         hbm: bytes of a chip that a program may use.
         peak: dense bfloat16 FLOP/s of a chip.
@@ -38,7 +37,6 @@ class Generation:
     """
 
     name: str
-    kind: str
     counts_cores: bool
     hbm: int
     peak: float
@@ -56,10 +54,10 @@ _CUBES = {
 GENERATIONS = {
     generation.name: generation
     for generation in (
-        Generation("v4", "TPU v4", True, int(30.75 * GIB), 275e12, 1.05e9, 4, 1.2e12, _CUBES),
-        Generation("v5e", "TPU v5 lite", False, int(15.75 * GIB), 197e12, 1.503e9, 4, 8.19e11, _FLAT),
-        Generation("v5p", "TPU v5", True, int(95 * GIB), 459e12, 1.75e9, 4, 2.765e12, _CUBES),
-        Generation("v6e", "TPU v6 lite", False, int(31.25 * GIB), 918e12, 1.75e9, 4, 1.64e12, _FLAT),
+        Generation("v4", True, int(30.75 * GIB), 275e12, 1.05e9, 4, 1.2e12, _CUBES),
+        Generation("v5e", False, int(15.75 * GIB), 197e12, 1.503e9, 4, 8.19e11, _FLAT),
+        Generation("v5p", True, int(95 * GIB), 459e12, 1.75e9, 4, 2.765e12, _CUBES),
+        Generation("v6e", False, int(31.25 * GIB), 918e12, 1.75e9, 4, 1.64e12, _FLAT),
     )
 }
 _NAME = re.compile(

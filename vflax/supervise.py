@@ -37,7 +37,8 @@ from types import FrameType
 
 from etils import epath
 
-EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75  # vflax/workdir.py has them, too, and imports much
+from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
+
 # A command line that argparse or a shell refuses, a file that is no program, no such program.
 _NO_COMMAND = (2, 126, 127)
 _LONGEST = 600.0

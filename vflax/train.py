@@ -19,6 +19,7 @@ from rich.table import Table
 from vflax import aot, checks, freeze, goodput, saved_program, sharding, summary
 from vflax import config as configs
 from vflax.checkpoint import Checkpointer
+from vflax.constants import EXIT_AGAIN, EXIT_DONE
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
@@ -35,7 +36,7 @@ from vflax.watchdog import Watchdog
 from vflax.weights.export import Options, check_exportable, export
 from vflax.weights.load import load_params
 from vflax.weights.open import open_checkpoint
-from vflax.workdir import EXIT_AGAIN, EXIT_DONE, claimed, read_json, write_json, write_status
+from vflax.workdir import claimed, read_json, write_json, write_status
 
 
 def run_with_start(config: ConfigDict, workdir: Path) -> int:

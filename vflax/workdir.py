@@ -26,7 +26,6 @@ from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.values import ID, OBJECT, TEXT, Kind, missing, wrong
 from vflax.weights.safetensors_io import DTYPES
 
-EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
 _LORA, _ORIGIN = "lora.json", "origin.json"
 _REMEDY = "vflax wrote this file: take it from a copy of WORKDIR that is whole"
 _HASH = Kind("a name of a folder under frozen/", lambda value: TEXT.holds(value) and value.isalnum())

@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": Option(
             "1000000",
             "on 16 chips XLA turns an all-gather of weights and its product into a loop over slices of the weights, "
-            "whose estimated cycles are 2.3 times those of gather and product one after the other",
+            "whose estimated cycles are more than twice those of gather and product one after the other",
         ),
     },
     "gpu": {},

@@ -25,7 +25,8 @@ from data_pipeline.synthesize import prompts
 from data_pipeline.synthesize.draw import read_counts
 from data_pipeline.synthesize.output import REJECTS_FILE
 from data_pipeline.synthesize.parsing import TYPES
-from data_pipeline.synthesize.run import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR, Options, dry_run, synthesize
+from data_pipeline.synthesize.run import Options, dry_run, synthesize
+from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
 from vflax.errors import UserError
 from vflax.small_files import parse_object
 

@@ -44,9 +44,9 @@ from data_pipeline.synthesize.output import (
 from data_pipeline.synthesize.parsing import TYPES, Pairs, Reject, judge
 from data_pipeline.synthesize.prompts import Prompts, read_prompts
 from data_pipeline.synthesize.responses import Responses, Stored, open_nothing, open_responses
+from vflax.constants import EXIT_AGAIN, EXIT_DONE
 from vflax.errors import UserError
 
-EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75  # as in vflax.workdir, which needs JAX
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 OPENAI_URL = "https://api.openai.com/v1"
 _SECRET = re.compile(r"(api|access|private)[_-]?key|secret|passw|authorization|(access|auth)[_-]?token", re.I)

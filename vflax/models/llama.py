@@ -168,8 +168,8 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """silu(gate) * up, elementwise.
 
     On a TPU the compiler would compute this, and its gradient, inside the matrix products that come before and after,
-    anew for each of their tiles, and such a product takes up to twice its time. So what goes from here into a product
-    is finished first.
+    anew for each of their tiles, and such a product takes much longer. So what goes from here into a product is
+    finished first.
     """
     return finished_swiglu(gate, up) if platform() == "tpu" else jax.nn.silu(gate) * up
 

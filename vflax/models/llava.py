@@ -214,8 +214,8 @@ def merge(graphdef: Any, params: Params) -> Llava:
 def cast_kernels(graphdef: Any, params: Params) -> Params:
     """The parameters with all float kernels in the compute dtype, as their layers would cast them.
 
-    Cast before the scan over layers, a kernel is gathered, and its gradient stacked, in the compute dtype: on 16 chips
-    that takes 0.75 GiB off a 7B step. The numbers are the same.
+    Cast before the scan over layers, a kernel is gathered, and its gradient stacked, in the compute dtype, which takes
+    half the memory. The numbers are the same.
     """
     dtype = merge(graphdef, params).decoder.dtype
     return {
