@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from vflax.constants import GIB
 from vflax.planner.environment import ENVIRONMENT
 
-GIB = 2**30
 LENGTH, SLOTS, SUPERVISED = 2048, 3, 512
 
 

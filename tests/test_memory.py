@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh
 
 from tests import toy
 from vflax import freeze, memory, sharding
+from vflax.constants import GIB
 from vflax.errors import UserError
 from vflax.models import llava
 from vflax.models.lora import LoraConfig
@@ -86,9 +87,9 @@ def test_what_cannot_fit_is_refused_with_figures_and_the_tiny_variant():
     with pytest.raises(
         UserError, match=r"about 2\.00 GiB per device .*1\.00 GiB free.*configs/stage1\.py:tiny"
     ):
-        memory.check_fits({"parameters": 2 * memory.GIB, "total": 2 * memory.GIB}, memory.GIB, "free")
+        memory.check_fits({"parameters": 2 * GIB, "total": 2 * GIB}, GIB, "free")
 
 
 def test_what_fits_and_what_is_unknown_pass():
-    memory.check_fits({"total": memory.GIB // 2}, memory.GIB, "in all")
-    memory.check_fits({"total": memory.GIB}, None, "in all")
+    memory.check_fits({"total": GIB // 2}, GIB, "in all")
+    memory.check_fits({"total": GIB}, None, "in all")

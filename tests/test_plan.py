@@ -17,12 +17,13 @@ from rich.console import Console
 from tests import small
 from vflax import aot, saved_program
 from vflax.config import load_config
+from vflax.constants import GIB
 from vflax.errors import UserError
 from vflax.known_models import model_of
 from vflax.models import llava
 from vflax.planner import decode, figures, search, show
 from vflax.planner.workload import Given, find_workload, on
-from vflax.slices import GIB, parse
+from vflax.slices import parse
 
 
 def plan(folder: Path, *flags: str, config: str = "") -> subprocess.CompletedProcess[str]:

@@ -20,12 +20,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vflax import freeze, sharding
+from vflax.constants import GIB
 from vflax.errors import UserError
 from vflax.hlo import Program
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import LoraConfig
 from vflax.planner.environment import local_devices
-from vflax.slices import GIB, Slice
+from vflax.slices import Slice
 from vflax.slices import parse as parse_slice
 from vflax.step import ModelShapes, TrainProgram, build_train_program, shape_model
 

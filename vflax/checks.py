@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vflax import memory, sharding
+from vflax.constants import GIB
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data
 from vflax.errors import UserError
@@ -97,6 +98,6 @@ def check_fits(config: ConfigDict, model: Model, data: Data, mesh: Mesh) -> str:
         scores=jax.default_backend() == "cpu" or config.attention == "reference",
     )
     limit, kind = memory.device_limit()
-    shown = f"{limit / memory.GIB:.2f} GiB {kind}" if limit else "of unknown size"
+    shown = f"{limit / GIB:.2f} GiB {kind}" if limit else "of unknown size"
     memory.check_fits(sizes, limit, kind)
-    return f"memory: about {sizes['total'] / memory.GIB:.2f} GiB per device, {shown} (an estimate)"
+    return f"memory: about {sizes['total'] / GIB:.2f} GiB per device, {shown} (an estimate)"

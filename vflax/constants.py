@@ -7,3 +7,4 @@ IMAGE_TOKEN_ID = -200
 IGNORE_LABEL = -100
 # A command's exit status: finished; an error; saved, to be run again.
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
+GIB = 2**30

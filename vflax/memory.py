@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from vflax import freeze
+from vflax.constants import GIB
 from vflax.errors import UserError
 from vflax.loss import chunk_width
 from vflax.models.llava import LlavaConfig
 
-GIB = 2**30
 # Share of a device's memory that a run may plan with; the rest is the runtime's and the estimate's error.
 USABLE = 0.92
 

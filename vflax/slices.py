@@ -16,9 +16,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from vflax.constants import GIB
 from vflax.errors import UserError
-
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

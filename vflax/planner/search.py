@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from vflax import aot, memory, sharding
 from vflax import config as configs
+from vflax.constants import GIB
 from vflax.errors import UserError
 from vflax.models import lora
 from vflax.models.layers import REMAT_POLICIES
@@ -176,13 +177,13 @@ def search(
 
 def _line(candidate: Candidate, plan: dict[str, Any]) -> str:
     peak = plan["memory"].get("peak")
-    said = f"{peak / memory.GIB:.2f} GiB" if peak else plan["reason"]
+    said = f"{peak / GIB:.2f} GiB" if peak else plan["reason"]
     speed = f", {plan['tokens_per_s']:,.0f} tokens/s at most" if plan["fits"] else ""
     data, fsdp, tensor = candidate.mesh
     batch = "" if candidate.same_batch else f" (batch.samples={round(candidate.work.samples)})"
     return (
         f"mesh {data} x {fsdp} x {tensor}, {candidate.rows} rows per chip x {candidate.work.accumulation}, remat "
-        f"{candidate.remat}{batch}: about {candidate.estimate / memory.GIB:.2f} GiB by formula, compiled {said}{speed}"
+        f"{candidate.remat}{batch}: about {candidate.estimate / GIB:.2f} GiB by formula, compiled {said}{speed}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vflax.memory import GIB
+from vflax.constants import GIB
 
 Plan = dict[str, Any]
 
