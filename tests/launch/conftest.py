@@ -166,7 +166,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "launch", root / "launch")
     (root / "vflax").mkdir()
-    for name in ("__init__.py", "errors.py", "slices.py"):
+    for name in ("__init__.py", "constants.py", "errors.py", "slices.py"):
         shutil.copy(ROOT / "vflax" / name, root / "vflax")
     for name in ("pyproject.toml", ".gitignore"):
         shutil.copy(ROOT / name, root)
