@@ -1,15 +1,16 @@
 """On a CPU, vflax beside transformers and torch, eager and with torch.compile: steps, samples, start and dispatch.
 
-    [VFLAX_SHARED_DATA=DIR] python -m benchmarks.cpu --out=benchmarks/results/cpu.json [--only=step,samples,start,dispatch]
+    [VFLAX_SHARED_DATA=DIR] python -m benchmarks.cpu --out=benchmarks/results/cpu.json
+    python -m benchmarks.cpu --only=step,samples,start,dispatch                            some of the cases
 
 A small LLaVA (vocabulary 32,000) in float32, the tower frozen, AdamW (fused in torch) behind a clip, all cores for
-both. Texts have lengths drawn from those of the real Vision-Flan samples under DIR, else from benchmarks/content.py. Before
-anything is timed, both sides must have the same losses over PARITY steps. All that is compared is timed in turns.
+both. Texts have lengths drawn from those of the real Vision-Flan samples under DIR, else from benchmarks/content.py.
+Before anything is timed both sides must have the same losses. All that is compared is timed in turns.
 
     step       the same padded rows on both sides: the median step, and the ratio's median and range over the rounds
-    samples    real samples per second: ours packed after vflax's plan; theirs grouped by length as LLaVA does it, padded
-               to the longest of the batch. What each part of ours gives is told by switching it off: the loss on all
-               positions in place of the supervised ones ("head"), one sample a row in place of packed ones
+    samples    real samples per second: ours packed after vflax's plan; theirs grouped by length as LLaVA does it,
+               padded to the longest of the batch. What each part of ours gives is told by switching it off: the loss on
+               all positions in place of the supervised ones ("head"), one sample a row in place of packed ones
                ("packing"); "compiler" is the rest of the factor
     start      seconds from the start of the process to the end of the first step: vflax.launch on the tiny stage 1,
                without and with its compile cache, and a script that makes a model of that size in torch and steps once
@@ -61,7 +62,12 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--only", default=",".join(CASES), help="some of the cases, with commas between")
     parser.add_argument("--rounds", type=int, default=7, help="of the step")
-    parser.add_argument("--passes", type=int, default=2, help="over the samples at 144 image tokens; one at 576")
+    parser.add_argument(
+        "--passes", type=int, default=2, help="over the samples at 144 image tokens; one at 576"
+    )
+    parser.add_argument(
+        "--compiled-samples", action="store_true", help="samples with torch.compile, too (slow)"
+    )
     parser.add_argument("--torch-first-step", type=int, metavar="V", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.torch_first_step:
@@ -81,7 +87,9 @@ def main() -> None:
             result["step"] = {name: step(lengths, name, args.rounds) for name in SIZES}
         elif case == "samples":
             result["samples"] = [
-                samples(lengths, patch, batch, args.passes if patch == 28 else 1)
+                samples(
+                    lengths, patch, batch, args.passes if patch == 28 else 1, compiled=args.compiled_samples
+                )
                 for patch in PATCHES
                 for batch in BATCHES
             ]
@@ -152,7 +160,12 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def step(
-    lengths: Lengths, size: str, rounds: int, batch: int = STEP_BATCH, model: LlavaConfig | None = None
+    lengths: Lengths,
+    size: str,
+    rounds: int,
+    batch: int = STEP_BATCH,
+    model: LlavaConfig | None = None,
+    compiled: bool = True,
 ) -> dict[str, Any]:
     """Steps of the same padded rows, in turns."""
     from benchmarks.theirs import Theirs
@@ -167,17 +180,17 @@ def step(
     sides = {
         "vflax": Runner(Ours(model, setting), content.capacity_of(batches)),
         "eager": Runner(Theirs(model, setting)),
-        "compiled": Runner(Theirs(model, setting, compiled=True)),
     }
+    if compiled:
+        sides["compiled"] = Runner(Theirs(model, setting, compiled=True))
     ready = {name: [side.put(rows) for rows in batches] for name, side in sides.items()}
-    losses = {
-        name: [side.run(ready[name][i % 2]) for i in range(PARITY)] for name, side in sides.items()
-    }
+    losses = {name: [side.run(ready[name][i % 2]) for i in range(PARITY)] for name, side in sides.items()}
     difference = largest_difference(losses)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name, side in turns(sides, number):
-            times[name].append(timed(lambda side=side, name=name: side.run(ready[name][number % 2])))
+            rows_ = ready[name][number % 2]
+            times[name].append(timed(lambda side=side, rows=rows_: side.run(rows)))
     result = {
         "rows": batch,
         "tokens_of_a_row": length,
@@ -188,9 +201,13 @@ def step(
         "seconds": {name: [round(t, 4) for t in values] for name, values in times.items()},
         "median": {name: round(statistics.median(values), 4) for name, values in times.items()},
     }
-    for name in ("eager", "compiled"):
+    over = [name for name in sides if name != "vflax"]
+    for name in over:
         result[f"over_{name}"] = spread([t / o for t, o in zip(times[name], times["vflax"], strict=True)])
-    print(f"step, {size}: {result['median']}, {[result[f'over_{n}'] for n in ('eager', 'compiled')]}", flush=True)
+    print(
+        f"step, {size}: {result['median']}, {[result[f'over_{n}'] for n in over]}",
+        flush=True,
+    )
     return result
 
 
@@ -235,7 +252,12 @@ def spread(ratios: Sequence[float]) -> dict[str, float]:
 
 
 def samples(
-    lengths: Lengths, patch: int, batch: int, passes: int, model: LlavaConfig | None = None, compiled: bool = True
+    lengths: Lengths,
+    patch: int,
+    batch: int,
+    passes: int,
+    model: LlavaConfig | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Real samples per second, over the eight batches that LLaVA's sampler makes of a run of samples."""
     from benchmarks.theirs import Theirs
@@ -251,7 +273,7 @@ def samples(
     alone = [made.padded(numbers, multiple=32) for numbers in grouped]
     ours, theirs = Runner(Ours(model, setting)), {"eager": Runner(Theirs(model, setting))}
     if compiled:
-        theirs["compiled"] = Runner(Theirs(model, setting, compiled="dynamic"))
+        theirs["compiled"] = Runner(Theirs(model, setting, compiled=True))
     packed_ready = [ours.put(rows) for rows, _ in packed]
     alone_ready = [ours.put(rows) for rows in alone]
     padded_ready = [theirs["eager"].put(made.padded(numbers)) for numbers in grouped]
@@ -278,7 +300,10 @@ def samples(
         for name, (_, count) in work.items()
     }
     each_pass = [
-        {name: sum(work[name][1](i) for i in range(len(grouped))) / sum(s[p] for s in seconds[name]) for name in work}
+        {
+            name: sum(work[name][1](i) for i in range(len(grouped))) / sum(s[p] for s in seconds[name])
+            for name in work
+        }
         for p in range(passes)
     ]
     total = rate["vflax"] / rate["eager"]
@@ -377,9 +402,18 @@ def start(rounds: int = 3) -> dict[str, Any]:
             found["cold"].append(launch(f"cold{number}", cache))
             found["warm"].append(launch(f"warm{number}", cache))
             done = folder / f"torch{number}"
-            command = [sys.executable, "-m", "benchmarks.cpu", f"--torch-first-step={vocabulary}", f"--out={done}"]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.cpu",
+                f"--torch-first-step={vocabulary}",
+                f"--out={done}",
+            ]
             found["torch"].append(_until(command, done.exists, {}))
-    result = {name: {"seconds": round(statistics.median(t), 2), "all": [round(x, 2) for x in t]} for name, t in found.items()}
+    result = {
+        name: {"seconds": round(statistics.median(t), 2), "all": [round(x, 2) for x in t]}
+        for name, t in found.items()
+    }
     print(f"start: {result}", flush=True)
     return result
 
@@ -461,7 +495,11 @@ def marks(result: dict[str, Any]) -> list[dict[str, Any]]:
 
     if "step" in result:
         for name in ("eager", "compiled"):
-            mark(f"step over {name}", result["step"]["small"][f"over_{name}"]["median"], at_least=STEP_MARKS[name])
+            mark(
+                f"step over {name}",
+                result["step"]["small"][f"over_{name}"]["median"],
+                at_least=STEP_MARKS[name],
+            )
     for line in result.get("samples", ()):
         if line["image_tokens"] == 144:
             what = f"samples a second over eager, 144 image tokens, {line['samples_of_a_step']} a step"

@@ -32,7 +32,11 @@ class Setting:
 
 
 def llava(
-    patch: int, vision: tuple[int, int, int, int], decoder: tuple[int, int, int, int], vocabulary: int = 32000, size: int = 336
+    patch: int,
+    vision: tuple[int, int, int, int],
+    decoder: tuple[int, int, int, int],
+    vocabulary: int = 32000,
+    size: int = 336,
 ) -> LlavaConfig:
     """A LLaVA-1.5 of other sizes: pictures of `size` pixels in patches; features of the last tower layer but one.
 

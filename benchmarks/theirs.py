@@ -7,6 +7,7 @@ supervised) is left out, so that scaled_dot_product_attention may take its flash
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.models.llava import LlavaConfig
 from vflax.weights import names
 
+# transformers compares image places with features by a number that it reads back from the device, which cuts the graph
+# that torch.compile sees in two; this is its own switch for that.
+os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
+
 
 class Theirs:
     """A model, its optimizer and its step.
@@ -28,11 +33,11 @@ class Theirs:
         model: its shapes.
         setting: precision, rematerialisation and optimizer.
         device: "cpu" or "cuda".
-        compiled: with torch.compile, for static shapes; "dynamic": for lengths that change from step to step.
+        compiled: with torch.compile.
     """
 
     def __init__(
-        self, model: LlavaConfig, setting: Setting, device: str = "cpu", compiled: bool | str = False
+        self, model: LlavaConfig, setting: Setting, device: str = "cpu", compiled: bool = False
     ) -> None:
         self._config, self._setting, self._device = model, setting, device
         masters = getattr(torch, setting.masters)
@@ -57,9 +62,7 @@ class Theirs:
             self.learning, lr=setting.lr, betas=(setting.b1, setting.b2), eps=setting.eps, weight_decay=0.0,
             fused=True,
         )  # fmt: skip
-        self._forward = net
-        if compiled:
-            self._forward = torch.compile(net, dynamic=True if compiled == "dynamic" else False)
+        self._forward = torch.compile(net) if compiled else net
         vision = model.vision
         self._mean = np.float32(vision.image_mean)
         self._std = np.float32(vision.image_std)
