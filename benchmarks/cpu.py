@@ -48,7 +48,9 @@ TOWER = (4, 256, 4, 1024)
 SIZES = {"small": (4, 256, 4, 704), "wider": (6, 512, 8, 1376)}
 # Pixels of a patch's side: image tokens of a picture of 336 pixels.
 PATCHES = {28: 144, 14: 576}
-STEP_BATCH = 8
+STEP_BATCH = {"small": 8, "wider": 4}
+# At 576 image tokens four of the sampler's eight batches do, without the longest one, which is padded most.
+SOME = (1, 3, 4, 6)
 # Samples of a step: rows that it is packed into.
 BATCHES = {8: 2, 16: 4}
 POOL = 512
@@ -61,9 +63,9 @@ DISPATCH_MS = 1.0
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--only", default=",".join(CASES), help="some of the cases, with commas between")
-    parser.add_argument("--rounds", type=int, default=7, help="of the step")
+    parser.add_argument("--rounds", type=int, default=5, help="of the step")
     parser.add_argument(
-        "--passes", type=int, default=2, help="over the samples at 144 image tokens; one at 576"
+        "--passes", type=int, default=1, help="over the samples at 144 image tokens; one at 576"
     )
     parser.add_argument(
         "--compiled-samples", action="store_true", help="samples with torch.compile, too (slow)"
@@ -87,9 +89,9 @@ def main() -> None:
             result["step"] = {name: step(lengths, name, args.rounds) for name in SIZES}
         elif case == "samples":
             result["samples"] = [
-                samples(
-                    lengths, patch, batch, args.passes if patch == 28 else 1, compiled=args.compiled_samples
-                )
+                samples(lengths, patch, batch, args.passes, compiled=args.compiled_samples)
+                if patch == 28
+                else samples(lengths, patch, batch, 1, split=False, chosen=SOME)
                 for patch in PATCHES
                 for batch in BATCHES
             ]
@@ -163,7 +165,7 @@ def step(
     lengths: Lengths,
     size: str,
     rounds: int,
-    batch: int = STEP_BATCH,
+    batch: int = 0,
     model: LlavaConfig | None = None,
     compiled: bool = True,
 ) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def step(
     from benchmarks.theirs import Theirs
 
     use_all_cores()
-    model = model or llava(28, TOWER, SIZES[size])
+    model, batch = model or llava(28, TOWER, SIZES[size]), batch or STEP_BATCH[size]
     made = make_content(lengths.drawn(max(POOL, batch * content.DEVICES), 0), model)
     grouped = content.length_grouped(made.lengths.words, batch, 0)[3:5]  # of middling length
     length = max(int(made.tokens[numbers].max()) for numbers in grouped)
@@ -258,15 +260,18 @@ def samples(
     passes: int,
     model: LlavaConfig | None = None,
     compiled: bool = False,
+    split: bool = True,
+    chosen: Sequence[int] = range(content.DEVICES),
 ) -> dict[str, Any]:
-    """Real samples per second, over the eight batches that LLaVA's sampler makes of a run of samples."""
+    """Real samples per second, over those `chosen` of the eight batches that LLaVA's sampler makes of a run of samples;
+    with `split` ours is timed without its parts, too."""
     from benchmarks.theirs import Theirs
 
     use_all_cores()
     model = model or llava(patch, TOWER, SIZES["small"])
     made = make_content(lengths.drawn(POOL, 1), model)
     setting = Setting()
-    grouped = content.length_grouped(made.lengths.words, batch, 0)[: content.DEVICES]
+    grouped = [content.length_grouped(made.lengths.words, batch, 0)[i] for i in chosen]
     plan = made.plan(batch, BATCHES[batch])
     stats = plan.stats()
     packed = [made.packed(plan, i) for i in range(len(grouped))]
@@ -282,13 +287,15 @@ def samples(
     # name -> (what runs batch i, samples in it)
     work: dict[str, tuple[Callable[[int], Any], Callable[[int], int]]] = {
         "vflax": (lambda i: ours.run(packed_ready[i], plan.capacity.supervised), lambda i: packed[i][1]),
-        "all_positions": (lambda i: ours.run(packed_ready[i], length), lambda i: packed[i][1]),
-        "one_a_row": (lambda i: ours.run(alone_ready[i], one_capacity), lambda i: len(grouped[i])),
     }
+    if split:
+        work["all_positions"] = (lambda i: ours.run(packed_ready[i], length)), lambda i: packed[i][1]
+        work["one_a_row"] = (lambda i: ours.run(alone_ready[i], one_capacity)), lambda i: len(grouped[i])
     for name, side in theirs.items():
         work[name] = (lambda i, side=side: side.run(padded_ready[i])), lambda i: len(grouped[i])
     for name, (run, _) in work.items():  # compile
-        for i in range(len(grouped)) if name in ("one_a_row", "compiled") else (0,):
+        shapes = {rows["ids"].shape: i for i, rows in enumerate(alone)} if name == "one_a_row" else {"": 0}
+        for i in range(len(grouped)) if name == "compiled" else shapes.values():
             run(i)
     seconds: dict[str, list[list[float]]] = {name: [[] for _ in grouped] for name in work}
     for number in range(passes):
@@ -307,7 +314,6 @@ def samples(
         for p in range(passes)
     ]
     total = rate["vflax"] / rate["eager"]
-    head, packing = rate["vflax"] / rate["all_positions"], rate["vflax"] / rate["one_a_row"]
     result = {
         "image_tokens": model.vision.num_tokens,
         "samples_of_a_step": batch,
@@ -323,14 +329,15 @@ def samples(
             | {k: round(f(p["vflax"] / p[name] for p in each_pass), 3) for k, f in (("least", min), ("most", max))}
             for name in theirs
         },
-        "factors": {
-            "head": round(head, 3), "packing": round(packing, 3), "compiler": round(total / head / packing, 3),
-        },
         "seconds": {name: [[round(t, 4) for t in times] for times in values] for name, values in seconds.items()},
     }  # fmt: skip
+    if split:
+        head, packing = rate["vflax"] / rate["all_positions"], rate["vflax"] / rate["one_a_row"]
+        factors = {"head": head, "packing": packing, "compiler": total / head / packing}
+        result["factors"] = {name: round(value, 3) for name, value in factors.items()}
     print(
         f"samples, {model.vision.num_tokens} image tokens, {batch} a step: {result['samples_per_second']}, "
-        f"over {result['over']}, {result['factors']}", flush=True,
+        f"over {result['over']}, {result.get('factors', '')}", flush=True,
     )  # fmt: skip
     return result
 
