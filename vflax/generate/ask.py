@@ -197,7 +197,7 @@ def _read(paths: Sequence[Path], questions: Sequence[str]) -> list[Asked]:
 
 def _tell(args: argparse.Namespace, answers: Sequence[str]) -> None:
     """Print questions and answers, and write them where --json says."""
-    paths = [str(path) for path in args.image] or [None] * len(answers)
+    paths: list[str | None] = [str(path) for path in args.image] or [None] * len(answers)
     for path, question, answer in zip(paths, args.question, answers, strict=True):
         print(f"{path}: {question}" if path else question)
         print(f"  {answer}")
