@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socketserver
+import threading
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus, server
@@ -20,10 +20,16 @@ from urllib.parse import parse_qs, unquote, urlparse
 
 import pytest
 
+from data_pipeline import mini
 from tests import small
+from vflax.bucket import limit
+from vflax.mirror import cache_root, fetch
 
 emulator = pytest.importorskip("gcp_storage_emulator.server")
-pytest.importorskip("gcsfs")
+gcsfs = pytest.importorskip("gcsfs")
+import fsspec  # noqa: E402
+from etils.epath import backend  # noqa: E402
+from fsspec.registry import _registry  # noqa: E402
 from google.auth.credentials import AnonymousCredentials  # noqa: E402 (comes with gcsfs)
 from google.cloud import storage  # noqa: E402
 
@@ -89,10 +95,10 @@ class Bucket:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Bucket]:
-    """Run the server in this process."""
+def serving(kind: type[Bucket] = Bucket) -> Iterator[Any]:
+    """Run the server in this process; yields a `kind` of it."""
     with pytest.MonkeyPatch.context() as patch:
-        bucket = Bucket(small.free_port())
+        bucket = kind(small.free_port())
         _complete(patch, bucket)
         running = emulator.create_server("localhost", bucket.port, in_memory=True)
         running.start()
@@ -106,11 +112,12 @@ def serving() -> Iterator[Bucket]:
 class _Threading(socketserver.ThreadingMixIn, server.HTTPServer):
     daemon_threads = True
 
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed, or has read enough, is no error."""
+
 
 def _complete(patch: pytest.MonkeyPatch, bucket: Bucket) -> None:
     """Add to the emulator what its clients here need of Google's API."""
-    import threading
-
     one_at_a_time = threading.RLock()  # the emulator's storage is not made for several
     handle = emulator.Router.handle
     patch.setattr(emulator.server, "HTTPServer", _Threading)
@@ -193,6 +200,30 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
+def host(cache: Path) -> Path:
+    """The $VFLAX_CACHE of a host of its own, in the folder `cache`; what takes long to make is that of this machine."""
+    cache.mkdir(parents=True, exist_ok=True)
+    mini.ensure()
+    (cache_root() / "xla").mkdir(exist_ok=True)
+    for path in (*cache_root().glob("mini-*"), cache_root() / "xla"):
+        if not (cache / path.name).exists():
+            (cache / path.name).symlink_to(path)
+    return cache
+
+
 def environment(bucket: Bucket, cache: Path) -> dict[str, str]:
-    """Of a subprocess on a host whose disk is `cache`."""
-    return small.environment() | os.environ | bucket.environment | {"VFLAX_CACHE": str(cache)}
+    """Of a subprocess on the host whose $VFLAX_CACHE is `cache`."""
+    return small.environment() | bucket.environment | {"VFLAX_CACHE": str(cache)}
+
+
+def use_here(bucket: Bucket, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have this process be a host whose $VFLAX_CACHE is `cache`."""
+    for name, value in (bucket.environment | {"VFLAX_CACHE": str(cache)}).items():
+        patch.setenv(name, value)
+    patch.setitem(fsspec.config.conf, "gs", {**fsspec.config.conf.get("gs", {}), "token": "anon"})
+    # What the environment variables do to a process that begins with them.
+    for protocol in ("gs", "gcs"):
+        patch.setitem(_registry, protocol, gcsfs.core.GCSFileSystem)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    limit.cache_clear()
+    fetch.cache_clear()

@@ -1,8 +1,8 @@
 """gs://: who talks to Google Cloud Storage does it through here, with gcsfs.
 
-Orbax and TensorStore write checkpoints by themselves; `limit` gives them, and epath, the same limits. Every failure that
-a person can mend comes out as a UserError that names the path; what is temporary is tried again by gcsfs (six times, up
-to a minute in all when a request is refused at once) and by TensorStore before it comes out.
+Orbax and TensorStore write checkpoints by themselves; `limit` gives them, and epath, the same limits. Every failure
+that a person can mend comes out as a UserError that names the path; what is temporary is tried again by gcsfs (six
+times, half a minute in all when a request is refused at once) and by TensorStore before it comes out.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from vflax.errors import UserError
 SCHEME = "gs://"
 # Orbax's mark of a checkpoint that is whole: on a bucket no folder can be renamed for that.
 COMMITTED = "commit_success.txt"
-# Seconds in which a connection, or the next byte of an answer, must come. A server that is up answers in well under one;
-# one that is overloaded answers with an error, which is tried again. Without a limit a request that the network has lost
-# holds a host, and with it all that wait for this host, for ever.
+# Seconds in which a connection, or the next byte of an answer, must come. A server that is up answers in well under
+# one; one that is overloaded answers with an error, which is tried again. Without a limit a request that the network
+# has lost holds a host, and with it all that wait for this host, for ever.
 TIME_LIMIT = 30.0
 # Seconds for one whole request: the largest carry 50 MB.
 _REQUEST_LIMIT = 300.0
@@ -56,7 +56,7 @@ def check_url(url: str, key: str) -> str:
         UserError: it names no folder, or gcsfs is not installed.
     """
     bucket, _, folder = url.removeprefix(SCHEME).rstrip("/").partition("/")
-    if not bucket or not folder.strip("/") or "//" in folder:
+    if not bucket or not folder or folder.startswith("/") or "//" in folder:
         raise UserError(f"{key}={url}: expected gs://BUCKET/FOLDER")
     with naming_key(key):
         limit()

@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> None:
                 f"--workdir={workdir}: give gs://BUCKET/FOLDER, or a folder of a mounted file system"
             )
         configs.check_values(CONFIG.value)
-        with cluster.joined(
+        joined = cluster.joined(
             CONFIG.value.cluster, detect=_DISTRIBUTED.value, coordinator=_COORDINATOR.value,
             num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value,
-        ):  # fmt: skip
-            with mirror.opened(workdir, jax.process_index()) as folder:
-                status = train.run_with_start(CONFIG.value, folder)
+        )  # fmt: skip
+        with joined, mirror.opened(workdir, jax.process_index()) as folder:
+            status = train.run_with_start(CONFIG.value, folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_ERROR

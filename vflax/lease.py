@@ -1,9 +1,9 @@
 """Who may write a WORKDIR on a bucket: one run, for as long as it says so again and again.
 
-The object WORKDIR/.lock names its holder, who writes it anew every few seconds. Each write, and taking over what a
+The object WORKDIR/.lock names its holder, who writes it anew every RENEW seconds. Each write, and taking over what a
 killed run has left, holds only if nobody else has written since (the generation of the object), so of two that try at
-once one gets it. An object that was not renewed for LEASE seconds by the bucket's own clock belongs to nobody; that of a
-process of this machine that is gone, at once.
+once one gets it. An object that was not renewed for LEASE seconds by the bucket's own clock belongs to nobody; that of
+a process of this machine that is gone, at once.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Lease:
             )
             until = time.monotonic() + left
             while found is not None and found.generation == seen and time.monotonic() < until:
-                time.sleep(min(5.0, max(0.1, until - time.monotonic())))
+                time.sleep(min(1.0, max(0.1, until - time.monotonic())))
                 found = bucket.read_version(self._url)
 
     def renew(self) -> None:

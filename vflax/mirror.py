@@ -5,11 +5,13 @@ model of a run from a bucket to $VFLAX_CACHE/gs/BUCKET/FOLDER, and only what has
 gives a run with --workdir=gs://... a mirror of its own there, $VFLAX_CACHE/runs/PROCESS/BUCKET/FOLDER, which is made
 equal to the bucket when the run begins, and whose files go to the bucket
 
-    config.json, status.json, metrics.jsonl, goodput.jsonl,    by process 0, when they have changed: every PUSH seconds, at
-    model/, frozen/, preflight/, tensorboard/, summary.*, ...  each save before it begins, and in the end
-    profile/, bad-batch-*, hang-*                              the same, by the process that wrote them
-    export/                                                    as a whole, export.json last
-    checkpoints/                                               never through here: Orbax writes to the bucket itself
+    config.json, status.json, metrics.jsonl,     by process 0, when they have changed: every PUSH seconds, at each save
+    goodput.jsonl, model/, frozen/, preflight/,  before it begins, and in the end
+    tensorboard/, summary.*, ...
+    profile/, bad-batch-*, hang-*                the same, by the process that wrote them
+    export/                                      as a whole, export.json last
+    checkpoints/                                 never through here: Orbax writes to the bucket itself
+    .lock                                        vflax/lease.py; the compilation cache stays on the host's disk
 
 An object cannot be appended to and is replaced in one step, so a reader of the bucket sees each file whole, as it was
 some seconds ago. What a checkpoint promises (metrics up to its step, the model, the frozen weights) is there before its
@@ -310,7 +312,7 @@ class _Mirror:
         return self._process == 0 or any(fnmatch.fnmatchcase(name, pattern) for pattern in _OTHERS)
 
     def _keep_up(self) -> None:
-        """Renew the claim and push, until the end; what fails is tried again, and fails the run only at its next save."""
+        """Renew the claim and push, until the end; what fails is tried again, and fails the run only at a save."""
         pushed = time.monotonic()
         while not self._ended.wait(min(RENEW, PUSH)):
             try:
@@ -359,7 +361,7 @@ def opened(workdir: str, process: int, say: Callable[[str], None] = print) -> It
         raise UserError(f"{url}: another process trains in it; wait for its end or stop it") from None
     from vflax.give_up import tell_too  # not for the tools that only read
 
-    with lock:
+    try:
         mirror = _Mirror(url, folder, process)
         mirror.begin(say)
         _OPEN[folder] = mirror
@@ -376,6 +378,8 @@ def opened(workdir: str, process: int, say: Callable[[str], None] = print) -> It
             mirror.end()
         finally:
             del _OPEN[folder]
+    finally:
+        lock.release()
 
 
 def push(workdir: Path) -> None:

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 import vflax
-from vflax import config as configs
 from vflax import bucket, freeze, mirror
+from vflax import config as configs
 from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.mirror import cache_root
@@ -58,7 +58,8 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
     """A path of a config.
 
     Args:
-        value: a path; or gs://BUCKET/FOLDER, of which a copy is made, see `mirror.fetch`; or "mini:stage0", "mini:stage1", "mini:stage2", "mini:tokenizer", the built-in data, made on
+        value: a path; or gs://BUCKET/FOLDER, of which a copy is made, see `mirror.fetch`; or "mini:stage0",
+            "mini:stage1", "mini:stage2", "mini:tokenizer", the built-in data, made on
             first use; or "cache:NAME", a folder under `cache_root` that is private to the config `made_by`.
     """
     kind, colon, name = value.partition(":")
@@ -232,7 +233,7 @@ def _start_from_checkpoint(config: ConfigDict) -> Start:
     tokenizer = _tokenizer_of_checkpoint(config, checkpoint, opened.kind, files.config, files.tokenizer)
     # A hub id with the commit that was fetched: its branch may go on.
     named = hub.origin(checkpoint) if hub.meant_id(init.checkpoint) else None
-    origin = Origin(opened.kind, named or str(mirror.remote(checkpoint).absolute()), opened.step)
+    origin = Origin(opened.kind, named or str(mirror.remote(checkpoint.absolute())), opened.step)
     return Start(opened.source, opened.files.config, tokenizer, origin)
 
 

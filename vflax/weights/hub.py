@@ -60,8 +60,9 @@ def resolve(text: str, *, weights: bool = True, only: tuple[str, ...] = ()) -> P
     """The directory or file that `text` names: one that is here, or gs://... or a hub id, which are fetched.
 
     Args:
-        text: a path, gs://BUCKET/FOLDER or a hub id. Of a bare "org/name" that may be a folder of this project (`LOCAL_FOLDERS`, or a
-            first part that is a directory here), the path is returned: whoever opens it says that it is not there.
+        text: a path, gs://BUCKET/FOLDER or a hub id. Of a bare "org/name" that may be a folder of this project
+            (`LOCAL_FOLDERS`, or a first part that is a directory here), the path is returned: whoever opens it says
+            that it is not there.
         weights, only: what of it to fetch, see `fetch`, `mirror.fetch`.
 
     Raises:
