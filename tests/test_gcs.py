@@ -23,7 +23,7 @@ from tests.data_pipeline.test_convert import Release, entry
 from tests.test_kill import losses
 from tests.weights import hub, run
 from tests.weights.test_export import TRAINED
-from vflax import bucket, checkpoint, lease, mirror, supervise
+from vflax import bucket, checkpoint, goodput, lease, mirror, supervise
 from vflax.data.source import open_source
 from vflax.errors import UserError
 from vflax.start import open_start, resolve_path
@@ -420,6 +420,35 @@ def test_a_bucket_that_never_answers_is_given_up_after_its_time_limit(url, tmp_p
             mirror.opened(url, 0),
         ):
             pass
+
+
+def test_tensorstore_gives_a_bucket_that_never_answers_up_too():
+    """In a process of its own: TensorStore reads its limits once."""
+    program = """
+import tensorstore
+from vflax import bucket
+bucket.TIME_LIMIT = 1.0
+bucket.limit()
+retries = {"gcs_request_retries": {"max_retries": 1}}
+store = tensorstore.KvStore.open({"driver": "gcs", "bucket": "vflax"}, context=tensorstore.Context(retries)).result()
+store.read("a").result()
+"""
+    with socket.create_server(("localhost", 0), backlog=100) as silent:
+        env = small.environment() | gcs.Bucket(silent.getsockname()[1]).environment
+        command = [sys.executable, "-c", program]
+        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert "Operation too slow" in result.stderr
+
+
+def test_goodput_of_a_run_on_a_bucket_is_told(here, url, capsys):
+    lines = [
+        {"event": "start", "time": 0.0, "step": 0},
+        {"event": "end", "time": 2.0, "step": 1, "state": "done"},
+    ]
+    lines[1]["seconds"] = {"step": 2.0}
+    here.put(f"{name_of(url)}/goodput.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert goodput.main([url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"]["step"] == 2.0
 
 
 def test_the_launcher_tells_a_bucket_that_is_not_there_in_one_line(server, tmp_path):

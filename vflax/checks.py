@@ -29,8 +29,8 @@ def unfinished_start(config: ConfigDict, model: Model) -> str:
     if status["state"] == "done":
         return ""
     return (
-        f"warning: the run in {remote(start)} is {status['state']} at step {status['step']}, not done; starting from its last "
-        "checkpoint"
+        f"warning: the run in {remote(start)} is {status['state']} at step {status['step']}, not done; starting from "
+        "its last checkpoint"
     )
 
 
