@@ -1,6 +1,6 @@
 """gs://: who talks to Google Cloud Storage does it through here, with gcsfs.
 
-Orbax and TensorStore write checkpoints by themselves; `limit` gives them, and epath, the same limits. Every failure
+Orbax and TensorStore write checkpoints by themselves, with the same time limit. Every failure
 that a person can mend comes out as a UserError that names the path; what is temporary is tried again by gcsfs (six
 times, half a minute in all when a request is refused at once) and by TensorStore before it comes out.
 """
@@ -25,15 +25,12 @@ from urllib.parse import quote
 import fsspec
 from etils import epath
 
+from vflax.constants import GS_TIME_LIMIT
 from vflax.errors import UserError
 
 SCHEME = "gs://"
 # Orbax's mark of a checkpoint that is whole: on a bucket no folder can be renamed for that.
 COMMITTED = "commit_success.txt"
-# Seconds in which a connection, or the next byte of an answer, must come. A server that is up answers in well under
-# one; one that is overloaded answers with an error, which is tried again. Without a limit a request that the network
-# has lost holds a host, and with it all that wait for this host, for ever.
-TIME_LIMIT = 30.0
 # Seconds for one whole request: the largest carry 50 MB.
 _REQUEST_LIMIT = 300.0
 # Times that TensorStore asks again, waiting up to 32 s in between: about five minutes, so that a disturbance of the
@@ -74,8 +71,8 @@ def naming_key(key: str) -> Iterator[None]:
 
 @functools.cache
 def limit() -> None:
-    """Give every gs:// open of this process its time limit: gcsfs's, epath's and Orbax's (which are gcsfs's), and
-    TensorStore's. Listings are not kept: other hosts write, too.
+    """Give every gs:// open of this process its time limit: gcsfs's, and so epath's and Orbax's. TensorStore has its
+    own from vflax/__init__.py. Listings are not kept: other hosts write, too.
 
     Raises:
         UserError: gcsfs is not installed.
@@ -89,13 +86,10 @@ def limit() -> None:
         ) from None
     fsspec.config.conf.setdefault("gs", {}).update(
         requests_timeout=aiohttp.ClientTimeout(
-            total=_REQUEST_LIMIT, sock_connect=TIME_LIMIT, sock_read=TIME_LIMIT
+            total=_REQUEST_LIMIT, sock_connect=GS_TIME_LIMIT, sock_read=GS_TIME_LIMIT
         ),
         use_listings_cache=False,
     )
-    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(int(TIME_LIMIT)))
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(int(TIME_LIMIT)))
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     # It prints the traceback of each error that it raises as well.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
