@@ -16,6 +16,7 @@ from vflax.errors import UserError
 from vflax.models.attention import attention, platform
 from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, scan_layers, stack
 from vflax.models.lora import fold
+from vflax.models.product import product
 from vflax.sharding import BATCH_AXES, constrain
 from vflax.values import COUNT, FLAG, LAYERS, OBJECT, POSITIVE, TEXT, Kind
 
@@ -343,7 +344,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states after the final norm [..., D] -> float32 [..., V]."""
         # [..., D] x [D, V] -> [..., V], accumulated and kept in float32
-        return jnp.matmul(hidden.astype(self.dtype), self.head(), preferred_element_type=jnp.float32)
+        return product(hidden.astype(self.dtype), self.head(), preferred_element_type=jnp.float32)
 
     def head(self) -> jax.Array:
         """The kernel that makes logits, [D, V] in the compute dtype."""
