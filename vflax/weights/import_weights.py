@@ -113,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     give_back_freed_memory()
     try:
+        if "://" in str(args.out) or str(args.out).startswith("gs:/"):
+            raise UserError(
+                f"--out={args.out}: give a folder of this machine; a run on a bucket starts from --model"
+            )
         record = import_weights(open_from_flags(args), args.out)
     except UserError as error:
         print(f"import: {error}", file=sys.stderr)
