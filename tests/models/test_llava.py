@@ -14,7 +14,7 @@ import pytest
 
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.errors import UserError
-from vflax.models import llava, mlp
+from vflax.models import llava
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig, RopeScaling

@@ -38,18 +38,25 @@ def test_swiglu_has_the_value_and_gradients_of_the_formula():
 
 
 @pytest.mark.parametrize("inner", [96, 128, 600, 1024])
-def test_the_block_in_slices_has_the_value_and_gradients_of_the_whole(inner: int):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_block_in_slices_has_the_value_and_gradients_of_the_whole(
+    inner: int, parts: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mlp, "_PART", 2 * 5 * inner * 4 // parts)
     x, *kernels = normal((2, 5, 24), (24, inner), (24, inner), (inner, 24))
     kernels = [kernel / 5 for kernel in kernels]
     same_value_and_gradients(mlp.swiglu_block, block, [x, *kernels])
 
 
-@pytest.mark.parametrize("inner", [1, 96, 128, 600, 11008, 13824])
-def test_slices_are_the_inner_width_cut_where_a_tpu_has_whole_lanes(inner: int):
-    slices = mlp._slices(inner)
-    assert [i for begin, end in slices for i in range(begin, end)] == list(range(inner))
+@pytest.mark.parametrize(
+    ("width", "rows", "count"),
+    [(11008, 1, 1), (11008, 4, 2), (11008, 8, 4), (13824, 4, 3), (1, 1, 1), (600, 10**6, 5)],
+)
+def test_slices_are_small_enough_and_begin_where_a_tpu_has_whole_lanes(width: int, rows: int, count: int):
+    slices = mlp.slices(width, rows * 2048 * 2)
+    assert [i for begin, end in slices for i in range(begin, end)] == list(range(width))
     assert all(begin % 128 == 0 for begin, _ in slices)
-    assert len(slices) == min(mlp.PARTS, -(-inner // 128))
+    assert len(slices) == count
 
 
 @pytest.mark.parametrize("recomputed", [True, False])

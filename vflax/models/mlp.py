@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -11,10 +12,12 @@ from flax import nnx
 
 from vflax.models.attention import platform
 from vflax.models.layers import linear
-from vflax.sharding import inner_shards
+from vflax.sharding import batch_shards, inner_shards
 
-# The inner width is cut here: a multiple of a TPU's lanes, that many times.
-_LANES, PARTS = 128, 2
+# Bytes of a [B, T, f] array that one device holds at a time, where the inner width can be cut, and where it can be cut:
+# at a multiple of a TPU's lanes.
+_PART = 96 * 2**20
+_LANES = 128
 
 
 class DecoderMlp(nnx.Module):
@@ -99,19 +102,21 @@ def _block_forward(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
 
 def _block_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, ...]:
     x, gate, up, down = residuals
-    d_x = jnp.zeros_like(x)
-    found = []
-    for begin, end in _slices(gate.shape[1]):
-        # The next part begins when the last has ended: nothing of two is in memory at once.
-        x, grad, d_x = jax.lax.optimization_barrier((x, grad, d_x))
+    d_x: jax.Array | None = None
+    found: list[tuple[jax.Array, ...]] = []
+    for begin, end in slices(gate.shape[1], x.size // x.shape[-1] * x.dtype.itemsize):
+        if found:
+            # A slice begins when the last has ended: nothing of two is in memory at once.
+            x, grad, d_x, found[-1] = jax.lax.optimization_barrier((x, grad, d_x, found[-1]))
         own_gate, own_up, own_down = gate[:, begin:end], up[:, begin:end], down[begin:end]
-        # [B, T, D] x [D, f] -> [B, T, f];  [B, T, D] x [D, f] -> [B, T, f]
-        h, d_gate, d_up = jax.lax.optimization_barrier(
-            _swiglu_gradients(x @ own_gate, x @ own_up, grad @ own_down.T)
-        )
+        # [B, T, D] x [D, f] -> [B, T, f]. The gradients are made where the last of the three products ends.
+        gated, d_h = jax.lax.optimization_barrier((x @ own_gate, grad @ own_down.T))
+        h, d_gate, d_up = jax.lax.optimization_barrier(_swiglu_gradients(gated, x @ own_up, d_h))
         # [B, T, f] x [f, D] -> [B, T, D]
-        d_x = d_x + d_gate @ own_gate.T + d_up @ own_up.T
+        own = d_gate @ own_gate.T + d_up @ own_up.T
+        d_x = own if d_x is None else d_x + own
         found.append((_kernel_gradient(x, d_gate), _kernel_gradient(x, d_up), _kernel_gradient(h, grad)))
+    assert d_x is not None
     gates, ups, downs = zip(*found, strict=True)
     return d_x, jnp.concatenate(gates, 1), jnp.concatenate(ups, 1), jnp.concatenate(downs, 0)
 
@@ -121,10 +126,17 @@ def _kernel_gradient(inputs: jax.Array, grad: jax.Array) -> jax.Array:
     return jnp.einsum("bti,bto->io", inputs, grad)
 
 
-def _slices(width: int) -> list[tuple[int, int]]:
-    """Parts of the inner width, nearly equal."""
+def slices(width: int, column: int) -> list[tuple[int, int]]:
+    """[begin, end) of each slice of the inner width; nearly equal, and one where all is small.
+
+    Args:
+        width: F.
+        column: bytes of one column of [B, T, F], over all devices.
+    """
     lanes = -(-width // _LANES)
-    parts = min(PARTS, lanes)
+    mesh = jax.sharding.get_abstract_mesh()
+    own = column / (1 if mesh.empty else batch_shards(mesh))
+    parts = min(lanes, math.ceil(own * width / _PART))
     ends = [min(width, lanes * i // parts * _LANES) for i in range(parts + 1)]
     return list(itertools.pairwise(ends))
 
