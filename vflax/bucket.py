@@ -113,9 +113,8 @@ def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (FileNotFoundError, FileExistsError, UserError):
         raise
-    except (
-        Exception
-    ) as error:  # gcsfs raises its own, aiohttp's, google-auth's and OSError; TensorStore ValueError
+    except Exception as error:
+        # gcsfs raises its own, aiohttp's, google-auth's and OSError; TensorStore ValueError.
         raise _explained(os.fspath(path), error) from None
 
 
@@ -171,11 +170,7 @@ def listing(url: str) -> dict[str, Entry]:
     Raises:
         UserError: as `reaching`.
     """
-    with reaching(url):
-        try:
-            found = _files().find(url, detail=True)
-        except FileNotFoundError:
-            found = {}
+    found = _asked(url, "find", {})
     prefix = url.removeprefix(SCHEME).rstrip("/") + "/"
     return {
         name.removeprefix(prefix): _entry(facts)
@@ -190,11 +185,7 @@ def children(url: str) -> tuple[dict[str, Entry], set[str]]:
     Raises:
         UserError: as `reaching`.
     """
-    with reaching(url):
-        try:
-            found = _files().ls(url, detail=True)
-        except FileNotFoundError:
-            found = []
+    found = _asked(url, "ls", [])
     files, folders = {}, set()
     for facts in found:
         name = facts["name"].rstrip("/").rpartition("/")[2]
@@ -203,6 +194,15 @@ def children(url: str) -> tuple[dict[str, Entry], set[str]]:
         elif not facts["name"].endswith("/") and facts["name"] != url.removeprefix(SCHEME):
             files[name] = _entry(facts)
     return files, folders
+
+
+def _asked(url: str, question: str, nothing: Any) -> Any:
+    """What gcsfs says, in detail, of what lies under a folder; `nothing` where there is no such folder."""
+    with reaching(url):
+        try:
+            return getattr(_files(), question)(url, detail=True)
+        except FileNotFoundError:
+            return nothing
 
 
 def file_entry(url: str) -> Entry | None:

@@ -54,9 +54,8 @@ class Lease:
                     return
                 except FileExistsError:
                     found = bucket.read_version(self._url)
-                    if found is not None and self._is_mine(
-                        found
-                    ):  # written, but the answer was lost on the way
+                    if found is not None and self._is_mine(found):
+                        # Written, but the answer was lost on the way.
                         self._generation = found.generation
                         return
                     seen = seen or (found.generation if found else "")

@@ -127,9 +127,8 @@ def _under(url: str, folders: tuple[str, ...]) -> dict[str, Entry]:
 def _copy(url: str, folder: Path, wanted: Mapping[str, Entry], whole: bool = False) -> None:
     """Bring `wanted` into `folder`; with `whole`, what an earlier call brought and is no longer wanted goes."""
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(
-        folder.with_name(f".{folder.name}.lock")
-    ):  # another process of this machine may want the same
+    # Another process of this machine may want the same.
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         sums = _Sums(folder)
         missing = {name: entry for name, entry in wanted.items() if not sums.same(name, entry)}
         if whole:

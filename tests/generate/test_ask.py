@@ -81,7 +81,7 @@ def test_a_question_is_read_as_the_sample_would_be_in_training(
     )
     turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": "A dog."}]
     trained = as_question(Sample("1", "t", turns, [data]), format)
-    ids, pictures = answerer.prompt(ask.Asked(QUESTION, data))
+    ids, pictures = answerer.prompt(ask.Asked(QUESTION, images.decode(data)))
     np.testing.assert_array_equal(ids, trained.ids)
     np.testing.assert_array_equal(pictures, trained.images)
 
@@ -101,7 +101,10 @@ def test_the_answers_are_those_of_the_runs_weights_in_the_order_of_the_questions
     params = load_params(
         open_checkpoint(workdir).source, files.config, where, dict.fromkeys(shapes, np.float32)
     )
-    asked = [ask.Asked(QUESTION, picture(tmp_path / "b.png", 1).read_bytes()), ask.Asked(QUESTION)]
+    asked = [
+        ask.Asked(QUESTION, images.decode(picture(tmp_path / "b.png", 1).read_bytes())),
+        ask.Asked(QUESTION),
+    ]
     expected = greedy(
         params, graphdef, [answerer.prompt(one) for one in asked],
         eos_ids=stop_ids(files.template, files.tokenizer), pad_id=files.tokenizer.pad_id, max_new_tokens=8,
@@ -121,7 +124,9 @@ def test_the_command_prints_each_pair_and_writes_it_where_json_says(
         ask.main([f"--model={workdir}", *pairs, "--max-new-tokens=6", f"--json={tmp_path / 'a.json'}"]) == 0
     )
     found = json.loads((tmp_path / "a.json").read_text())
-    expected = answerer([ask.Asked(QUESTION, path.read_bytes()) for path in paths], max_new_tokens=6)
+    expected = answerer(
+        [ask.Asked(QUESTION, images.decode(path.read_bytes())) for path in paths], max_new_tokens=6
+    )
     assert [one["answer"] for one in found] == expected and [one["image"] for one in found] == list(
         map(str, paths)
     )

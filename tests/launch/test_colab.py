@@ -305,8 +305,11 @@ def executed(tmp_path_factory: pytest.TempPathFactory, tpu_compiler: None) -> An
 
 
 def printed(notebook: Any) -> str:
+    """What its cells print; not what libraries draw on stderr in between, such as bars without an end of line."""
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
-    return "".join(output.text for output in outputs if output.output_type == "stream")
+    return "".join(
+        output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
+    )
 
 
 def shown(notebook: Any, kind: str) -> list[str]:

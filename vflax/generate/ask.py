@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from vflax import conversation as talk
 from vflax import images, sharding
@@ -29,9 +30,9 @@ from vflax.models import llava
 from vflax.models.llava import LlavaConfig
 from vflax.start import cache_root
 from vflax.weights.export import add_model_flags, open_from_flags
-from vflax.weights.hf_chat import check_tokenizer, known_template
+from vflax.weights.hf_chat import check_tokenizer
 from vflax.weights.load import load_params
-from vflax.weights.open import Opened
+from vflax.weights.open import Opened, template_of
 from vflax.workdir import ModelFiles
 
 DTYPES = ("float32", "bfloat16")
@@ -39,10 +40,10 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Asked:
-    """A question. image: the bytes of a picture file (JPEG, PNG, ...); None: it is about no picture."""
+    """A question. image: a picture as `images.decode` gives it; None: it is about no picture."""
 
     question: str
-    image: bytes | None = None
+    image: Image.Image | None = None
 
 
 def answer_mesh(model: LlavaConfig, devices: Sequence[Any]) -> Mesh:
@@ -69,7 +70,7 @@ class Answerer:
             UserError: the weights bring no conversation template of vflax's, or do not fit their config.
         """
         files = opened.files
-        self.template, self.position = _talk(opened)
+        self.template, self.position = template_of(opened)
         self.tokenizer, self.rules, self.config = files.tokenizer, files.rules, files.config
         check_tokenizer(
             self.tokenizer, self.config.decoder, str(opened.place), "put that of these weights there"
@@ -118,26 +119,12 @@ class Answerer:
         pictures = np.zeros((0, self.rules.size, self.rules.size, 3), np.uint8)
         if asked.image is not None:
             parts = (talk.Image(), *parts)
-            pictures = images.preprocess(images.decode(asked.image), self.rules)[None]
+            pictures = images.preprocess(asked.image, self.rules)[None]
         turn = talk.Turn("user", talk.place_images(parts, self.position))
         rendered = talk.render(
             talk.Conversation((turn,)), self.template, self.tokenizer, generation_prompt=True
         )
         return talk.expand(rendered, self.config.vision.num_tokens)[0], pictures
-
-
-def _talk(opened: Opened) -> tuple[str, talk.Position]:
-    """(template, position) of a model."""
-    files = opened.files
-    if isinstance(files, ModelFiles):
-        return files.template, files.position
-    known = known_template(files.chat)
-    if known is None:
-        raise UserError(
-            f"{opened.place} brings no conversation template of vflax's: name the one that it was trained with, such "
-            "as --template=vicuna_v1 (LLaVA-1.5)"
-        )
-    return known
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -181,17 +168,16 @@ def _read(paths: Sequence[Path], questions: Sequence[str]) -> list[Asked]:
         raise UserError(
             f"{len(paths)} --image and {len(questions)} --question: give one of each for every pair, or no --image"
         )
+    if not paths:
+        return [Asked(question) for question in questions]
     asked = []
-    for i, question in enumerate(questions):
-        try:
-            asked.append(Asked(question, paths[i].read_bytes() if paths else None))
+    for path, question in zip(paths, questions, strict=True):
+        try:  # before the weights are read, which may take minutes
+            asked.append(Asked(question, images.decode(path.read_bytes())))
         except OSError as error:
-            raise UserError(f"--image={paths[i]}: cannot be read ({error.strerror})") from None
-        if paths:
-            try:  # before the weights are read, which may take minutes
-                images.load(asked[-1].image or b"")
-            except images.ImageError as error:
-                raise UserError(f"--image={paths[i]}: {error}; give another picture") from None
+            raise UserError(f"--image={path}: cannot be read ({error.strerror})") from None
+        except images.ImageError as error:
+            raise UserError(f"--image={path}: {error}; give another picture") from None
     return asked
 
 
