@@ -173,6 +173,12 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def inner_shards() -> int:
+    """Into how many parts the inner widths of a layer are split, on the mesh at hand; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["tensor"]
+
+
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
     """Pin the sharding of an activation inside jit; a no-op where no mesh is set.
 

@@ -168,6 +168,11 @@ def rematerialised(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
     return jax.checkpoint(body, policy=_POLICIES[remat].keep, prevent_cse=False)
 
 
+def recomputes_products(remat: str) -> bool:
+    """Whether the backward pass computes a layer's products with weights anew."""
+    return remat not in ("none", "dots_no_batch", "dots")
+
+
 def check_remat(remat: str) -> None:
     """Raise UserError unless `remat` names a policy."""
     if remat not in REMAT_POLICIES:
