@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
-from vflax import folders
+from vflax import bucket, folders
 from vflax.errors import UserError
 
 
@@ -35,6 +35,8 @@ def to_path(path: str | os.PathLike[str], option: str) -> epath.Path:
         return epath.Path(text).expanduser()
     try:
         fsspec.get_filesystem_class(text.partition("://")[0])
+        if bucket.is_url(text):
+            bucket.limit()
         return epath.Path(text)
     except ImportError as error:
         raise UserError(f"{option}={text}: {error}. pip install 'vflax[gcs]' brings it for gs://") from None

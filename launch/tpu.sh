@@ -355,14 +355,15 @@ check_run() {
   [[ " ${rest[*]}" == *" --config"[=\ ]* ]] || die "--config is missing after --, such as --config=configs/stage1.py:7b"
   [ -n "$workdir" ] || die "--workdir is missing after --, such as --workdir=/mnt/vflax/runs/stage1"
   case $workdir in
-    *://*) die "--workdir=$workdir: give a folder that all workers see; tpu.sh install --bucket=gs://B mounts the bucket B" ;;
-    /*) ;;
+    gs://*/* | /*) ;;
+    *://*) die "--workdir=$workdir: give gs://BUCKET/FOLDER, or a folder that all workers see" ;;
     *) die "--workdir=$workdir: give an absolute path, such as /mnt/vflax/runs/stage1" ;;
   esac
 }
 
-# A WORKDIR on the workers' own disks would be another folder on each of them.
+# A WORKDIR on the workers' own disks would be another folder on each of them. A bucket is the same for all.
 check_shared() {
+  [[ $workdir != gs://* ]] || return 0
   local token=$$-$RANDOM
   if dry; then token=TOKEN; fi
   if ! dry && [ "$workers" -le 1 ]; then return; fi
@@ -370,7 +371,7 @@ check_shared() {
   if ! on all seen "$workdir" "$token"; then
     on 0 unmark "$workdir" "$token"
     die "--workdir=$workdir is not one folder for all workers of $name: tpu.sh install --bucket=gs://B or
-       --nfs=HOST:/SHARE mounts one at /mnt/vflax on each of them"
+       --nfs=HOST:/SHARE mounts one at /mnt/vflax on each of them, or give --workdir=gs://B/FOLDER"
   fi
   on 0 unmark "$workdir" "$token"
 }
@@ -572,9 +573,12 @@ train() {
   check_install
   check_run
   opt[poll]=${opt[poll]-60} # each look is a connection to every worker
-  [ -n "${opt[bucket]-}${opt[nfs]-}" ] || die "give --bucket=gs://B or --nfs=HOST:/SHARE: what lies on the slice is lost with it"
-  [[ $workdir == "${opt[mount]}"/* ]] ||
-    die "--workdir=$workdir must lie under ${opt[mount]}, where --bucket or --nfs is mounted: the rest is lost with the slice"
+  if [[ $workdir != gs://* ]]; then
+    [ -n "${opt[bucket]-}${opt[nfs]-}" ] ||
+      die "give --workdir=gs://B/FOLDER, --bucket=gs://B or --nfs=HOST:/SHARE: what lies on the slice is lost with it"
+    [[ $workdir == "${opt[mount]}"/* ]] ||
+      die "--workdir=$workdir must lie under ${opt[mount]}, where --bucket or --nfs is mounted: the rest is lost with the slice"
+  fi
   begin
   if dry; then
     plan_train

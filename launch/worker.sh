@@ -172,7 +172,7 @@ start() {
 }
 
 status() {
-  local workdir
+  local workdir file
   if [ ! -f "$home/commit" ]; then
     echo absent
   elif running; then
@@ -186,7 +186,10 @@ status() {
   fi
   if [ "$number" = 0 ] && [ -f "$run/workdir" ]; then
     workdir=$(cat "$run/workdir")
-    if [ -f "$workdir/status.json" ]; then echo "$workdir: $(tr -s '\n ' ' ' <"$workdir/status.json")"; fi
+    file=$workdir/status.json
+    # The mirror of a bucket, see vflax/mirror.py.
+    case $workdir in gs://*) file=${VFLAX_CACHE:-$HOME/.cache/vflax}/runs/0/${workdir#gs://}/status.json ;; esac
+    if [ -f "$file" ]; then echo "$workdir: $(tr -s '\n ' ' ' <"$file")"; fi
   fi
 }
 

@@ -90,6 +90,32 @@ def silence(cluster: Cluster, process: int) -> None:
     cluster.beats[process]._stop.set()
 
 
+def test_all_know_each_other_by_name_when_the_first_goes_on(cluster: Cluster):
+    known = []
+
+    def come(process: int) -> None:
+        time.sleep(0.1 * process)
+        cluster.beats[process]._greet()
+        known.append({peer.name for peer in cluster.beats[process]._peers.values()})
+
+    threads = [threading.Thread(target=come, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lead = {"process 0 (host node-7)"}
+    assert sorted(known, key=len) == [lead, lead, {"process 1 (host node-7)", "process 2 (host node-7)"}]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_who_does_not_come_or_a_store_that_hangs_is_not_waited_for_longer_than_the_grace(cluster, hangs):
+    if hangs:
+        cluster.store.hangs.set()
+    began = time.monotonic()
+    cluster.beats[0]._greet()
+    assert 0.5 <= time.monotonic() - began < 2
+
+
 def test_nobody_ends_while_all_speak(cluster: Cluster):
     cluster.start()
     assert cluster.wait(1, seconds=2 * TIMEOUT) == {}

@@ -58,7 +58,11 @@ def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
         (["--config=configs/stage1.py:huge", "--workdir=x"], ["huge", "tiny"]),
         (["--config=configs/stage1.py:tiny"], ["--workdir", "--help"]),
         (["--config=configs/stage1.py:tiny", "--workdr=x"], ["workdr", "workdir"]),
-        (["--config=configs/stage1.py:tiny", "--workdir=gs://b/run"], ["gs://b/run", "mounted"]),
+        (["--config=configs/stage1.py:tiny", "--workdir=s3://b/run"], ["s3://b/run", "gs://BUCKET/FOLDER"]),
+        (
+            ["--config=configs/stage1.py:tiny", "--workdir=gs://b"],
+            ["--workdir=gs://b: ", "gs://BUCKET/FOLDER"],
+        ),
         (
             ["--config=configs/stage1.py:tiny", "--workdir=x", "--config.data.sources[1].path=y"],
             ["--config.data.sources[1].path=y", "no such entry"],
@@ -80,8 +84,8 @@ def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
             ["--config.data.sources[0].path=DIR"],
         ),
         (
-            ["--config=configs/stage1.py:tiny", "--workdir=WORKDIR", "--config.init.checkpoint=gs://b/run"],
-            ["gs://b/run", "mounted"],
+            ["--config=configs/stage1.py:tiny", "--workdir=WORKDIR", "--config.init.checkpoint=s3://b/run"],
+            ["s3://b/run", "gs://BUCKET/FOLDER"],
         ),
         (
             ["--config=configs/stage1.py", "--workdir=WORKDIR"],

@@ -323,7 +323,7 @@ def test_a_plan_for_a_slice_is_a_table_and_json(tpu_compiler, tmp_path: Path):
     assert "the data's own packing plan" in done.stdout and "waiting for the network" in done.stdout
     (found,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
     assert found["fits"] and found["memory"]["peak"] <= found["memory"]["limit"]
-    parts = ("parameters", "frozen", "optimizer", "batch", "temporaries")
+    parts = ("parameters", "frozen", "optimizer", "batch", "activations", "temporaries")
     assert sum(found["memory"][part] for part in parts) == found["memory"]["peak"]
     assert found["tokens_per_s"] == pytest.approx(found["tokens_per_step"] / found["seconds_per_step"])
     assert found["cost"] == pytest.approx(found["hours"] * 4 * 2)

@@ -16,7 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from vflax.bucket import COMMITTED, is_url, reaching
 from vflax.errors import UserError
+from vflax.mirror import remote
 from vflax.step import TrainState
 from vflax.workdir import read_json
 
@@ -41,7 +43,7 @@ def from_stored(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 class Checkpointer:
-    """Saves and restores training states under WORKDIR/checkpoints."""
+    """Saves and restores training states under WORKDIR/checkpoints, on its bucket where WORKDIR is one's mirror."""
 
     def __init__(self, workdir: Path, keep: int, best_metric: str):
         """
@@ -69,8 +71,9 @@ class Checkpointer:
                 )
             )
         self._best_metric = best_metric
+        self._folder = remote((workdir / "checkpoints").absolute())
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 # Only with a best_fn does the manager write metrics down, and a continued run needs them.
@@ -83,7 +86,8 @@ class Checkpointer:
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        with reaching(self._folder):
+            return self._manager.latest_step()
 
     def save(
         self, step: int, state: TrainState, record: dict[str, Any], metrics: dict[str, float] | None
@@ -93,24 +97,19 @@ class Checkpointer:
             return
         if metrics is not None and self._best_metric not in metrics:
             metrics = None
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(
-                    to_stored(state.trainable), save_args=_in_parts(state.trainable)
-                ),
-                opt_state=ocp.args.StandardSave(_stored_opt(state)),
-                record=ocp.args.JsonSave({**record, "step": step}),
-            ),
-            metrics=metrics,
-            force=True,
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(to_stored(state.trainable), save_args=_in_parts(state.trainable)),
+            opt_state=ocp.args.StandardSave(_stored_opt(state)),
+            record=ocp.args.JsonSave({**record, "step": step}),
         )
+        with reaching(self._folder):
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def read_record(self, step: int) -> dict[str, Any]:
         """The JSON record of a checkpoint."""
-        return dict(
-            self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        )
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        with reaching(self._folder):
+            return dict(self._manager.restore(step, args=args)["record"])
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Read a state back, each leaf into the sharding and dtype that `abstract` gives it.
@@ -119,13 +118,12 @@ class Checkpointer:
             step: which checkpoint.
             abstract: a TrainState of jax.ShapeDtypeStruct with shardings.
         """
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(to_stored(abstract.trainable)),
-                opt_state=ocp.args.StandardRestore(_stored_opt(abstract)),
-            ),
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(to_stored(abstract.trainable)),
+            opt_state=ocp.args.StandardRestore(_stored_opt(abstract)),
         )
+        with reaching(self._folder):
+            restored = self._manager.restore(step, args=args)
         leaves = jax.tree.leaves(restored["opt_state"])
         opt_state = jax.tree.unflatten(jax.tree.structure((abstract.step, abstract.opt_state)), leaves)
         return TrainState(opt_state[0], from_stored(restored["params"]), opt_state[1])
@@ -136,11 +134,13 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Return when all started saves are committed."""
-        self._manager.wait_until_finished()
+        with reaching(self._folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish all saves and free the manager's threads."""
-        self._manager.close()
+        with reaching(self._folder):
+            self._manager.close()
 
 
 def _stored_opt(state: TrainState) -> dict[str, Any]:
@@ -178,17 +178,26 @@ def save_record(workdir: Path, step: int, record: dict[str, Any]) -> None:
         manager.wait_until_finished()
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of the complete checkpoints under WORKDIR, in order."""
+    folder = remote(workdir / "checkpoints")
+    with reaching(folder):
+        found = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        mark = COMMITTED if is_url(folder) else _RECORD
+        return sorted(int(p.name) for p in found if (p / mark).exists())
+
+
 def find_step(workdir: Path, which: str) -> int:
     """Resolve "latest", "best" or a number to the step of a complete checkpoint under WORKDIR.
 
     Raises:
         UserError: no checkpoints, no such step, or "best" in a run that measured nothing at its checkpoints.
     """
-    folder = workdir / "checkpoints"
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / _RECORD).is_dir())
+    folder = remote(workdir / "checkpoints")
+    steps = saved_steps(workdir)
     if not steps:
         raise UserError(
-            f"{folder}: no complete checkpoint. Train first: python -m vflax.launch --workdir={workdir}"
+            f"{folder}: no complete checkpoint. Train first: python -m vflax.launch --workdir={folder.parent}"
         )
     if which == "latest":
         return steps[-1]
@@ -215,13 +224,14 @@ def _best_step(workdir: Path, steps: list[int]) -> int:
         ) from None
     values = {}
     for step in steps:
-        file = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        file = remote(workdir / "checkpoints" / str(step) / "metrics" / "metrics")
+        with reaching(file):
+            found = json.loads(file.read_text()) if file.is_file() else {}
         if metric in found:
             values[step] = found[metric]
     if not values:
         raise UserError(
-            f"--step=best: no checkpoint under {workdir / 'checkpoints'} has the metric {metric!r}; "
+            f"--step=best: no checkpoint under {remote(workdir / 'checkpoints')} has the metric {metric!r}; "
             "config.evaluate.every and config.checkpoint.every decide where both fall on one step"
         )
     choose = min if _lower_is_better(metric) else max

@@ -14,6 +14,7 @@ from vflax.constants import GIB
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data
 from vflax.errors import UserError
+from vflax.mirror import remote
 from vflax.start import Model, checkpoint_path
 from vflax.workdir import read_json
 
@@ -28,8 +29,8 @@ def unfinished_start(config: ConfigDict, model: Model) -> str:
     if status["state"] == "done":
         return ""
     return (
-        f"warning: the run in {start} is {status['state']} at step {status['step']}, not done; starting from its last "
-        "checkpoint"
+        f"warning: the run in {remote(start)} is {status['state']} at step {status['step']}, not done; starting from "
+        "its last checkpoint"
     )
 
 

@@ -8,3 +8,7 @@ IGNORE_LABEL = -100
 # A command's exit status: finished; an error; saved, to be run again.
 EXIT_DONE, EXIT_ERROR, EXIT_AGAIN = 0, 1, 75
 GIB = 2**30
+# Seconds in which a connection to a bucket, or the next byte of an answer, must come. A server that is up answers in
+# well under one; one that is overloaded answers with an error, which is tried again. Without a limit a request that the
+# network has lost holds a host, and with it all that wait for this host, for ever.
+GS_TIME_LIMIT = 30

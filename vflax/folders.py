@@ -85,11 +85,12 @@ def _remove_abandoned(out: Path) -> None:
     prefix = _prefix(out)
     for path in out.parent.glob(glob.escape(prefix) + "*-*"):
         pid = path.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and not is_running(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -33,6 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vflax import bucket, mirror
 from vflax.errors import UserError
 from vflax.values import NUMBER, OBJECT, TEXT, WHOLE, wrong
 
@@ -324,11 +325,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vflax.goodput", description="Say what the wall time of a run goes into."
     )
-    parser.add_argument("workdir", type=Path, help="the run's folder; the run may be going on")
+    parser.add_argument("workdir", help="the run's folder, or gs://BUCKET/FOLDER; the run may be going on")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     try:
-        facts = of_run(args.workdir).to_dict()
+        remote = bucket.is_url(args.workdir)
+        workdir = mirror.fetch(args.workdir, only=(FILE,)) if remote else Path(args.workdir)
+        facts = of_run(workdir).to_dict()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

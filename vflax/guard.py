@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 
 from vflax.errors import UserError
+from vflax.mirror import remote
 
 ACTIONS = ("stop", "skip")
 # So many sample ids stand in a message; the file has all.
@@ -107,7 +109,7 @@ class Guard:
         values: Mapping[str, float],
         rows: Mapping[str, np.ndarray],
         ids: list[list[str]],
-    ) -> Path:
+    ) -> Path | epath.Path:
         """WORKDIR/bad-batch-STEP.npz, of several hosts each its own: the leaves of the batch, [rows, ...]; loss and
         grad_norm/PART; and of each sample sample_ids, sample_rows (row of the file) and sample_segments (1, 2, ...)."""
         index, count = self._process
@@ -123,4 +125,4 @@ class Guard:
         }
         np.savez_compressed(temporary, **leaves)  # fmt: skip
         temporary.replace(path)
-        return path
+        return remote(path)

@@ -26,6 +26,8 @@ from vflax.give_up import give_up, tell_too
 _BEATS, _INTERVAL = 10, 1.0
 # Seconds that process 0 stays when all must end: the store that tells the others why dies with it.
 GRACE = 3.0
+# Seconds between two looks at the store while a process waits to hear of the others for the first time.
+_MOMENT = 0.05
 
 
 class Store(Protocol):
@@ -82,8 +84,9 @@ class Heartbeat:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Start both threads, and tell the others when this process gives up for a reason of its own."""
+        """Learn the others' names, start both threads, and tell the others when this process gives up by itself."""
         tell_too(self._tell)
+        self._greet()
         for name, work in (("heartbeat", self._speak), ("heartbeat judge", self._judge)):
             threading.Thread(target=work, name=name, daemon=True).start()
 
@@ -116,18 +119,33 @@ class Heartbeat:
         silent = [p for p in self._peers.values() if p.left is None and now - p.heard > 3 * self._interval]
         return ", ".join(self._silence(p, now) for p in silent) or None
 
+    def _greet(self) -> None:
+        """Wait until all have spoken once, but not for ever: who is gone a moment later has a name then."""
+        end = time.monotonic() + GRACE
+
+        def greet() -> None:
+            self._exchange()
+            while time.monotonic() < end and any(peer.beat < 0 for peer in self._peers.values()):
+                time.sleep(_MOMENT)
+                self._exchange()
+
+        _within(GRACE, greet)
+
     # --- The thread that speaks
 
     def _speak(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            try:
-                self._beat += 1
-                self._write()
-                self._listen()
-            except Exception:  # process 0 is gone, or the network for a moment: the judge's business
-                pass
+            self._beat += 1
+            self._exchange()
             self._stop.wait(max(0.0, self._interval - (time.monotonic() - began)))
+
+    def _exchange(self) -> None:
+        try:
+            self._write()
+            self._listen()
+        except Exception:  # process 0 is gone, or the network for a moment: the judge's business
+            pass
 
     def _write(self) -> None:
         key = "vflax/lead/beat" if self._lead else f"vflax/worker/{self._process}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -18,7 +17,9 @@ from vflax.config_flag import CONFIG, parser
 from vflax.constants import EXIT_ERROR
 from vflax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: made when missing, continued when there.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder, or gs://BUCKET/FOLDER: made when missing, continued when there."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other hosts of a TPU pod or a cluster that JAX detects by itself."
 )
@@ -37,23 +38,26 @@ def main(argv: Sequence[str]) -> None:
     # Orbax tells every rename at INFO; warnings and errors still come through.
     logging.set_verbosity(logging.WARNING)
     # After the flags: importing JAX takes seconds that --help need not wait for.
-    from vflax import cluster, train
+    import jax
+
+    from vflax import bucket, cluster, mirror, train
     from vflax import config as configs
 
     try:
         workdir = _WORKDIR.value
         if not CONFIG.value or not workdir:
             raise UserError("--config and --workdir must be given, see --help")
-        if "://" in workdir:
+        if "://" in workdir and not bucket.is_url(workdir):
             raise UserError(
-                f"--workdir={workdir}: give a folder of a mounted file system (a bucket: gcsfuse)"
+                f"--workdir={workdir}: give gs://BUCKET/FOLDER, or a folder of a mounted file system"
             )
         configs.check_values(CONFIG.value)
-        with cluster.joined(
+        joined = cluster.joined(
             CONFIG.value.cluster, detect=_DISTRIBUTED.value, coordinator=_COORDINATOR.value,
             num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value,
-        ):  # fmt: skip
-            status = train.run_with_start(CONFIG.value, Path(workdir).expanduser().absolute())
+        )  # fmt: skip
+        with joined, mirror.opened(workdir, jax.process_index()) as folder:
+            status = train.run_with_start(CONFIG.value, folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_ERROR

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from vflax.constants import IGNORE_LABEL
+from vflax.models.product import product
 from vflax.sharding import batch_shards
 
 # Bytes of float32 logits that one device holds at a time, where the vocabulary can be cut.
@@ -87,7 +88,7 @@ def head_loss_sum(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> j
     # The tensor axis has cut the vocabulary already.
     if width == vocabulary or (not mesh.empty and mesh.shape["tensor"] > 1):
         # [B, C, D] x [D, V] -> [B, C, V], accumulated and kept in float32
-        return cross_entropy_sum(jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32), targets)
+        return cross_entropy_sum(product(hidden, kernel, preferred_element_type=jnp.float32), targets)
     return _chunked(hidden, kernel, targets, width)
 
 
@@ -119,7 +120,7 @@ def _columns(vocabulary: int, width: int) -> list[slice]:
 
 def _chunk_logits(hidden: jax.Array, kernel: jax.Array, columns: slice) -> jax.Array:
     # [B, C, D] x [D, Vc] -> float32 [B, C, Vc]
-    return jnp.matmul(hidden, kernel[:, columns], preferred_element_type=jnp.float32)
+    return product(hidden, kernel[:, columns], preferred_element_type=jnp.float32)
 
 
 def _hits(targets: jax.Array, columns: slice) -> jax.Array:

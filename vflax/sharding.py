@@ -82,14 +82,36 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
         grid = np.asarray(devices).reshape(sizes)
-    # Each process reads the rows of its own devices; along `tensor` all devices hold the same rows.
-    if any(len({d.process_index for d in line}) > 1 for line in grid.reshape(-1, sizes[2])):
-        per_host = len(devices) // len({d.process_index for d in devices})
+    if _reaches_over_hosts(grid):
+        grid = _host_by_host(sizes, devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _reaches_over_hosts(grid: np.ndarray) -> bool:
+    """Each process reads the rows of its own devices; along `tensor` all devices hold the same rows."""
+    return any(len({d.process_index for d in line}) > 1 for line in grid.reshape(-1, grid.shape[2]))
+
+
+def _host_by_host(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """A grid whose `tensor` lines stay inside hosts, where the layout of the whole slice has others: on a 4 x 4 slice a
+    line of 4 is a row of chips, and a host has 2 x 2.
+
+    Raises:
+        UserError: there is none.
+    """
+    data, fsdp, tensor = sizes
+    per_host = len(devices) // len({d.process_index for d in devices})
+    lines = per_host // tensor
+    if per_host % tensor or (fsdp % lines and data % lines):
         raise UserError(
-            f"config.mesh.tensor={sizes[2]} reaches over hosts of {per_host} devices each. Choose one that divides the "
+            f"config.mesh.tensor={tensor} reaches over hosts of {per_host} devices each. Choose one that divides the "
             "devices of a host, and give the rest to config.mesh.fsdp"
         )
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    inside = (1, lines, tensor) if fsdp % lines == 0 else (lines, 1, tensor)
+    outside = (data // inside[0], fsdp // inside[1], 1)
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, outside, devices, process_is_granule=True, allow_split_physical_axes=True
+    )
 
 
 def param_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -149,6 +171,12 @@ def platform(mesh: Mesh) -> str:
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def inner_shards() -> int:
+    """Into how many parts the inner widths of a layer are split, on the mesh at hand; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["tensor"]
 
 
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 import vflax
+from vflax import bucket, freeze, mirror
 from vflax import config as configs
-from vflax import freeze
 from vflax.errors import UserError
 from vflax.images import ImageRules
+from vflax.mirror import cache_root
 from vflax.models import lora
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
@@ -54,16 +54,12 @@ class Start:
     origin: Origin
 
 
-def cache_root() -> Path:
-    """Where things that can be made again are kept: $VFLAX_CACHE, else ~/.cache/vflax."""
-    return Path(os.environ.get("VFLAX_CACHE") or "~/.cache/vflax").expanduser()
-
-
 def resolve_path(value: str, *, made_by: str = "") -> Path:
     """A path of a config.
 
     Args:
-        value: a path; or "mini:stage0", "mini:stage1", "mini:stage2", "mini:tokenizer", the built-in data, made on
+        value: a path; or gs://BUCKET/FOLDER, of which a copy is made, see `mirror.fetch`; or "mini:stage0",
+            "mini:stage1", "mini:stage2", "mini:tokenizer", the built-in data, made on
             first use; or "cache:NAME", a folder under `cache_root` that is private to the config `made_by`.
     """
     kind, colon, name = value.partition(":")
@@ -88,8 +84,10 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
 
             parts.append(mini.version())  # other built-in data makes another model
         return cache_root() / f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
+    if bucket.is_url(value):
+        return mirror.fetch(value)
     if "://" in value:
-        raise UserError(f"{value}: give a folder of a mounted file system (a bucket: gcsfuse)")
+        raise UserError(f"{value}: give gs://BUCKET/FOLDER, or a folder of a mounted file system")
     return Path(value).expanduser()
 
 
@@ -103,7 +101,7 @@ def weights_path(value: str, *, made_by: str = "", weights: bool = True, only: t
     Raises:
         UserError: a path that cannot be one, or an id that cannot be fetched.
     """
-    if value.startswith(("mini:", "cache:")) or "://" in value:
+    if value.startswith(("mini:", "cache:")) or ("://" in value and not bucket.is_url(value)):
         return resolve_path(value, made_by=made_by)
     return hub.resolve(value, weights=weights, only=only)
 
@@ -235,7 +233,7 @@ def _start_from_checkpoint(config: ConfigDict) -> Start:
     tokenizer = _tokenizer_of_checkpoint(config, checkpoint, opened.kind, files.config, files.tokenizer)
     # A hub id with the commit that was fetched: its branch may go on.
     named = hub.origin(checkpoint) if hub.meant_id(init.checkpoint) else None
-    origin = Origin(opened.kind, named or str(checkpoint.absolute()), opened.step)
+    origin = Origin(opened.kind, named or str(mirror.remote(checkpoint.absolute())), opened.step)
     return Start(opened.source, opened.files.config, tokenizer, origin)
 
 
@@ -380,5 +378,7 @@ def keep(model: Model, workdir: Path) -> Model:
         digest = save_frozen(model.source, model.files.config, frozen, workdir, model.files.lora)
         dataclasses.replace(model.files, frozen=digest).save(workdir)
         model.origin.save(workdir)
+        mirror.push(workdir)
     multihost_utils.sync_global_devices("model files")
+    mirror.pull(workdir)
     return dataclasses.replace(model, files=ModelFiles.load(workdir))

@@ -18,6 +18,7 @@ from rich.table import Table
 from vflax.evaluate.heldout import Answered, matches
 from vflax.goodput import LEAST_SHOWN, duration
 from vflax.metrics import read_metrics
+from vflax.mirror import remote
 from vflax.workdir import write_json
 
 matplotlib.use("Agg")
@@ -189,7 +190,7 @@ def print_summary(console: Console, workdir: Path, facts: Mapping[str, Any]) -> 
     )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, value in [*headline(facts), ("page", str(workdir / "summary.html"))]:
+    for label, value in [*headline(facts), ("page", str(remote(workdir / "summary.html")))]:
         table.add_row(label, escape(value))
     console.print(table)
 

@@ -37,7 +37,9 @@ from types import FrameType
 
 from etils import epath
 
+from vflax import bucket
 from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
+from vflax.errors import UserError
 
 # A command line that argparse or a shell refuses, a file that is no program, no such program.
 _NO_COMMAND = (2, 126, 127)
@@ -176,6 +178,10 @@ def find_workdir(command: Sequence[str]) -> epath.Path | None:
         flag, equals, value = word.partition("=")
         if flag in ("--workdir", "-workdir"):
             value = value if equals else "".join(command[i + 1 : i + 2])
+            if bucket.is_url(value):
+                with contextlib.suppress(UserError):  # no gcsfs: the command itself says so
+                    return bucket.path(value)
+                return None
             return epath.Path(value).expanduser() if value else None
     return None
 
@@ -189,7 +195,9 @@ def saved_step(workdir: epath.Path | None) -> int:
     with contextlib.suppress(Exception):
         steps.append(int(json.loads((workdir / "status.json").read_text())["step"]))
     with contextlib.suppress(Exception):
-        steps += [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+        found = [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+        # One that a kill has cut short has its name already, on a bucket.
+        steps += [int(p.name) for p in found if not bucket.is_url(p) or (p / bucket.COMMITTED).exists()]
     return max(steps)
 
 

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from vflax import aot, checks, freeze, goodput, saved_program, sharding, summary
+from vflax import aot, checks, freeze, goodput, mirror, saved_program, sharding, summary
 from vflax import config as configs
-from vflax.checkpoint import Checkpointer
+from vflax.checkpoint import Checkpointer, saved_steps
 from vflax.constants import EXIT_AGAIN, EXIT_DONE
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
@@ -33,7 +33,7 @@ from vflax.start import Model, cache_root, keep, open_model, resolve_path, unmad
 from vflax.step import TrainProgram, TrainState, build_train_program, init_state
 from vflax.stop import Stopped, StopSignals
 from vflax.watchdog import Watchdog
-from vflax.weights.export import Options, check_exportable, export
+from vflax.weights.export import RECORD, Options, check_exportable, export
 from vflax.weights.load import load_params
 from vflax.weights.open import open_checkpoint
 from vflax.workdir import claimed, read_json, write_json, write_status
@@ -49,7 +49,7 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
     start = unmade_start(config)
     with claimed(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         # A run that has a checkpoint of its own reads nothing but its WORKDIR.
-        begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+        begun = bool(saved_steps(workdir))
         if start is not None and not begun:
             _say(f"{config.init.checkpoint} is not there yet: making it with {config.init.make} in {start}")
             status = run_with_start(configs.load_config(config.init.make), start)
@@ -113,12 +113,13 @@ def _run(
     notes: list[str] = []
     if resumed is not None:
         record = checkpointer.read_record(resumed)
+        place = mirror.remote(workdir)
         if "config" not in record:
             raise UserError(
-                f"{workdir} holds imported weights, not a run: choose another --workdir and start it from them with "
-                f"--config.init.checkpoint={workdir}"
+                f"{place} holds imported weights, not a run: choose another --workdir and start it from them with "
+                f"--config.init.checkpoint={place}"
             )
-        checks.check_plan_version(record, workdir)
+        checks.check_plan_version(record, place)
         notes = configs.check_resume(record["config"], plain)
     _say(_banner(config, workdir, mesh, resumed))
     for note in notes:
@@ -220,6 +221,7 @@ def _run(
             exported = workdir / "export"
             if lead:
                 export(open_checkpoint(workdir, step=str(step)), exported, Options(replace=True))
+                mirror.push_folder(workdir, "export", RECORD)
             multihost_utils.sync_global_devices("exported")
     if lead:
         losses = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
@@ -227,7 +229,8 @@ def _run(
             "stage": config.stage, "variant": config.variant, "steps": step, "samples": data.samples_seen(step),
             "first_loss": losses[0] if losses else None, "last_loss": losses[-1] if losses else None,
             "evaluation": loop.last_evaluation.facts,
-            "checkpoint": str(workdir / "checkpoints" / str(step)), "export": str(exported) if exported else None,
+            "checkpoint": str(mirror.remote(workdir / "checkpoints" / str(step))),
+            "export": str(mirror.remote(exported)) if exported else None,
             "goodput": goodput.of_run(workdir).to_dict(),
         }  # fmt: skip
         with recorder.within("export"):
@@ -394,6 +397,7 @@ class _Loop:
             "frozen": self.model.files.frozen,
         }
         with self.watchdog.other("a save"), self.recorder.within("checkpoint"):
+            mirror.push(self.workdir)  # the metrics up to here, which the checkpoint promises
             self.checkpointer.save(step, state, record, evaluated or None)
 
     def _evaluate(self, state: TrainState, frozen: Any) -> dict[str, float]:
@@ -456,7 +460,7 @@ def _banner(config: ConfigDict, workdir: Path, mesh: Mesh, resumed: int | None) 
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     how = "starting" if resumed is None else f"continuing from step {resumed}"
     return (
-        f"vflax stage {config.stage} ({config.variant}): {how} in {workdir}\n"
+        f"vflax stage {config.stage} ({config.variant}): {how} in {mirror.remote(workdir)}\n"
         f"devices: {len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s); mesh: {axes}"
     )
 

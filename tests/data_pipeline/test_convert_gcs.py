@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import zipfile
@@ -16,47 +15,18 @@ from etils import epath
 
 from data_pipeline import publish, tfds_writer
 from data_pipeline.tfds_writer import check_target
+from tests import gcs
 from tests.data_pipeline.test_convert import Release, entry, files, png
 
-pytest.importorskip("gcsfs")
-emulator = pytest.importorskip("gcp_storage_emulator.server")
-from google.auth.credentials import AnonymousCredentials  # noqa: E402 (comes with gcsfs)
-from google.cloud import storage  # noqa: E402
 
-
-class Bucket:
-    """A bucket of the server: not through gcsfs, which is what is tested."""
-
-    def __init__(self, port: int, environment: dict[str, str]) -> None:
-        self.environment = environment
-        options = {"api_endpoint": f"http://localhost:{port}"}
-        client = storage.Client("test", AnonymousCredentials(), client_options=options)
-        self._bucket = client.create_bucket("vflax")
-
-    def upload(self, folder: Path, prefix: str) -> None:
-        for path in folder.rglob("*"):
-            if path.is_file():
-                self._bucket.blob(f"{prefix}/{path.relative_to(folder)}").upload_from_filename(path)
-
-    def download(self, prefix: str, folder: Path) -> Path:
-        for blob in self._bucket.list_blobs(prefix=prefix + "/"):
-            path = folder / blob.name.removeprefix(prefix + "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            blob.download_to_filename(path)
-        return folder
-
-    def generations(self, prefix: str) -> dict[str, int]:
-        blobs = self._bucket.list_blobs(prefix=prefix + "/")
-        return {blob.name.removeprefix(prefix + "/"): blob.generation for blob in blobs}
-
-    def put(self, name: str, data: bytes) -> None:
-        self._bucket.blob(name).upload_from_string(data)
+class Bucket(gcs.Bucket):
+    """The bucket, and data_pipeline.convert for it."""
 
     def convert(self, *arguments: str, status: int = 0) -> str:
         command = [sys.executable, "-m", "data_pipeline.convert", "--format=vision_flan", *arguments]
         result = subprocess.run(
             command,
-            env=self.environment,
+            env=os.environ | self.environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -68,20 +38,9 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    server = emulator.create_server("localhost", port, in_memory=True)
-    server.start()
-    environment = os.environ | {
-        "STORAGE_EMULATOR_HOST": f"http://localhost:{port}",
-        "FSSPEC_GS_TOKEN": "anon",
-        # gcsfs would ask what kind of bucket it is over gRPC, which this server does not speak.
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        "VFLAX_CACHE": str(tmp_path_factory.mktemp("cache")),
-    }
-    yield Bucket(port, environment)
-    server.stop()
+    with gcs.serving(Bucket) as served:
+        served.environment["VFLAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+        yield served
 
 
 @pytest.fixture

@@ -347,6 +347,17 @@ def test_a_folder_that_the_workers_do_not_share_is_refused(desk):
     assert not (desk.home(0) / "vflax/run/pid").exists()
 
 
+def test_a_bucket_as_workdir_needs_no_mount_and_status_tells_what_its_mirror_says(desk):
+    desk.booked()
+    desk.good("install", "demo")
+    desk.good("run", "demo", "--", "--config=configs/stage1.py:7b", "--workdir=gs://bk/runs/b")
+    desk.wait(0, "step 1")
+    mirror = desk.home(0) / ".cache/vflax/runs/0/bk/runs/b"
+    mirror.mkdir(parents=True)
+    (mirror / "status.json").write_text('{"state": "running"}')
+    assert 'gs://bk/runs/b: {"state": "running"}' in desk.good("status", "demo")
+
+
 def test_two_runs_do_not_go_on_one_slice(desk):
     desk.installed()
     desk.good("run", "demo", *run_flags(desk))
@@ -435,7 +446,7 @@ BAD = {
     "after a lone --": ("run", "demo"),
     "--config is missing": ("run", "demo", "--", "--workdir=/w"),
     "--workdir is missing": ("run", "demo", "--", "--config=c.py"),
-    "mounts the bucket B": ("run", "demo", "--", "--config=c.py", "--workdir=gs://b/w"),
+    "give gs://BUCKET/FOLDER, or a folder": ("run", "demo", "--", "--config=c.py", "--workdir=gs://b"),
     "an absolute path": ("run", "demo", "--", "--config=c.py", "--workdir=runs/a"),
     "joins the workers itself": ("run", "demo", "--", "--config=c.py", "--workdir=/w", "--distributed"),
     "a number or all": ("logs", "demo", "--worker=first"),

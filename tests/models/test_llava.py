@@ -17,7 +17,7 @@ from vflax.errors import UserError
 from vflax.models import llava
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
-from vflax.models.llama import DecoderConfig, RopeScaling, finished_swiglu
+from vflax.models.llama import DecoderConfig, RopeScaling
 
 CONFIG = llava.LlavaConfig(
     VisionConfig(12, 4, 24, 32, 4, 3, "quick_gelu", 1e-5, -2, False, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
@@ -271,12 +271,3 @@ def test_impossible_configs_are_refused_by_name(part: str, changes: dict[str, An
 def test_rope_scaling_of_an_unknown_kind_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="'yarn'"):
         RopeScaling("yarn", 2.0, None, None, None)
-
-
-def test_the_swiglu_of_tpus_has_the_value_and_gradients_of_the_formula() -> None:
-    gate, up, grad = (jax.random.normal(key, (3, 50)) * 3 for key in jax.random.split(jax.random.key(0), 3))
-    ours, expected = (
-        jax.vjp(function, gate, up) for function in (finished_swiglu, lambda g, u: jax.nn.silu(g) * u)
-    )
-    for a, b in zip((ours[0], *ours[1](grad)), (expected[0], *expected[1](grad)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ from flax import nnx
 from vflax.errors import UserError
 from vflax.models.attention import attention
 from vflax.models.layers import KERNEL_INIT, LayerNorm, linear, scan_layers, stack
+from vflax.models.product import product
 from vflax.sharding import BATCH_AXES, constrain
 from vflax.values import COUNT, FLAG, LAYERS, POSITIVE, SHARE, TEXT, WHOLE, Kind
 
@@ -170,7 +171,7 @@ class PatchEmbedding(nnx.Module):
         patches = (patches.astype(jnp.float32) / np.float32(255) - mean) / std
         # -> [B, side*side, P*P*3] x [P*P*3, D]
         flat = patches.reshape(-1, side * side, patch * patch * 3).astype(self.dtype)
-        return flat @ self.kernel[...].reshape(-1, config.width).astype(self.dtype)
+        return product(flat, self.kernel[...].reshape(-1, config.width).astype(self.dtype))
 
 
 class VisionTower(nnx.Module):

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vflax.errors import UserError
 from vflax.models.attention import OUTPUT
 from vflax.models.lora import with_keys
+from vflax.models.product import product
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -93,6 +94,11 @@ class RMSNorm(nnx.Module):
         return (x * self.scale[...].astype(jnp.float32)).astype(self.dtype)
 
 
+def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """`product` as nnx.Linear calls it: it contracts the last axis of x with the first of the kernel, in its dtype."""
+    return product(x, kernel)
+
+
 def linear(
     in_width: int, out_width: int, *, use_bias: bool, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
 ) -> nnx.Linear:
@@ -104,6 +110,7 @@ def linear(
         dtype=dtype,
         param_dtype=param_dtype,
         kernel_init=KERNEL_INIT,
+        dot_general=_dot_general,
         rngs=rngs,
     )
 
@@ -159,6 +166,11 @@ def rematerialised(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
         return body
     # Inside a scan XLA cannot merge the two forward passes, so the barrier against that only costs time.
     return jax.checkpoint(body, policy=_POLICIES[remat].keep, prevent_cse=False)
+
+
+def recomputes_products(remat: str) -> bool:
+    """Whether the backward pass computes a layer's products with weights anew."""
+    return remat not in ("none", "dots_no_batch", "dots")
 
 
 def check_remat(remat: str) -> None:

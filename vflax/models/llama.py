@@ -13,9 +13,11 @@ import numpy as np
 from flax import nnx
 
 from vflax.errors import UserError
-from vflax.models.attention import attention, platform
-from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, scan_layers, stack
+from vflax.models.attention import attention
+from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, recomputes_products, scan_layers, stack
 from vflax.models.lora import fold
+from vflax.models.mlp import DecoderMlp
+from vflax.models.product import product
 from vflax.sharding import BATCH_AXES, constrain
 from vflax.values import COUNT, FLAG, LAYERS, OBJECT, POSITIVE, TEXT, Kind
 
@@ -152,58 +154,16 @@ class DecoderAttention(nnx.Module):
         self.o = linear(q_width, width, use_bias=False, rngs=rngs, **dtypes)
 
 
-class DecoderMlp(nnx.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
-        self.gate = linear(config.width, config.mlp_dim, use_bias=False, rngs=rngs, **dtypes)
-        self.up = linear(config.width, config.mlp_dim, use_bias=False, rngs=rngs, **dtypes)
-        self.down = linear(config.mlp_dim, config.width, use_bias=False, rngs=rngs, **dtypes)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(swiglu(self.gate(x), self.up(x)))
-
-
-def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up, elementwise.
-
-    On a TPU the compiler would compute this, and its gradient, inside the matrix products that come before and after,
-    anew for each of their tiles, and such a product takes much longer. So what goes from here into a product is
-    finished first.
-    """
-    return finished_swiglu(gate, up) if platform() == "tpu" else jax.nn.silu(gate) * up
-
-
-@jax.custom_vjp
-def finished_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """`swiglu` as TPUs compute it; it, and its gradients, are in memory before anything uses them."""
-    return _swiglu_forward(gate, up)[0]
-
-
-def _swiglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return jax.lax.optimization_barrier(jax.nn.silu(gate) * up), (gate, up)
-
-
-def _swiglu_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    gate, up = residuals
-    sigmoid = jax.nn.sigmoid(gate)
-    silu = gate * sigmoid
-    # d silu(x) / dx = s + x s (1 - s), s = sigmoid(x)
-    d_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
-    return jax.lax.optimization_barrier((d_gate, grad * silu))
-
-
-finished_swiglu.defvjp(_swiglu_forward, _swiglu_backward)
-
-
 class DecoderLayer(nnx.Module):
     """A pre-norm block, cut in two where training and decoding differ: what the queries look at."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
+    def __init__(self, config: DecoderConfig, *, remat: str, rngs: nnx.Rngs, **dtypes: Any) -> None:
         self.input_norm = RMSNorm(config.width, config.norm_eps, **dtypes)
         self.attention = DecoderAttention(config, rngs=rngs, **dtypes)
         self.post_attention_norm = RMSNorm(config.width, config.norm_eps, **dtypes)
-        self.mlp = DecoderMlp(config, rngs=rngs, **dtypes)
+        self.mlp = DecoderMlp(
+            config.width, config.mlp_dim, recomputed=recomputes_products(remat), rngs=rngs, **dtypes
+        )
         self.head_dim = config.head_dim
 
     def project(
@@ -248,7 +208,9 @@ class Decoder(nnx.Module):
     ) -> None:
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         self.embed_tokens = Embedding(config.vocab_size, config.width, rngs=rngs, **dtypes)
-        self.layers = stack(lambda rngs: DecoderLayer(config, rngs=rngs, **dtypes), config.num_layers, rngs)
+        self.layers = stack(
+            lambda rngs: DecoderLayer(config, remat=remat, rngs=rngs, **dtypes), config.num_layers, rngs
+        )
         self.norm = RMSNorm(config.width, config.norm_eps, **dtypes)
         if not config.tie_word_embeddings:
             self.lm_head = linear(config.width, config.vocab_size, use_bias=False, rngs=rngs, **dtypes)
@@ -343,7 +305,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states after the final norm [..., D] -> float32 [..., V]."""
         # [..., D] x [D, V] -> [..., V], accumulated and kept in float32
-        return jnp.matmul(hidden.astype(self.dtype), self.head(), preferred_element_type=jnp.float32)
+        return product(hidden.astype(self.dtype), self.head(), preferred_element_type=jnp.float32)
 
     def head(self) -> jax.Array:
         """The kernel that makes logits, [D, V] in the compute dtype."""

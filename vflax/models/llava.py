@@ -184,7 +184,9 @@ class Llava(nnx.Module):
         """ids [B, T], features [B, S, N, tower width] -> token embeddings with images in place [B, T, D]."""
         is_image = ids == IMAGE_TOKEN_ID
         # IMAGE_TOKEN_ID lies outside the vocabulary; what is looked up in its stead is replaced below.
-        words = constrain(self.decoder.embed_tokens(jnp.maximum(ids, 0)), BATCH_AXES)
+        # The table is cut by its width along fsdp. Looked up like that first, each slice keeps to its own rows.
+        words = constrain(self.decoder.embed_tokens(jnp.maximum(ids, 0)), "data", None, "fsdp")
+        words = constrain(words, BATCH_AXES)
         if features.shape[1] == 0:
             return words
         batch, slots, tokens, _ = features.shape

@@ -25,6 +25,7 @@ from flax import nnx
 
 from vflax.errors import UserError
 from vflax.freeze import TRAINABLE
+from vflax.models.product import product
 from vflax.values import NUMBER, TEXT, WHOLE, Kind, missing, wrong
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -215,7 +216,7 @@ class LoraLinear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
         if self.kernel_scale is None:
-            y = x @ self.kernel[...].astype(self.dtype)
+            y = product(x, self.kernel[...].astype(self.dtype))
         else:
             y = int8_product(x, self.kernel[...], self.kernel_scale[...])
         if self.bias is not None:
@@ -225,8 +226,8 @@ class LoraLinear(nnx.Module):
         if self.keys is not None:
             x = drop(x, self.keys, self.dropout)
         # [..., in] x [in, rank] -> [..., rank] x [rank, out] -> [..., out]
-        low = x @ self.lora_a[...].astype(self.dtype)
-        return y + self.scale * (low @ self.lora_b[...].astype(self.dtype))
+        low = product(x, self.lora_a[...].astype(self.dtype))
+        return y + self.scale * product(low, self.lora_b[...].astype(self.dtype))
 
 
 def adapt(model: nnx.Module, lora: LoraConfig, rngs: nnx.Rngs) -> None:
@@ -319,7 +320,7 @@ def _int8_forward(
     x: jax.Array, kernel: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # [..., in] x [in, out] -> [..., out]; 127 is exact in bfloat16
-    y = x @ kernel.astype(x.dtype)
+    y = product(x, kernel.astype(x.dtype))
     return (y.astype(jnp.float32) * scale).astype(x.dtype), (kernel, scale)
 
 
@@ -327,7 +328,7 @@ def _int8_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> t
     kernel, scale = residuals
     scaled = (grad.astype(jnp.float32) * scale).astype(grad.dtype)
     # [..., out] x [out, in] -> [..., in]
-    return scaled @ kernel.astype(grad.dtype).T, None, None
+    return product(scaled, kernel.astype(grad.dtype).T), None, None
 
 
 int8_product.defvjp(_int8_forward, _int8_backward)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vflax import aot, jaxpr_flops, sharding
 from vflax.errors import UserError
+from vflax.generate.ask import answer_mesh
 from vflax.generate.greedy import bucket, make_generate
 from vflax.hlo import Program
 from vflax.models import llava
@@ -49,7 +50,7 @@ def describe(
 ) -> dict[str, Any]:
     """Compile greedy answers with all weights in config.dtype and say what a chip holds and how long it takes.
 
-    The mesh has as many chips along `tensor` as one host and the model's key heads allow, the rest along `data`.
+    The mesh is that of vflax.generate.ask.
 
     Raises:
         UserError: prompt and answer are longer than the decoder can take, or rows do not divide.
@@ -63,7 +64,7 @@ def describe(
             "decoder knows"
         )
     images = int(model.vision.num_tokens < request.prompt)
-    mesh = _mesh(model, target)
+    mesh = answer_mesh(model, target.devices)
     shards = sharding.batch_shards(mesh)
     rows = -(-request.rows // shards) * shards
     with jax.set_mesh(mesh):
@@ -123,12 +124,6 @@ def describe(
         "answers_per_s": rows / total,
         "cost_per_1000": cost,
     }
-
-
-def _mesh(model: LlavaConfig, target: aot.Target) -> Any:
-    host = sum(d.process_index == target.devices[0].process_index for d in target.devices)
-    tensor = math.gcd(math.gcd(host, target.chips), model.decoder.num_kv_heads)
-    return sharding.make_mesh(target.chips // tensor, 1, tensor, target.devices)
 
 
 def _token_cycles(program: Program, new_tokens: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vflax import aot, freeze, jaxpr_flops, sharding
+from vflax import aot, freeze, jaxpr_flops, kept, sharding
 from vflax.flops import train_step_flops
 from vflax.models.llava import LlavaConfig
 from vflax.planner.workload import Workload
@@ -71,7 +71,7 @@ def describe(
             "kernels": counted.in_kernels / target.chips,
             "notes": counted.notes,
         },
-        **_memory(target, aot.held(step), compiled),
+        **_memory(target, aot.held(step), kept.activations(step.traced.jaxpr) // shards, compiled),
     }
     if isinstance(compiled, aot.Compiled):
         result["compile"] = {"seconds": compiled.seconds, "cpu_seconds": compiled.cpu_seconds}
@@ -80,13 +80,15 @@ def describe(
 
 
 def _memory(
-    target: aot.Target, held: Mapping[str, int], compiled: aot.Compiled | aot.Overflow
+    target: aot.Target, held: Mapping[str, int], activations: int, compiled: aot.Compiled | aot.Overflow
 ) -> dict[str, Any]:
     limit = target.slice.generation.hbm if target.slice else None
     if isinstance(compiled, aot.Overflow):
         reason = f"does not fit: {compiled.message}"
-        return {"fits": False, "reason": reason, "memory": {"limit": limit, "needs": compiled.needs, **held}}
+        known = {"limit": limit, "needs": compiled.needs, **held, "activations": activations}
+        return {"fits": False, "reason": reason, "memory": known}
     memory = compiled.memory
+    rest = max(0, memory.peak - sum(held.values()))
     return {
         "fits": limit is None or memory.peak <= limit,
         "reason": None,
@@ -94,7 +96,8 @@ def _memory(
             "limit": limit,
             "peak": memory.peak,
             **held,
-            "temporaries": max(0, memory.peak - sum(held.values())),
+            "activations": min(activations, rest),
+            "temporaries": max(0, rest - activations),
             "host": memory.host,
         },
     }

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from huggingface_hub import ModelCardData
 
 import vflax
 from vflax.metrics import read_metrics
+from vflax.mirror import remote
 from vflax.weights import hub
 from vflax.weights.kinds import WORKDIR
 from vflax.weights.open import Opened
@@ -81,7 +83,7 @@ def _recipe(workdir: Path, step: int | None) -> list[str]:
         lines += ["## Recipe", "", "| key | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
         learns = [f"`{pattern}`: {verdict}" for pattern, verdict in config.get("freeze", [])]
         lines += ["What learns, first match first: " + ", ".join(learns) + ".", ""]
-    record = _read(workdir / "checkpoints" / str(step) / "record" / "metadata")
+    record = _read(remote(workdir / "checkpoints") / str(step) / "record" / "metadata")
     data = dict(record.get("data", {}))
     sources = [str(_get(source, "path")) for source in (config.get("data") or {}).get("sources", [])]
     if data or sources:
@@ -98,7 +100,7 @@ def _recipe(workdir: Path, step: int | None) -> list[str]:
     return lines
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path | epath.Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 

@@ -2,6 +2,8 @@
 
     python -m vflax.weights.export --model=WORKDIR|DIR|HUB_ID --out=DIR --format=hf|llava|projector|lora
 
+Each of them may be gs://BUCKET/FOLDER.
+
 hf is Hugging Face's LLaVA directory with the names of transformers 4.x, which every transformers since 4.36 and the
 serving engines read; llava that of the original LLaVA code; projector the bridge alone; lora a PEFT adapter. An export
 is written under a temporary name, block by block, read back and compared, computed with, and only then given its name;
@@ -27,6 +29,7 @@ import numpy as np
 from vflax import folders
 from vflax.errors import UserError
 from vflax.memory import give_back_freed_memory
+from vflax.mirror import remote, writing
 from vflax.progress import copying
 from vflax.templates import chat_template, get_template
 from vflax.weights import card, formats, hf_config, hub, verify
@@ -178,7 +181,7 @@ def _format(opened: Opened, options: Options) -> Format:
 
 def _origin(opened: Opened) -> dict[str, Any]:
     """Where the weights came from, for the record."""
-    source = hub.origin(opened.place) or str(opened.place)
+    source = hub.origin(opened.place) or str(remote(opened.place))
     return {"source": source, "kind": opened.kind, "step": opened.step}
 
 
@@ -289,7 +292,8 @@ def without_adapters(opened: Opened) -> Opened:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that name a model, for every tool that needs one; `open_from_flags` reads them."""
     parser.add_argument(
-        "--model", help="WORKDIR of a run, a directory of weights, or a hub id (org/name@revision)"
+        "--model",
+        help="WORKDIR of a run, a directory of weights (each may be gs://...), or a hub id (org/name@revision)",
     )
     parser.add_argument(
         "--step", default="latest", help="latest, best, or a number (of a WORKDIR; default: latest)"
@@ -348,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a model in a format that others read, and check it before it is called done.",
     )
     add_model_flags(parser)
-    parser.add_argument("--out", required=True, type=Path, help="directory to make")
+    parser.add_argument("--out", required=True, help="directory to make, or gs://BUCKET/FOLDER")
     parser.add_argument(
         "--format",
         default="hf",
@@ -398,13 +402,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         check_options(options)
         opened = open_from_flags(args)
-        record = export(opened, args.out, options)
+        with writing(args.out, RECORD, args.replace) as out:
+            record = export(opened, out, options)
     except UserError as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     print(
         f"{args.out}: {record['tensors']} tensors, written, read back and compared; largest logit difference "
-        f"{record['max_abs_logit_diff']:g}; details in {args.out / RECORD}"
+        f"{record['max_abs_logit_diff']:g}; details in {args.out.rstrip('/')}/{RECORD}"
     )
     if "torch" in record:
         print(f"transformers: {record['torch']['outcome']}")

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vflax import bucket, mirror
 from vflax.errors import UserError
 from vflax.weights.tensor_files import read_index
 
@@ -56,16 +57,19 @@ def parse_hub_id(text: str) -> HubId | None:
 
 
 def resolve(text: str, *, weights: bool = True, only: tuple[str, ...] = ()) -> Path:
-    """The directory or file that `text` names: one that is here, or a hub id, which is fetched.
+    """The directory or file that `text` names: one that is here, or gs://... or a hub id, which are fetched.
 
     Args:
-        text: a path or a hub id. Of a bare "org/name" that may be a folder of this project (`LOCAL_FOLDERS`, or a
-            first part that is a directory here), the path is returned: whoever opens it says that it is not there.
-        weights, only: what of a hub id to fetch, see `fetch`.
+        text: a path, gs://BUCKET/FOLDER or a hub id. Of a bare "org/name" that may be a folder of this project
+            (`LOCAL_FOLDERS`, or a first part that is a directory here), the path is returned: whoever opens it says
+            that it is not there.
+        weights, only: what of it to fetch, see `fetch`, `mirror.fetch`.
 
     Raises:
-        UserError: "hf:" is followed by no id, or the id cannot be fetched.
+        UserError: "hf:" is followed by no id, or it cannot be fetched.
     """
+    if bucket.is_url(text):
+        return mirror.fetch(text, weights=weights, only=only)
     hub_id = meant_id(text)
     if hub_id is None:
         return Path(text).expanduser()

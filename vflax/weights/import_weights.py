@@ -18,14 +18,13 @@ from vflax import folders
 from vflax.errors import UserError
 from vflax.memory import give_back_freed_memory
 from vflax.progress import copying
-from vflax.templates import Position
 from vflax.weights import names
 from vflax.weights.export import add_model_flags, check_room, open_from_flags
 from vflax.weights.frozen import save_frozen, verify_frozen
-from vflax.weights.hf_chat import BESIDE, check_tokenizer, known_template
+from vflax.weights.hf_chat import BESIDE, check_tokenizer
 from vflax.weights.kinds import WORKDIR
 from vflax.weights.load import check
-from vflax.weights.open import Opened
+from vflax.weights.open import Opened, template_of
 from vflax.weights.source import WorkdirSource
 from vflax.weights.views import RenamedSource, WatchedSource, nbytes
 from vflax.workdir import ModelFiles, write_json, write_status
@@ -50,7 +49,7 @@ def import_weights(opened: Opened, out: Path) -> dict[str, Any]:
 
     if opened.kind == WORKDIR:
         raise UserError(f"{opened.place} is {WORKDIR} already")
-    template, position = _template(opened)
+    template, position = template_of(opened)
     config = opened.files.config
     check_tokenizer(opened.files.tokenizer, config.decoder, str(opened.place), BESIDE)
     check(opened.source, config)
@@ -87,21 +86,6 @@ def import_weights(opened: Opened, out: Path) -> dict[str, Any]:
     return record
 
 
-def _template(opened: Opened) -> tuple[str, Position]:
-    """The conversation template of a model and where its images go."""
-    files = opened.files
-    if isinstance(files, ModelFiles):  # an adapter on a WORKDIR
-        return files.template, files.position
-    known = known_template(files.chat)
-    if known is None:
-        state = "brings no chat template" if files.chat is None else "brings a chat template of its own"
-        raise UserError(
-            f"{opened.place} {state}, and no template of vflax renders like it: name the one it was trained with, such "
-            "as --template=vicuna_v1"
-        )
-    return known
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -113,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     give_back_freed_memory()
     try:
+        if "://" in str(args.out) or str(args.out).startswith("gs:/"):
+            raise UserError(
+                f"--out={args.out}: give a folder of this machine; a run on a bucket starts from --model"
+            )
         record = import_weights(open_from_flags(args), args.out)
     except UserError as error:
         print(f"import: {error}", file=sys.stderr)

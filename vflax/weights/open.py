@@ -15,6 +15,7 @@ from vflax.errors import UserError
 from vflax.images import ImageRules
 from vflax.models.bridge import BridgeConfig
 from vflax.models.llava import LlavaConfig
+from vflax.templates import Position
 from vflax.tokenizer import Tokenizer, load_tokenizer
 from vflax.weights import hf_chat, hf_config, hf_images, hub, llava_config, names
 from vflax.weights.kinds import CLIP, DECODER, PARTS, PROJECTOR, WHOLE, detect
@@ -185,3 +186,22 @@ def bridge_of(source: TensorSource, file: Path) -> BridgeConfig:
         raise UserError(f"{file}: no projector of linear layers: it holds {', '.join(source.names())}")
     out, inner = linears[1]
     return BridgeConfig("linear" if max(linears) == 1 else f"mlp{max(linears)}x_gelu", inner, out)
+
+
+def template_of(opened: Opened) -> tuple[str, Position]:
+    """The conversation template of a model and where its images go.
+
+    Raises:
+        UserError: the weights bring no template that vflax has.
+    """
+    files = opened.files
+    if isinstance(files, ModelFiles):  # a WORKDIR, or an adapter on one
+        return files.template, files.position
+    known = hf_chat.known_template(files.chat)
+    if known is None:
+        state = "brings no chat template" if files.chat is None else "brings a chat template of its own"
+        raise UserError(
+            f"{opened.place} {state}, and no template of vflax renders like it: name the one it was trained with, such "
+            "as --template=vicuna_v1"
+        )
+    return known

@@ -172,4 +172,4 @@ class _Layers:
         config = self._weights.config
         if self._path.startswith("vision/"):
             return VisionLayer(config.vision, attention="reference", rngs=nnx.Rngs(0), **_DTYPES)
-        return DecoderLayer(config.decoder, rngs=nnx.Rngs(0), **_DTYPES)
+        return DecoderLayer(config.decoder, remat="none", rngs=nnx.Rngs(0), **_DTYPES)

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from etils import epath
 
+from vflax.bucket import TENSORSTORE_CONTEXT, is_url, reaching
 from vflax.errors import UserError
+from vflax.mirror import remote
 from vflax.weights import names
 from vflax.weights.finite import check_finite
 from vflax.weights.frozen import FrozenSource
@@ -44,7 +47,7 @@ class WorkdirSource:
         table = names.table(self.config, read_lora(workdir))
         self._source_dtypes = {name: np.dtype(dtype) for name, dtype in read_source_dtypes(workdir).items()}
         self._frozen = FrozenSource(workdir / "frozen" / read_frozen(workdir))
-        self._leaves = _Leaves(workdir / "checkpoints" / str(step) / "params")
+        self._leaves = _Leaves(remote(workdir / "checkpoints" / str(step) / "params"))
         self._trained: dict[str, tuple[Entry, int | None]] = {}
         stored, frozen = self._leaves.paths(), set(self._frozen.names())
         problems, rows = [], 0
@@ -108,14 +111,15 @@ class WorkdirSource:
 class _Leaves:
     """The arrays of a checkpoint's params item, opened through tensorstore, in which Orbax writes them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | epath.Path) -> None:
         self.folder = folder
         self._stored: dict[str, str] = {}
         self.keep(0)
-        if not folder.is_dir() and (folder.parent / "record").is_dir():
-            return  # an imported model: all of it is in the frozen store
         try:
-            metadata = json.loads((folder / "_METADATA").read_text())
+            with reaching(folder):
+                if not folder.is_dir() and (folder.parent / "record").is_dir():
+                    return  # an imported model: all of it is in the frozen store
+                metadata = json.loads((folder / "_METADATA").read_text())
             self._driver = "zarr3" if metadata["use_zarr3"] else "zarr"
             keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
             self._stored = {key.replace(".", "/"): key for key in keys}
@@ -130,7 +134,9 @@ class _Leaves:
 
     def keep(self, nbytes: int) -> None:
         """Keep so many bytes of chunks, those that were used last."""
-        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": nbytes}})
+        self._context = tensorstore.Context(
+            {"cache_pool": {"total_bytes_limit": nbytes}, **TENSORSTORE_CONTEXT}
+        )
         self._open: dict[str, Any] = {}
 
     def paths(self) -> set[str]:
@@ -160,13 +166,14 @@ class _Leaves:
         array = self._array(path)
         if layer is not None:
             array = array[layer]
-        return np.asarray((array if index is None else array[index]).read().result())
+        with reaching(self.folder):
+            return np.asarray((array if index is None else array[index]).read().result())
 
     def _array(self, path: str) -> Any:
         if path not in self._open:
             store = {
                 "driver": "ocdbt",
-                "base": f"file://{self.folder.absolute()}/",
+                "base": f"{self.folder if is_url(self.folder) else f'file://{self.folder.absolute()}'}/",
                 "path": f"{self._stored[path]}/",
             }
             # A checkpoint that is complete does not change: what is kept need not be compared with the files.
