@@ -15,7 +15,7 @@ from tests import toy
 from tests.test_step import CAPACITY
 from vflax import freeze
 from vflax.errors import UserError
-from vflax.models import llava, lora
+from vflax.models import layers, llava, lora
 from vflax.models.lora import LoraConfig
 from vflax.step import loss_sum
 
@@ -151,8 +151,13 @@ def test_each_layer_and_linear_has_a_mask_of_its_own():
     assert model.decoder.layers.attention.q.keys is None, "the module that was given stays as it was"
 
 
-@pytest.mark.parametrize(("base", "remat"), [("", "full"), ("int8", "dots")])
-def test_what_remat_recomputes_has_the_masks_of_the_first_time(base: str, remat: str):
+@pytest.mark.parametrize(
+    ("base", "remat", "platform"), [("", "full", "cpu"), ("int8", "dots", "cpu"), ("int8", "full", "tpu")]
+)
+def test_what_remat_recomputes_has_the_masks_of_the_first_time(
+    base: str, remat: str, platform: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(layers, "platform", lambda: platform)
     config = dataclasses.replace(DROPPING, base=base)
     params = with_adapters(config)
     params = quantised(params) if config.base else params

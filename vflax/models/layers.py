@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
-from vflax.models.attention import OUTPUT
+from vflax.models.attention import OUTPUT, platform
 from vflax.models.lora import with_keys
 from vflax.models.product import product
 
@@ -20,8 +20,8 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 # One object, not one per module: a graphdef compares its static parts, and two calls of normal() differ.
 KERNEL_INIT = nnx.initializers.normal(stddev=0.02)
 
-# The name under which a remat policy finds what goes into a layer.
-INPUT = "layer_input"
+# The names under which a remat policy finds what goes into a layer, and what goes from its attention to its MLP.
+INPUT, MIDDLE = "layer_input", "layer_middle"
 
 
 class _Remat(NamedTuple):
@@ -53,6 +53,10 @@ _POLICIES: dict[str, _Remat] = {
     ),
     "attention": _Remat(
         _policies.save_only_these_names(OUTPUT), "all but what attention gives: its forward kernel runs once"
+    ),
+    "middle": _Remat(
+        _policies.save_only_these_names(OUTPUT, MIDDLE),
+        "as attention, and what goes from there to the MLP: queries, keys, values and the MLP run twice",
     ),
     "dots_no_batch": _Remat(_weight_products, "all but products with weights"),
     "dots": _Remat(
@@ -171,6 +175,25 @@ def rematerialised(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
 def recomputes_products(remat: str) -> bool:
     """Whether the backward pass computes a layer's products with weights anew."""
     return remat not in ("none", "dots_no_batch", "dots")
+
+
+def inputs_anew(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """`run`, whose backward pass makes what it needs from run's own arguments, and not before it begins.
+
+    For linear functions, which need their inputs alone, not their results. Where a layer is recomputed, the compiler
+    would make such inputs, or copies of them in another layout, with the forward pass, and hold them until the end.
+    (jax.checkpoint would do this, too, but puts a barrier before the forward pass as well.)
+    """
+    if platform() != "tpu" or not recomputes_products(remat):
+        return run
+    anew = jax.custom_vjp(run)
+
+    def backward(inputs: tuple[Any, ...], grad: Any) -> Any:
+        inputs, grad = jax.lax.optimization_barrier((inputs, grad))
+        return jax.vjp(run, *inputs)[1](grad)
+
+    anew.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
+    return anew
 
 
 def check_remat(remat: str) -> None:

@@ -11,10 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
 from vflax.models.attention import attention
-from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, recomputes_products, scan_layers, stack
+from vflax.models.layers import (
+    KERNEL_INIT,
+    MIDDLE,
+    RMSNorm,
+    inputs_anew,
+    linear,
+    recomputes_products,
+    scan_layers,
+    stack,
+)
 from vflax.models.lora import fold
 from vflax.models.mlp import DecoderMlp
 from vflax.models.product import product
@@ -165,19 +175,23 @@ class DecoderLayer(nnx.Module):
             config.width, config.mlp_dim, recomputed=recomputes_products(remat), rngs=rngs, **dtypes
         )
         self.head_dim = config.head_dim
+        self.remat = remat
 
     def project(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated q [B, T, H, K], rotated k and v [B, T, KV, K]."""
-        h = self.input_norm(x)
+        q, k, v = inputs_anew(DecoderLayer._queries_keys_values, self.remat)(self, x)
         split = (*x.shape[:2], -1, self.head_dim)
-        q, k, v = self.attention.q(h), self.attention.k(h), self.attention.v(h)
         return rotate(q.reshape(split), rope), rotate(k.reshape(split), rope), v.reshape(split)
+
+    def _queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        h = self.input_norm(x)
+        return self.attention.q(h), self.attention.k(h), self.attention.v(h)
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Residual x [B, T, D] and what attention mixed [B, T, H, K] -> [B, T, D]."""
-        x = x + self.attention.o(mixed.reshape(*x.shape[:2], -1))
+        x = checkpoint_name(x + self.attention.o(mixed.reshape(*x.shape[:2], -1)), MIDDLE)
         return x + self.mlp(self.post_attention_norm(x))
 
 

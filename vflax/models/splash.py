@@ -92,8 +92,27 @@ def _rows(
 
     # [B, T, H, K] -> [B, H, T, K]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    mixed = jax.vmap(row)(q, k, v, segments)
+    mixed = with_finished_residuals(jax.vmap(row))(q, k, v, segments)
     return mixed.transpose(0, 2, 1, 3)
+
+
+def with_finished_residuals(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, what its backward pass needs of the forward one being made when its result is.
+
+    The kernel writes every log-sum-exp LANES times in float32, twice the memory of its output where heads are 128 wide,
+    and one of them is needed. Left to itself the compiler takes that one out in the backward pass, and holds all until
+    then.
+    """
+
+    @jax.custom_vjp
+    def finished(*inputs: Any) -> Any:
+        return run(*inputs)
+
+    def forward(*inputs: Any) -> Any:
+        return jax.lax.optimization_barrier(jax.vjp(run, *inputs))
+
+    finished.defvjp(forward, lambda back, grad: back(grad))
+    return finished
 
 
 def _kernel(
