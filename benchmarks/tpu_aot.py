@@ -157,8 +157,7 @@ def _vflax(case: Case) -> dict[str, Any]:
 
     config = load_config(f"configs/stage{case.stage}.py:{case.size}")
     config.remat = case.remat
-    if case.data != 1:
-        config.mesh.data = case.data
+    config.mesh.data = case.data
     config.data.max_length, config.data.slots = LENGTH, SLOTS if case.images else 0
     model, _ = model_of(config)
     target = aot.find_target(case.topology)

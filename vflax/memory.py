@@ -83,13 +83,7 @@ def estimate(
     inputs = tokens * decoder.width * item
     mixed = tokens * decoder.num_heads * decoder.head_dim * item
     # Of each layer; those that the host keeps are on their way there, or back, two at a time.
-    kept = {
-        "offload": 0,
-        "full": inputs,
-        "offload_attention": mixed,
-        "attention": inputs + mixed,
-        "middle": 2 * inputs + mixed,
-    }
+    kept = {"offload": 0, "full": inputs, "offload_attention": mixed, "attention": inputs + mixed}
     sizes["activations"] = layer + kept.get(remat, inputs + layer) * decoder.num_layers
     if remat.startswith("offload"):
         sizes["activations"] += 2 * inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_the_forward_kernel_runs_once_where_its_output_is_kept(policy: str, kern
 
     needed, _ = dce_jaxpr(jax.make_jaxpr(jax.grad(loss))(q).jaxpr, [True])
     assert str(needed).count("pallas_call[") == kernels
+
+
+def test_of_the_log_sum_exps_that_the_kernel_repeats_one_is_held_for_the_backward_pass():
+    q, k, v, _, segments = arrays(128, 2, 2)
+
+    def mixed(q: jax.Array) -> jax.Array:
+        own = {"q_segments": segments, "kv_segments": segments}
+        return attention(q, k, v, **own, causal=True, backend="splash")
+
+    program = str(jax.make_jaxpr(lambda q: jax.vjp(mixed, q))(q))
+    # name:dtype[shape] of each result
+    (held,) = re.findall(r"((?:\w+:\S+\s+)+)= optimization_barrier", program)
+    rows, length, heads, _ = q.shape
+    assert f"f32[{rows},{heads},{length}]" in held
+    assert f"f32[{rows},{heads},{length},128]" in program and f"f32[{rows},{heads},{length},128]" not in held
 
 
 def test_without_segments_and_order_every_token_of_a_row_is_seen():

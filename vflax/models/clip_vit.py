@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
 from vflax.models.attention import attention
-from vflax.models.layers import KERNEL_INIT, MIDDLE, LayerNorm, linear, scan_layers, stack
+from vflax.models.layers import KERNEL_INIT, LayerNorm, linear, scan_layers, stack
 from vflax.models.product import product
 from vflax.sharding import BATCH_AXES, constrain
 from vflax.values import COUNT, FLAG, LAYERS, POSITIVE, SHARE, TEXT, WHOLE, Kind
@@ -149,7 +148,7 @@ class VisionLayer(nnx.Module):
         self.mlp = VisionMlp(config, rngs=rngs, **dtypes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = checkpoint_name(x + self.attention(self.norm1(x)), MIDDLE)
+        x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 

@@ -20,8 +20,8 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 # One object, not one per module: a graphdef compares its static parts, and two calls of normal() differ.
 KERNEL_INIT = nnx.initializers.normal(stddev=0.02)
 
-# The names under which a remat policy finds what goes into a layer, and what goes from its attention to its MLP.
-INPUT, MIDDLE = "layer_input", "layer_middle"
+# The name under which a remat policy finds what goes into a layer.
+INPUT = "layer_input"
 
 
 class _Remat(NamedTuple):
@@ -53,10 +53,6 @@ _POLICIES: dict[str, _Remat] = {
     ),
     "attention": _Remat(
         _policies.save_only_these_names(OUTPUT), "all but what attention gives: its forward kernel runs once"
-    ),
-    "middle": _Remat(
-        _policies.save_only_these_names(OUTPUT, MIDDLE),
-        "as attention, and what goes from there to the MLP: queries, keys, values and the MLP run twice",
     ),
     "dots_no_batch": _Remat(_weight_products, "all but products with weights"),
     "dots": _Remat(
@@ -177,14 +173,14 @@ def recomputes_products(remat: str) -> bool:
     return remat not in ("none", "dots_no_batch", "dots")
 
 
-def inputs_anew(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
+def inputs_anew(run: Callable[..., Any], recomputed: bool) -> Callable[..., Any]:
     """`run`, whose backward pass makes what it needs from run's own arguments, and not before it begins.
 
     For linear functions, which need their inputs alone, not their results. Where a layer is recomputed, the compiler
     would make such inputs, or copies of them in another layout, with the forward pass, and hold them until the end.
     (jax.checkpoint would do this, too, but puts a barrier before the forward pass as well.)
     """
-    if platform() != "tpu" or not recomputes_products(remat):
+    if platform() != "tpu" or not recomputed:
         return run
     anew = jax.custom_vjp(run)
 

@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
 from vflax.models.attention import attention
 from vflax.models.layers import (
     KERNEL_INIT,
-    MIDDLE,
     RMSNorm,
     inputs_anew,
     linear,
@@ -171,17 +169,15 @@ class DecoderLayer(nnx.Module):
         self.input_norm = RMSNorm(config.width, config.norm_eps, **dtypes)
         self.attention = DecoderAttention(config, rngs=rngs, **dtypes)
         self.post_attention_norm = RMSNorm(config.width, config.norm_eps, **dtypes)
-        self.mlp = DecoderMlp(
-            config.width, config.mlp_dim, recomputed=recomputes_products(remat), rngs=rngs, **dtypes
-        )
+        self.recomputed = recomputes_products(remat)
+        self.mlp = DecoderMlp(config.width, config.mlp_dim, recomputed=self.recomputed, rngs=rngs, **dtypes)
         self.head_dim = config.head_dim
-        self.remat = remat
 
     def project(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated q [B, T, H, K], rotated k and v [B, T, KV, K]."""
-        q, k, v = inputs_anew(DecoderLayer._queries_keys_values, self.remat)(self, x)
+        q, k, v = inputs_anew(DecoderLayer._queries_keys_values, self.recomputed)(self, x)
         split = (*x.shape[:2], -1, self.head_dim)
         return rotate(q.reshape(split), rope), rotate(k.reshape(split), rope), v.reshape(split)
 
@@ -191,7 +187,7 @@ class DecoderLayer(nnx.Module):
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Residual x [B, T, D] and what attention mixed [B, T, H, K] -> [B, T, D]."""
-        x = checkpoint_name(x + self.attention.o(mixed.reshape(*x.shape[:2], -1)), MIDDLE)
+        x = x + self.attention.o(mixed.reshape(*x.shape[:2], -1))
         return x + self.mlp(self.post_attention_norm(x))
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vflax.constants import LANES
 from vflax.models.attention import platform
 from vflax.models.layers import linear
 from vflax.sharding import batch_shards, inner_shards
@@ -18,8 +19,6 @@ from vflax.sharding import batch_shards, inner_shards
 # kernels' slices, of which several are in use at once, are too large for a v5e chip's 128 MiB of fast memory, and
 # products that read them from HBM take up to twice as long.
 _PART = 48 * 2**20
-# Where it can be cut.
-_LANES = 128
 
 
 class DecoderMlp(nnx.Module):
@@ -135,11 +134,11 @@ def slices(width: int, column: int) -> list[tuple[int, int]]:
         width: F.
         column: bytes of one column of [B, T, F], over all devices.
     """
-    lanes = -(-width // _LANES)
+    lanes = -(-width // LANES)  # an inner width is cut at whole ones
     mesh = jax.sharding.get_abstract_mesh()
     own = column / (1 if mesh.empty else batch_shards(mesh))
     parts = min(lanes, math.ceil(own * width / _PART))
-    ends = [min(width, lanes * i // parts * _LANES) for i in range(parts + 1)]
+    ends = [min(width, lanes * i // parts * LANES) for i in range(parts + 1)]
     return list(itertools.pairwise(ends))
 
 

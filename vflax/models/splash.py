@@ -19,9 +19,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
 
+from vflax.constants import LANES
 from vflax.sharding import BATCH_AXES
 
-LANES = 128  # a block has a whole number of them in tokens
 # Of what a row is filled up with: no segment has it, so nothing that counts sees it.
 _BEYOND = -1
 
@@ -104,9 +104,7 @@ def with_finished_residuals(run: Callable[..., Any]) -> Callable[..., Any]:
     then.
     """
 
-    @jax.custom_vjp
-    def finished(*inputs: Any) -> Any:
-        return run(*inputs)
+    finished = jax.custom_vjp(run)
 
     def forward(*inputs: Any) -> Any:
         return jax.lax.optimization_barrier(jax.vjp(run, *inputs))

@@ -30,7 +30,7 @@ from vflax.step import ModelShapes, shape_model
 _LARGER = (2, 4, 8)
 _TENSOR = (1, 2, 4)
 # Forward and backward passes over the layers: three without recomputation, four with all of it.
-_PASSES = {"none": 3.0, "dots": 3.1, "dots_no_batch": 3.2, "middle": 3.8}
+_PASSES = {"none": 3.0, "dots": 3.1, "dots_no_batch": 3.2}
 # A formula may be this much too high before it has been corrected by a compilation, and after.
 _DOUBT, _CORRECTED = 0.7, 0.95
 
