@@ -2,8 +2,9 @@
 
 XLA's own count takes the body of a loop once, so of a scan over layers it says nothing. A jaxpr tells how often a scan
 turns, and it holds what rematerialisation computes again. Counted are matrix products and convolutions, two operations
-for a multiplication and its addition, and the Pallas kernels that `KERNELS` has a formula for; what no result needs,
-which a compiler drops, and everything elementwise are left out (in a transformer a per mille). A jaxpr is the program of all devices together, so the sum is theirs.
+for a multiplication and its addition, and the Pallas kernels that `KERNELS` has a formula for. Left out are what no
+result needs, which a compiler drops, and everything elementwise (in a transformer a per mille). A jaxpr is the program
+of all devices together, so the sum is theirs.
 """
 
 from __future__ import annotations
