@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from tests import small
+from tests import small, toy
 from vflax.errors import UserError
-from vflax.models.attention import attention
+from vflax.models.attention import attention, filled
+from vflax.models.clip_vit import VisionAttention
 from vflax.models.layers import rematerialised
 from vflax.models.splash import flops
 
@@ -108,6 +110,20 @@ def test_of_the_log_sum_exps_that_the_kernel_repeats_one_is_held_for_the_backwar
 def test_without_segments_and_order_every_token_of_a_row_is_seen():
     q, k, v, _, _ = arrays(200, 2, 2)
     ours, expected = (attention(q, k, v, causal=False, backend=name) for name in ("splash", "reference"))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_what_fills_up_the_tokens_of_an_image_changes_none_of_its_features():
+    tower = toy.CONFIG.vision
+    attend = {
+        name: VisionAttention(
+            tower, attention=name, rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32
+        )
+        for name in ("splash", "reference")
+    }
+    x = jax.random.normal(jax.random.key(1), (2, 17, tower.width))
+    assert filled(x, causal=False, backend="splash")[0].shape == (2, 128, tower.width)
+    ours, expected = (run(x) for run in attend.values())
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 

@@ -177,7 +177,10 @@ class DecoderLayer(nnx.Module):
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated q [B, T, H, K], rotated k and v [B, T, KV, K]."""
-        q, k, v = inputs_anew(DecoderLayer._queries_keys_values, self.recomputed)(self, x)
+        linears = (self.attention.q, self.attention.k, self.attention.v)
+        linear_only = all(isinstance(part, nnx.Linear) for part in linears)  # adapters would be computed once more
+        project = inputs_anew(DecoderLayer._queries_keys_values, self.recomputed and linear_only)
+        q, k, v = project(self, x)
         split = (*x.shape[:2], -1, self.head_dim)
         return rotate(q.reshape(split), rope), rotate(k.reshape(split), rope), v.reshape(split)
 

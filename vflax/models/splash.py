@@ -52,11 +52,10 @@ def splash(
     length = q.shape[1]
     if segments is None:
         segments = jnp.zeros(q.shape[:2], jnp.int32)
-    block = _block(length, causal)
-    beyond = -length % block
-    if beyond:
-        q, k, v = (jnp.pad(x, ((0, 0), (0, beyond), (0, 0), (0, 0))) for x in (q, k, v))
-        segments = jnp.pad(segments, ((0, 0), (0, beyond)), constant_values=_BEYOND)
+    block, room = _block(length, causal), beyond(length, causal)
+    if room:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
+        segments = jnp.pad(segments, ((0, 0), (0, room)), constant_values=_BEYOND)
     # The kernel takes q as it is; scaled in float32, so that it is rounded once.
     q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
     mesh = jax.sharding.get_abstract_mesh()
@@ -66,6 +65,11 @@ def splash(
         rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
         run = jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return run(q, k, v, segments)[:, :length]
+
+
+def beyond(length: int, causal: bool) -> int:
+    """Tokens that a row is short of whole blocks."""
+    return -length % _block(length, causal)
 
 
 def _block(length: int, causal: bool) -> int:
