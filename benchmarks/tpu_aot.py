@@ -43,6 +43,7 @@ class Case:
         images: three images per row, or text only.
         stage: of the recipe.
         capacity: supervised positions of a row. All of them where MaxText is the peer, which knows no other.
+        data: groups of chips that hold the whole state each; it is shared out within a group.
     """
 
     system: str
@@ -53,6 +54,7 @@ class Case:
     images: bool = True
     stage: int = 1
     capacity: int = SUPERVISED
+    data: int = 1
 
     @property
     def name(self) -> str:
@@ -60,6 +62,7 @@ class Case:
         parts += [] if self.images else ["text"]
         parts += [f"stage{self.stage}"] if self.stage != 1 else []
         parts += [f"capacity{self.capacity}"] if self.capacity != SUPERVISED else []
+        parts += [f"data{self.data}"] if self.data != 1 else []
         return "-".join(parts)
 
 
@@ -74,7 +77,7 @@ OWN = (
     Case("vflax", "13b", "v5e-256", 2),
     Case("vflax", "13b", "2xv5e-256", 2),
     Case("vflax", "7b", "v5e-16", 4),
-    Case("vflax", "13b", "v5e-64", 4),
+    Case("vflax", "13b", "v5e-64", 4, data=2),
 )
 # 13B with 4 and 8 rows per chip needs 64 chips in either system.
 PEERS = [
@@ -154,6 +157,7 @@ def _vflax(case: Case) -> dict[str, Any]:
 
     config = load_config(f"configs/stage{case.stage}.py:{case.size}")
     config.remat = case.remat
+    config.mesh.data = case.data
     config.data.max_length, config.data.slots = LENGTH, SLOTS if case.images else 0
     model, _ = model_of(config)
     target = aot.find_target(case.topology)

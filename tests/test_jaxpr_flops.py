@@ -78,8 +78,17 @@ def test_what_is_computed_again_counts_again():
         return jnp.sin(jnp.sin(x @ w) @ w).sum()
 
     # Forward 2, backward 3 (x learns nothing), and again what the second sine needs: both products.
-    assert count_function(jax.grad(saved), W, X).total == 5 * PRODUCT
-    assert count_function(jax.grad(loss), W, X).total == 7 * PRODUCT
+    assert count_function(jax.value_and_grad(saved), W, X).total == 5 * PRODUCT
+    assert count_function(jax.value_and_grad(loss), W, X).total == 7 * PRODUCT
+
+
+def test_what_no_result_needs_does_not_count():
+    def run(x, w):
+        _, back = jax.vjp(lambda x: x @ w, x)
+        return jax.lax.scan(lambda x, _: ((back(x)[0], x @ w @ w)[0], None), x, length=3)[0]
+
+    # Of each turn the gradient alone; the value that jax.vjp made before, and the two products beside it, go nowhere.
+    assert count_function(run, X, W).total == 3 * PRODUCT
 
 
 def test_of_branches_the_dearest_counts():
@@ -105,9 +114,8 @@ def test_functions_with_derivatives_of_their_own_count_by_their_rules():
 
     twice.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (g @ saved[1].T @ saved[1], saved[0].T @ g))
     assert count_function(twice, X, W).total == PRODUCT
-    assert (
-        count_function(lambda x, w: jax.grad(lambda w: twice(x, w).sum())(w), X, W).total == (1 + 3) * PRODUCT
-    )
+    both = jax.value_and_grad(lambda x, w: twice(x, w).sum(), argnums=(0, 1))
+    assert count_function(both, X, W).total == (1 + 3) * PRODUCT
 
     @jax.custom_jvp
     def once(x, w):

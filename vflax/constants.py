@@ -12,3 +12,5 @@ GIB = 2**30
 # well under one; one that is overloaded answers with an error, which is tried again. Without a limit a request that the
 # network has lost holds a host, and with it all that wait for this host, for ever.
 GS_TIME_LIMIT = 30
+# Of a TPU's registers and matrix unit: an axis that is no multiple of them is filled up.
+LANES = 128

@@ -2,8 +2,9 @@
 
 XLA's own count takes the body of a loop once, so of a scan over layers it says nothing. A jaxpr tells how often a scan
 turns, and it holds what rematerialisation computes again. Counted are matrix products and convolutions, two operations
-for a multiplication and its addition, and the Pallas kernels that `KERNELS` has a formula for; everything elementwise
-is left out (in a transformer a per mille). A jaxpr is the program of all devices together, so the sum is theirs.
+for a multiplication and its addition, and the Pallas kernels that `KERNELS` has a formula for. Left out are what no
+result needs, which a compiler drops, and everything elementwise (in a transformer a per mille). A jaxpr is the program
+of all devices together, so the sum is theirs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from vflax.models import splash
 
@@ -60,8 +62,10 @@ def count(jaxpr: Any) -> Flops:
 
     A branch of lax.cond counts as the dearest one. A while loop whose turns nobody knows counts once, with a note.
     """
+    opened = _open(jaxpr)
+    needed, _ = dce_jaxpr(opened, [True] * len(opened.outvars))
     found = Flops()
-    for equation in _open(jaxpr).eqns:
+    for equation in needed.eqns:
         found.add(_count_equation(equation))
     return found
 

@@ -7,6 +7,7 @@ layer by layer, to go back: with remat="full" each layer's input. Nothing else o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import core
@@ -24,13 +25,25 @@ def activations(jaxpr: Any) -> int:
     found = 0
     for equation in opened.eqns:
         if equation.primitive.name == "scan":
-            params = equation.params
-            read = equation.invars[params["num_consts"] + params["num_carry"] :]
+            body = equation.params["jaxpr"]
+            read = _by_layer(equation.invars, body.in_avals)
             kept = {var for var in read if isinstance(var, core.Var)} & stacked
             found += sum(_bytes(var.aval) for var in kept)
-            stacked |= set(equation.outvars[params["num_carry"] :])
+            stacked |= set(_by_layer(equation.outvars, body.out_avals))
         found += sum(activations(inner) for inner in _inside(equation))
     return found
+
+
+def _by_layer(outside: Sequence[Any], inside: Sequence[Any]) -> list[Any]:
+    """What a scan reads or writes step by step: its body has it without the first axis.
+
+    (How a scan's parameters tell that is another matter in each version of JAX.)
+    """
+    return [
+        var
+        for var, own in zip(outside, inside, strict=True)
+        if var.aval.shape[1:] == own.shape != var.aval.shape
+    ]
 
 
 def _bytes(aval: Any) -> int:

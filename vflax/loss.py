@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vflax.constants import IGNORE_LABEL
+from vflax.constants import IGNORE_LABEL, LANES
 from vflax.models.product import product
 from vflax.sharding import batch_shards
 
 # Bytes of float32 logits that one device holds at a time, where the vocabulary can be cut.
 _LOGITS = 2**27
 _MOST_CHUNKS = 16
-_LANES = 128
 
 
 def shifted_targets(labels: jax.Array) -> jax.Array:
@@ -101,7 +100,7 @@ def chunk_width(rows: int, capacity: int, vocabulary: int) -> int:
         vocabulary: columns in all.
     """
     width = max(_LOGITS // (4 * rows * capacity), vocabulary // _MOST_CHUNKS)
-    return min(vocabulary, -(-width // _LANES) * _LANES)
+    return min(vocabulary, -(-width // LANES) * LANES)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

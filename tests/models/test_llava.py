@@ -14,7 +14,7 @@ import pytest
 
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.errors import UserError
-from vflax.models import llava
+from vflax.models import layers, llava
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
 from vflax.models.llama import DecoderConfig, RopeScaling
@@ -220,6 +220,23 @@ def test_remat_policies_give_the_same_gradients_and_recompute_what_they_say(para
             np.testing.assert_allclose(gradients[policy][path], expected, rtol=0, atol=2e-6 * scale)
     # "dots" recomputes no product that "none" keeps, "dots_no_batch" those of attention, "full" all of a layer.
     assert products["none"] == products["dots"] < products["dots_no_batch"] < products["full"]
+
+
+def test_inputs_that_are_made_anew_give_the_same_gradients(
+    params: llava.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = one_sample_and_an_empty_row()
+    _, expected = value_and_grad(params, graphdef_of(remat="full"), batch)
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    traced = jax.make_jaxpr(jax.value_and_grad(loss_of), static_argnums=1)(
+        params, graphdef_of(remat="full"), batch
+    )
+    assert "optimization_barrier" in str(traced)
+    again = jax.jit(jax.value_and_grad(loss_of), static_argnums=1, compiler_options=QUICK)
+    _, found = again(params, graphdef_of(remat="full"), batch)
+    for path, gradient in expected.items():
+        scale = 1.0 if path.endswith("attention/k/bias") else float(jnp.abs(gradient).max())
+        np.testing.assert_allclose(found[path], gradient, rtol=0, atol=2e-6 * scale, err_msg=path)
 
 
 def test_unknown_remat_policy_is_refused_by_name() -> None:

@@ -15,7 +15,7 @@ from tests import toy
 from tests.test_step import CAPACITY
 from vflax import freeze
 from vflax.errors import UserError
-from vflax.models import llava, lora
+from vflax.models import layers, llava, lora
 from vflax.models.lora import LoraConfig
 from vflax.step import loss_sum
 
@@ -136,6 +136,24 @@ def test_dropout_leaves_out_its_share_of_each_row_by_the_row_s_own_key():
         assert (np.asarray(lora.drop(x, other, 0.3)) != dropped).any()
 
 
+def test_on_a_tpu_no_product_makes_random_bits(tpu_compiler):
+    from vflax import aot
+
+    (device,) = aot.find_target("v5e-1").devices
+    where = jax.sharding.SingleDeviceSharding(device)
+
+    def adapted(x: jax.Array, a: jax.Array, step: jax.Array) -> jax.Array:
+        return (lora.drop(x, lora.row_keys(0, step, 1), 0.05) @ a).sum()
+
+    shapes = [((1, 512, 1024), jnp.bfloat16), ((1024, 128), jnp.bfloat16), ((), jnp.int32)]
+    given = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
+    text = jax.jit(jax.grad(adapted, argnums=(0, 1))).lower(*given).compile().as_text()
+    computations = text.split("\n\n")
+    products = [part for part in computations if " convolution(" in part]
+    assert products and any(" xor(" in part for part in computations)
+    assert not [part for part in products if " xor(" in part]
+
+
 def test_masks_do_not_depend_on_how_an_array_is_sharded():
     assert jax.config.jax_threefry_partitionable
 
@@ -151,8 +169,13 @@ def test_each_layer_and_linear_has_a_mask_of_its_own():
     assert model.decoder.layers.attention.q.keys is None, "the module that was given stays as it was"
 
 
-@pytest.mark.parametrize(("base", "remat"), [("", "full"), ("int8", "dots")])
-def test_what_remat_recomputes_has_the_masks_of_the_first_time(base: str, remat: str):
+@pytest.mark.parametrize(
+    ("base", "remat", "platform"), [("", "full", "cpu"), ("int8", "dots", "cpu"), ("int8", "full", "tpu")]
+)
+def test_what_remat_recomputes_has_the_masks_of_the_first_time(
+    base: str, remat: str, platform: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(layers, "platform", lambda: platform)
     config = dataclasses.replace(DROPPING, base=base)
     params = with_adapters(config)
     params = quantised(params) if config.base else params

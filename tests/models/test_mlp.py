@@ -26,15 +26,15 @@ def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> list[jax.Array]:
     return [jax.random.normal(key, shape) * scale for key, shape in zip(keys, shapes, strict=True)]
 
 
-def same_value_and_gradients(ours: Callable, theirs: Callable, inputs: list[jax.Array]) -> None:
+def same_value_and_gradients(ours: Callable, theirs: Callable, inputs: list[jax.Array], atol: float) -> None:
     (value, ours_back), (expected, their_back) = jax.vjp(ours, *inputs), jax.vjp(theirs, *inputs)
     (grad,) = normal(value.shape)
     for a, b in zip((value, *ours_back(grad)), (expected, *their_back(grad)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
 
 
 def test_swiglu_has_the_value_and_gradients_of_the_formula():
-    same_value_and_gradients(mlp.finished_swiglu, formula, normal((3, 50), (3, 50), scale=3.0))
+    same_value_and_gradients(mlp.finished_swiglu, formula, normal((3, 50), (3, 50), scale=3.0), 1e-6)
 
 
 @pytest.mark.parametrize("inner", [96, 128, 600, 1024])
@@ -45,12 +45,13 @@ def test_the_block_in_slices_has_the_value_and_gradients_of_the_whole(
     monkeypatch.setattr(mlp, "_PART", 2 * 5 * inner * 4 // parts)
     x, *kernels = normal((2, 5, 24), (24, inner), (24, inner), (inner, 24))
     kernels = [kernel / 5 for kernel in kernels]
-    same_value_and_gradients(mlp.swiglu_block, block, [x, *kernels])
+    # Sums of up to 1024 products, added up in another order.
+    same_value_and_gradients(mlp.swiglu_block, block, [x, *kernels], 1e-5)
 
 
 @pytest.mark.parametrize(
     ("width", "rows", "count"),
-    [(11008, 1, 1), (11008, 4, 2), (11008, 8, 4), (13824, 4, 3), (1, 1, 1), (600, 10**6, 5)],
+    [(11008, 1, 1), (11008, 4, 4), (11008, 8, 8), (13824, 4, 5), (1, 1, 1), (600, 10**6, 5)],
 )
 def test_slices_are_small_enough_and_begin_where_a_tpu_has_whole_lanes(width: int, rows: int, count: int):
     slices = mlp.slices(width, rows * 2048 * 2)

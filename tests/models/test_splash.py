@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from tests import small
+from tests import small, toy
 from vflax.errors import UserError
-from vflax.models.attention import attention
+from vflax.models.attention import attention, filled
+from vflax.models.clip_vit import VisionAttention
 from vflax.models.layers import rematerialised
 from vflax.models.splash import flops
 
@@ -88,9 +91,39 @@ def test_the_forward_kernel_runs_once_where_its_output_is_kept(policy: str, kern
     assert str(needed).count("pallas_call[") == kernels
 
 
+def test_of_the_log_sum_exps_that_the_kernel_repeats_one_is_held_for_the_backward_pass():
+    q, k, v, _, segments = arrays(128, 2, 2)
+    q, k, v = (x[..., :64] for x in (q, k, v))
+
+    def mixed(q: jax.Array) -> jax.Array:
+        own = {"q_segments": segments, "kv_segments": segments}
+        return attention(q, k, v, **own, causal=True, backend="splash")
+
+    program = str(jax.make_jaxpr(lambda q: jax.vjp(mixed, q))(q))
+    # name:dtype[shape] of each result
+    (held,) = re.findall(r"((?:\w+:\S+\s+)+)= optimization_barrier", program)
+    rows, length, heads, _ = q.shape
+    assert f"f32[{rows},{heads},{length}]" in held
+    assert f"f32[{rows},{heads},{length},128]" in program and f"f32[{rows},{heads},{length},128]" not in held
+
+
 def test_without_segments_and_order_every_token_of_a_row_is_seen():
     q, k, v, _, _ = arrays(200, 2, 2)
     ours, expected = (attention(q, k, v, causal=False, backend=name) for name in ("splash", "reference"))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_what_fills_up_the_tokens_of_an_image_changes_none_of_its_features():
+    tower = toy.CONFIG.vision
+    attend = {
+        name: VisionAttention(
+            tower, attention=name, rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32
+        )
+        for name in ("splash", "reference")
+    }
+    x = jax.random.normal(jax.random.key(1), (2, 17, tower.width))
+    assert filled(x, causal=False, backend="splash")[0].shape == (2, 128, tower.width)
+    ours, expected = (run(x) for run in attend.values())
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 

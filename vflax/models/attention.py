@@ -75,6 +75,25 @@ def attention(
     return _reference(q, k, v, mask)
 
 
+def filled(x: jax.Array, *, causal: bool, backend: str) -> tuple[jax.Array, jax.Array | None]:
+    """x [B, T, D] filled up to the tokens of whole blocks, where the backend works in blocks.
+
+    It would fill up q, k and v itself; x, before they are made of it, is one array instead of three.
+
+    Returns:
+        x, and segments for it that keep attention off what was filled up; None: x is as it was.
+    """
+    if backend != "splash" and (backend != "auto" or platform() != "tpu"):
+        return x, None
+    from vflax.models.splash import beyond
+
+    length, room = x.shape[1], beyond(x.shape[1], causal)
+    if not room:
+        return x, None
+    segments = jnp.broadcast_to(jnp.arange(length + room) >= length, (x.shape[0], length + room))
+    return jnp.pad(x, ((0, 0), (0, room), (0, 0))), segments.astype(jnp.int32)
+
+
 def platform() -> str:
     """Of the devices that the mesh at hand is for, which need not be here (ahead-of-time compilation); without a mesh
     of this process: "tpu", "gpu" or "cpu"."""

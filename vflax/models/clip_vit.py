@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from vflax.errors import UserError
-from vflax.models.attention import attention
+from vflax.models.attention import attention, filled
 from vflax.models.layers import KERNEL_INIT, LayerNorm, linear, scan_layers, stack
 from vflax.models.product import product
 from vflax.sharding import BATCH_AXES, constrain
@@ -117,13 +117,14 @@ class VisionAttention(nnx.Module):
         self.backend = attention
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, length, width = x.shape
+        length = x.shape[1]
+        x, own = filled(x, causal=False, backend=self.backend)
         # [B, T, D] -> [B, T, H, K]
-        shape = (batch, length, self.num_heads, width // self.num_heads)
+        shape = (*x.shape[:2], self.num_heads, -1)
         q, k, v = self.q(x).reshape(shape), self.k(x).reshape(shape), self.v(x).reshape(shape)
-        mixed = attention(q, k, v, causal=False, backend=self.backend)
+        mixed = attention(q, k, v, q_segments=own, kv_segments=own, causal=False, backend=self.backend)
         # [B, T, H, K] -> [B, T, D]
-        return self.out(mixed.reshape(x.shape))
+        return self.out(mixed.reshape(x.shape))[:, :length]
 
 
 class VisionMlp(nnx.Module):

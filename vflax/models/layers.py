@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
-from vflax.models.attention import OUTPUT
+from vflax.models.attention import OUTPUT, platform
 from vflax.models.lora import with_keys
 from vflax.models.product import product
 
@@ -171,6 +171,25 @@ def rematerialised(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
 def recomputes_products(remat: str) -> bool:
     """Whether the backward pass computes a layer's products with weights anew."""
     return remat not in ("none", "dots_no_batch", "dots")
+
+
+def inputs_anew(run: Callable[..., Any], recomputed: bool) -> Callable[..., Any]:
+    """`run`, whose backward pass makes what it needs from run's own arguments, and not before it begins.
+
+    For linear functions, which need their inputs alone, not their results. Where a layer is recomputed, the compiler
+    would make such inputs, or copies of them in another layout, with the forward pass, and hold them until the end.
+    (jax.checkpoint would do this, too, but puts a barrier before the forward pass as well.)
+    """
+    if platform() != "tpu" or not recomputed:
+        return run
+    anew = jax.custom_vjp(run)
+
+    def backward(inputs: tuple[Any, ...], grad: Any) -> Any:
+        inputs, grad = jax.lax.optimization_barrier((inputs, grad))
+        return jax.vjp(run, *inputs)[1](grad)
+
+    anew.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
+    return anew
 
 
 def check_remat(remat: str) -> None:

@@ -14,7 +14,15 @@ from flax import nnx
 
 from vflax.errors import UserError
 from vflax.models.attention import attention
-from vflax.models.layers import KERNEL_INIT, RMSNorm, linear, recomputes_products, scan_layers, stack
+from vflax.models.layers import (
+    KERNEL_INIT,
+    RMSNorm,
+    inputs_anew,
+    linear,
+    recomputes_products,
+    scan_layers,
+    stack,
+)
 from vflax.models.lora import fold
 from vflax.models.mlp import DecoderMlp
 from vflax.models.product import product
@@ -161,19 +169,24 @@ class DecoderLayer(nnx.Module):
         self.input_norm = RMSNorm(config.width, config.norm_eps, **dtypes)
         self.attention = DecoderAttention(config, rngs=rngs, **dtypes)
         self.post_attention_norm = RMSNorm(config.width, config.norm_eps, **dtypes)
-        self.mlp = DecoderMlp(
-            config.width, config.mlp_dim, recomputed=recomputes_products(remat), rngs=rngs, **dtypes
-        )
+        self.recomputed = recomputes_products(remat)
+        self.mlp = DecoderMlp(config.width, config.mlp_dim, recomputed=self.recomputed, rngs=rngs, **dtypes)
         self.head_dim = config.head_dim
 
     def project(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated q [B, T, H, K], rotated k and v [B, T, KV, K]."""
-        h = self.input_norm(x)
+        linears = (self.attention.q, self.attention.k, self.attention.v)
+        linear_only = all(isinstance(part, nnx.Linear) for part in linears)  # adapters would be computed once more
+        project = inputs_anew(DecoderLayer._queries_keys_values, self.recomputed and linear_only)
+        q, k, v = project(self, x)
         split = (*x.shape[:2], -1, self.head_dim)
-        q, k, v = self.attention.q(h), self.attention.k(h), self.attention.v(h)
         return rotate(q.reshape(split), rope), rotate(k.reshape(split), rope), v.reshape(split)
+
+    def _queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        h = self.input_norm(x)
+        return self.attention.q(h), self.attention.k(h), self.attention.v(h)
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Residual x [B, T, D] and what attention mixed [B, T, H, K] -> [B, T, D]."""

@@ -114,8 +114,7 @@ class Llava(nnx.Module):
             rngs: its "params" stream draws the parameters.
             dtype: what matrix products compute in; norms, rotary positions, softmax and logits are float32.
             param_dtype: what parameters are kept in; they are cast to dtype where they are used.
-            remat: what the backward pass recomputes of a layer: "none"; "full", all of it; "dots_no_batch", all but
-                products with weights; "dots", all but these and what attention gives.
+            remat: what the backward pass recomputes of a layer, a name from vflax.models.layers.REMAT_POLICIES.
             attention: a backend's name, see vflax.models.attention.
             lora: which linears have adapters, and how their weights are held; None: the model as it is.
         """

@@ -286,6 +286,8 @@ def drop(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     """Set a share of x [B, T, D] to zero, and scale up what stays; keys [B]."""
     # [B] -> bool [B, T, D]
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    # Else a TPU's compiler makes random bits inside the products that use them, anew for each of their tiles.
+    kept = jax.lax.optimization_barrier(kept)
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 

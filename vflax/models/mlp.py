@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vflax.constants import LANES
 from vflax.models.attention import platform
 from vflax.models.layers import linear
 from vflax.sharding import batch_shards, inner_shards
 
-# Bytes of a [B, T, f] array that one device holds at a time, where the inner width can be cut, and where it can be cut:
-# at a multiple of a TPU's lanes.
-_PART = 96 * 2**20
-_LANES = 128
+# Bytes of a [B, T, f] array that one device holds at a time, where the inner width can be cut. With larger ones the
+# kernels' slices, of which several are in use at once, are too large for a v5e chip's 128 MiB of fast memory, and
+# products that read them from HBM take up to twice as long.
+_PART = 48 * 2**20
 
 
 class DecoderMlp(nnx.Module):
@@ -112,9 +113,9 @@ def _block_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, ...]:
         # [B, T, D] x [D, f] -> [B, T, f]. The gradients are made where the last of the three products ends.
         gated, d_h = jax.lax.optimization_barrier((x @ own_gate, grad @ own_down.T))
         h, d_gate, d_up = jax.lax.optimization_barrier(_swiglu_gradients(gated, x @ own_up, d_h))
-        # [B, T, f] x [f, D] -> [B, T, D]
-        own = d_gate @ own_gate.T + d_up @ own_up.T
-        d_x = own if d_x is None else d_x + own
+        # [B, T, f] x [f, D] -> [B, T, D], each onto the sum of those before: two of them are in memory, not three.
+        of_gate = d_gate @ own_gate.T
+        d_x = (of_gate if d_x is None else d_x + of_gate) + d_up @ own_up.T
         found.append((_kernel_gradient(x, d_gate), _kernel_gradient(x, d_up), _kernel_gradient(h, grad)))
     assert d_x is not None
     gates, ups, downs = zip(*found, strict=True)
@@ -133,11 +134,11 @@ def slices(width: int, column: int) -> list[tuple[int, int]]:
         width: F.
         column: bytes of one column of [B, T, F], over all devices.
     """
-    lanes = -(-width // _LANES)
+    lanes = -(-width // LANES)  # an inner width is cut at whole ones
     mesh = jax.sharding.get_abstract_mesh()
     own = column / (1 if mesh.empty else batch_shards(mesh))
     parts = min(lanes, math.ceil(own * width / _PART))
-    ends = [min(width, lanes * i // parts * _LANES) for i in range(parts + 1)]
+    ends = [min(width, lanes * i // parts * LANES) for i in range(parts + 1)]
     return list(itertools.pairwise(ends))
 
 

@@ -19,9 +19,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
 
+from vflax.constants import LANES
 from vflax.sharding import BATCH_AXES
 
-LANES = 128  # a block has a whole number of them in tokens
 # Of what a row is filled up with: no segment has it, so nothing that counts sees it.
 _BEYOND = -1
 
@@ -52,11 +52,10 @@ def splash(
     length = q.shape[1]
     if segments is None:
         segments = jnp.zeros(q.shape[:2], jnp.int32)
-    block = _block(length, causal)
-    beyond = -length % block
-    if beyond:
-        q, k, v = (jnp.pad(x, ((0, 0), (0, beyond), (0, 0), (0, 0))) for x in (q, k, v))
-        segments = jnp.pad(segments, ((0, 0), (0, beyond)), constant_values=_BEYOND)
+    block, room = _block(length, causal), beyond(length, causal)
+    if room:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
+        segments = jnp.pad(segments, ((0, 0), (0, room)), constant_values=_BEYOND)
     # The kernel takes q as it is; scaled in float32, so that it is rounded once.
     q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
     mesh = jax.sharding.get_abstract_mesh()
@@ -66,6 +65,11 @@ def splash(
         rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
         run = jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return run(q, k, v, segments)[:, :length]
+
+
+def beyond(length: int, causal: bool) -> int:
+    """Tokens that a row is short of whole blocks."""
+    return -length % _block(length, causal)
 
 
 def _block(length: int, causal: bool) -> int:
@@ -92,8 +96,25 @@ def _rows(
 
     # [B, T, H, K] -> [B, H, T, K]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    mixed = jax.vmap(row)(q, k, v, segments)
+    mixed = with_finished_residuals(jax.vmap(row))(q, k, v, segments)
     return mixed.transpose(0, 2, 1, 3)
+
+
+def with_finished_residuals(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, what its backward pass needs of the forward one being made when its result is.
+
+    The kernel writes every log-sum-exp LANES times in float32, twice the memory of its output where heads are 128 wide,
+    and one of them is needed. Left to itself the compiler takes that one out in the backward pass, and holds all until
+    then.
+    """
+
+    finished = jax.custom_vjp(run)
+
+    def forward(*inputs: Any) -> Any:
+        return jax.lax.optimization_barrier(jax.vjp(run, *inputs))
+
+    finished.defvjp(forward, lambda back, grad: back(grad))
+    return finished
 
 
 def _kernel(
