@@ -178,7 +178,9 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated q [B, T, H, K], rotated k and v [B, T, KV, K]."""
         linears = (self.attention.q, self.attention.k, self.attention.v)
-        linear_only = all(isinstance(part, nnx.Linear) for part in linears)  # adapters would be computed once more
+        linear_only = all(
+            isinstance(part, nnx.Linear) for part in linears
+        )  # adapters would be computed once more
         project = inputs_anew(DecoderLayer._queries_keys_values, self.recomputed and linear_only)
         q, k, v = project(self, x)
         split = (*x.shape[:2], -1, self.head_dim)
