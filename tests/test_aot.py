@@ -158,6 +158,21 @@ def test_what_is_frozen_costs_no_reduction(tpu_compiler):
     assert reduced(bridge) < reduced(((r".*", "trainable"),)) / 4
 
 
+@pytest.mark.slow
+def test_on_eight_chips_gradients_of_kernels_are_reduced_and_scattered(tpu_compiler):
+    step = traced(aot.find_target("v5e-8"))
+    compiled = aot.compile_traced(step.traced, step.mesh)
+    assert isinstance(compiled, aot.Compiled) and compiled.program is not None
+    found = compiled.program.collective_bytes()
+    kernels = [
+        leaf
+        for path, leaf in step.arguments[0].trainable.items()
+        if path.startswith("decoder/layers/") and leaf.ndim == 3
+    ]
+    assert found["reduce-scatter"] >= sum(leaf.size for leaf in kernels) * 2  # bytes of a bfloat16
+    assert found["all-reduce"] < found["reduce-scatter"] / 10
+
+
 def test_the_work_of_a_step_is_in_its_shapes():
     step = traced(aot.find_target("cpu:1"), rows=4, batch__accumulation=2)
     _, _, batch = step.arguments

@@ -87,7 +87,7 @@ ENTRY %main (a: bf16[16,128]) -> f32[16,128] {
   %f.2 = bf16[64,128]{1,0} fusion(bf16[16,128]{1,0} %a), kind=kCustom, calls=%piece
   %st = (bf16[16,128]{1,0}, bf16[64,128]{1,0}) all-gather-start(bf16[16,128]{1,0} %a), channel_id=3, dimensions={0}
   %dn = bf16[64,128]{1,0} all-gather-done((bf16[16,128]{1,0}, bf16[64,128]{1,0}) %st)
-  %all-reduce-scatter.1 = f32[16,128]{1,0} fusion(f32[64,128]{1,0} %f.2), kind=kCustom, calls=%scatter_fusion
+  %f.3 = f32[16,128]{1,0} fusion(f32[64,128]{1,0} %f.2), kind=kCustom, calls=%scatter_fusion
   %rs = f32[16,128]{1,0} reduce-scatter(f32[64,128]{1,0} %f.2), channel_id=5, dimensions={0}
   ROOT %r = f32[16,128]{1,0} all-reduce(f32[16,128]{1,0} %rs), channel_id=6, to_apply=%add
 }
@@ -130,7 +130,7 @@ def test_bytes_of_collectives_by_kind_each_channel_once():
     assert Program(COLLECTIVES).collective_bytes() == {
         # channel 1, channel 2 that two fusions share, channel 3 that is started and done
         "all-gather": 3 * gathered,
-        # one by name, one that is an all-reduce of which a slice is kept
+        # one by its opcode, one that is an all-reduce of which a slice is kept
         "reduce-scatter": 2 * reduced,
         "all-reduce": 16 * 128 * 4,
     }

@@ -161,7 +161,7 @@ class Program:
                 if instruction.opcode == "fusion"
                 else [instruction]
             )
-            scattered = instruction.opcode == "fusion" and "scatter" in instruction.name
+            scattered = instruction.opcode == "fusion" and any(x.opcode == "dynamic-slice" for x in inside)
             for found in inside:
                 kind = found.opcode.removesuffix("-start")
                 if kind not in COLLECTIVES:
