@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from vflax.errors import UserError
+
+if TYPE_CHECKING:  # the step runs on images that have no ml_collections
+    from ml_collections import ConfigDict
 
 Schedule = Callable[[int], float]
 SCHEDULES = ("cosine", "linear", "constant")
