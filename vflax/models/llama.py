@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vflax.errors import UserError
-from vflax.models.attention import attention
+from vflax.models.attention import attention, platform
 from vflax.models.layers import (
     KERNEL_INIT,
     RMSNorm,
@@ -137,17 +137,41 @@ def rope_frequencies(config: DecoderConfig) -> np.ndarray:
 
 
 def rope_tables(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of every angle: int [B, T] -> float32 [B, T, 1, K/2] each."""
+    """cos and sin of every angle, sin with the sign that `rotate` wants: int [B, T] -> float32 [B, T, 1, K] each."""
     # [B, T, 1, 1] x [K/2] -> [B, T, 1, K/2]
     angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
+@jax.custom_vjp
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate [B, T, H, K] in float32; pair i is (x[i], x[i + K/2]), the rotate-half form of HF weights."""
     cos, sin = rope
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    return (x.astype(jnp.float32) * cos + _halves_swapped(x) * sin).astype(x.dtype)
+
+
+def _rotate_backward(
+    rope: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, tuple[None, None]]:
+    # A rotation's transpose is the rotation back.
+    return rotate(grad, (rope[0], -rope[1])), (None, None)
+
+
+rotate.defvjp(lambda x, rope: (rotate(x, rope), rope), _rotate_backward)
+
+
+def _halves_swapped(x: jax.Array) -> jax.Array:
+    """[..., K] -> float32 [..., K], of which the second half of x comes first."""
+    width = x.shape[-1]
+    if platform() != "tpu":
+        return jnp.roll(x.astype(jnp.float32), width // 2, axis=-1)
+    # Heads are as wide as a TPU's lanes. Arrays of half a head would be padded to whole ones and written to memory; a
+    # product with a permutation, which is exact, is not, and goes on into the rotation's sums.
+    swap = np.roll(np.eye(width), width // 2, axis=1)
+    exact = jax.lax.Precision.HIGHEST
+    # [..., K] x [K, K] -> [..., K]
+    return jnp.matmul(x, swap.astype(x.dtype), precision=exact, preferred_element_type=jnp.float32)
 
 
 class DecoderAttention(nnx.Module):
