@@ -1,6 +1,7 @@
 """What both sides of a comparison train on: samples of given lengths, padded as LLaVA does it or packed as vflax does.
 
-A sample is an image of N tokens, a prompt and an answer of random ids. Only numpy and the packing plan are needed here.
+A sample is an image of N tokens, a prompt and an answer of random ids. Of vflax the packing plan and the model's sizes
+are needed here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.data.packing import SUPERVISED_UNIT, PackPlan
+from vflax.models.llava import LlavaConfig
 
 Rows = dict[str, np.ndarray]
 # Tokens before the image: BOS and what a template begins with.
@@ -95,6 +97,12 @@ class Content:
     def __init__(self, lengths: Lengths, image_tokens: int, image_size: int, vocabulary: int) -> None:
         self.lengths, self.image_tokens = lengths, image_tokens
         self._size, self._vocabulary = image_size, vocabulary
+
+    @classmethod
+    def of(cls, lengths: Lengths, model: LlavaConfig) -> Content:
+        """For this model."""
+        vision = model.vision
+        return cls(lengths, vision.num_tokens, vision.image_size, model.decoder.vocab_size)
 
     @property
     def tokens(self) -> np.ndarray:

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": "python -m benchmarks.cpu",
         "machine": common.machine(),
-        "versions": versions(),
+        "versions": common.versions("jax", "flax", "torch", "transformers"),
         "lengths": lengths.statistics(),
     }
     began = time.perf_counter()
@@ -127,12 +127,6 @@ def find_lengths() -> Lengths:
     return Lengths(*np.array(found).T)
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("jax", "flax", "torch", "transformers")}
-
-
 # --- (a) a step ---------------------------------------------------------------------------------------------
 
 
@@ -174,7 +168,7 @@ def step(
 
     use_all_cores()
     model, batch = model or llava(28, TOWER, SIZES[size]), batch or STEP_BATCH[size]
-    made = make_content(lengths.drawn(max(POOL, batch * content.DEVICES), 0), model)
+    made = Content.of(lengths.drawn(max(POOL, batch * content.DEVICES), 0), model)
     grouped = content.length_grouped(made.lengths.words, batch, 0)[3:5]  # of middling length
     length = max(int(made.tokens[numbers].max()) for numbers in grouped)
     batches = [made.rows([[n] for n in numbers], length, 1) for numbers in grouped]
@@ -190,7 +184,8 @@ def step(
     difference = largest_difference(losses)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        for name, side in turns(sides, number):
+        for name in common.turns(list(sides), number):
+            side = sides[name]
             rows_ = ready[name][number % 2]
             times[name].append(timed(lambda side=side, rows=rows_: side.run(rows)))
     result = {
@@ -220,23 +215,9 @@ def use_all_cores() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
 
 
-def make_content(lengths: Lengths, model: LlavaConfig) -> Content:
-    vision = model.vision
-    return Content(lengths, vision.num_tokens, vision.image_size, model.decoder.vocab_size)
-
-
-def turns(sides: dict[str, Any], number: int) -> Iterator[tuple[str, Any]]:
-    """The sides in an order that changes from round to round."""
-    names = list(sides)
-    for i in range(len(names)):
-        name = names[(i + number) % len(names)]
-        yield name, sides[name]
-
-
 def largest_difference(losses: dict[str, list[float]]) -> float:
     """Between any side's losses and the first side's, relative; ends the process where it is too large."""
-    first, *others = losses.values()
-    found = max(abs(a / b - 1) for other in others for a, b in zip(other, first, strict=True))
+    found = common.largest_difference(losses)
     if not found <= TOLERANCE:
         sys.exit(f"the losses differ by {found:.1e}, so a comparison of speed means nothing: {losses}")
     return float(f"{found:.1e}")
@@ -269,7 +250,7 @@ def samples(
 
     use_all_cores()
     model = model or llava(patch, TOWER, SIZES["small"])
-    made = make_content(lengths.drawn(POOL, 1), model)
+    made = Content.of(lengths.drawn(POOL, 1), model)
     setting = Setting()
     grouped = [content.length_grouped(made.lengths.words, batch, 0)[i] for i in chosen]
     plan = made.plan(batch, BATCHES[batch])
@@ -300,7 +281,8 @@ def samples(
     seconds: dict[str, list[list[float]]] = {name: [[] for _ in grouped] for name in work}
     for number in range(passes):
         for i in range(len(grouped)):
-            for name, (run, _) in turns(work, number + i):
+            for name in common.turns(list(work), number + i):
+                run = work[name][0]
                 seconds[name][i].append(timed(lambda run=run, i=i: run(i)))
     rate = {
         name: sum(count(i) for i in range(len(grouped))) / sum(map(statistics.median, seconds[name]))
@@ -457,7 +439,7 @@ def torch_first_step(vocabulary: int) -> None:
     ]
     model = llava(int(VISION["patch_size"]), *parts, vocabulary=vocabulary, size=int(VISION["image_size"]))
     text = np.full(samples, 24)
-    made = make_content(Lengths(text, text // 3, text), model)
+    made = Content.of(Lengths(text, text // 3, text), model)
     side = Theirs(model, Setting())
     float(side.step(side.put(made.padded(range(samples)))))
 
@@ -468,7 +450,7 @@ def torch_first_step(vocabulary: int) -> None:
 def dispatch(lengths: Lengths, steps: int = 30, model: LlavaConfig | None = None) -> dict[str, Any]:
     """Milliseconds of the host for a step, the devices idle before; the step itself goes on behind it."""
     model = model or llava(28, TOWER, SIZES["small"])
-    made = make_content(lengths.drawn(64, 2), model)
+    made = Content.of(lengths.drawn(64, 2), model)
     rows = made.padded(range(2))
     side = Ours(model, Setting())
     state, frozen = side.start()
@@ -494,25 +476,17 @@ def dispatch(lengths: Lengths, steps: int = 30, model: LlavaConfig | None = None
 def marks(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What was to be reached by the cases that were run, what was found, and whether that is it."""
     found = []
-
-    def mark(what: str, value: float, at_least: float | None = None, at_most: float | None = None) -> None:
-        met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-        limit = {"at_least": at_least} if at_most is None else {"at_most": at_most}
-        found.append({"mark": what, "found": value, **limit, "met": met})
-
     if "step" in result:
         for name in ("eager", "compiled"):
-            mark(
-                f"step over {name}",
-                result["step"]["small"][f"over_{name}"]["median"],
-                at_least=STEP_MARKS[name],
-            )
+            median = result["step"]["small"][f"over_{name}"]["median"]
+            found.append(common.mark(f"step over {name}", median, at_least=STEP_MARKS[name]))
     for line in result.get("samples", ()):
         if line["image_tokens"] == 144:
             what = f"samples a second over eager, 144 image tokens, {line['samples_of_a_step']} a step"
-            mark(what, line["over"]["eager"]["median"], at_least=SAMPLES_MARK)
+            found.append(common.mark(what, line["over"]["eager"]["median"], at_least=SAMPLES_MARK))
     if "dispatch" in result:
-        mark("host ms of a step", result["dispatch"]["host_ms"]["median"], at_most=DISPATCH_MS)
+        median = result["dispatch"]["host_ms"]["median"]
+        found.append(common.mark("host ms of a step", median, at_most=DISPATCH_MS))
     return found
 
 

@@ -125,9 +125,7 @@ def main() -> None:
     if args.task:
         print(json.dumps(do(Task(**json.loads(args.task)))))
         return
-    result: dict[str, Any] = {}
-    if args.out is not None and args.out.is_file():
-        result = json.loads(args.out.read_text())
+    result = common.read(args.out)
     with tempfile.TemporaryDirectory() as temporary:
         compare(args, args.work or Path(temporary), result)
     if not all(mark["met"] for mark in result["marks"]):
@@ -147,36 +145,34 @@ def compare(args: argparse.Namespace, work: Path, result: dict[str, Any]) -> Non
               file=sys.stderr, flush=True)  # fmt: skip
         return found
 
-    def keep() -> None:
-        if args.out is not None:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
-
     given = {k: getattr(args, k) for k in ("size", "device", "compute", "masters")}
     if result.setdefault("given", given) != given:
         sys.exit(f"{args.out} is of other options: {result['given']}")
-    result |= {"command": "python -m benchmarks.gpu", "machine": common.machine()}
+    known = common.versions("jax", "flax", "torch", "transformers")
+    result |= {"command": "python -m benchmarks.gpu", "machine": common.machine(), "versions": known}
     if "ceiling" not in result:
         result["ceiling"] = {side: run("ceiling", side) for side in ("vflax", "eager")}
-        keep()
+        common.save(args.out, result)
     if "fit" not in result:
         result["fit"] = fit(run, sides, size)
-        keep()
+        common.save(args.out, result)
     layers, samples = result["fit"]["layers"], result["fit"]["samples"]
     if "parity" not in result:
         least = min(size.samples)
         losses = {side: run("parity", side, layers, least, PARITY)["losses"] for side in sides}
-        result["parity"] = {"largest_relative_difference": difference(losses), "losses": losses}
-        keep()
+        result["parity"] = {
+            "largest_relative_difference": common.largest_difference(losses),
+            "losses": losses,
+        }
+        common.save(args.out, result)
     if not result["parity"]["largest_relative_difference"] <= TOLERANCE[args.compute]:
         sys.exit(f"the losses differ, so a comparison of speed means nothing: {result['parity']}")
     times: dict[str, list[Any]] = result.setdefault("time", {side: [] for side in sides})
     for number in range(args.rounds):
-        for i in range(len(sides)):
-            side = sides[(i + number) % len(sides)]
+        for side in common.turns(sides, number):
             if len(times[side]) <= number:
                 times[side].append(run("time", side, layers, samples, args.steps))
-                keep()
+                common.save(args.out, result)
     result["figures"] = figures(result, size.model(layers))
     result["marks"] = marks(result)
     for what, lines in result["figures"].items():
@@ -202,13 +198,6 @@ def fit(run: Callable[..., dict[str, Any]], sides: Sequence[str], size: Size) ->
         sys.exit(f"not even {size.layers[-1]} layers fit: {tried}")
     samples = next(n for n in size.samples if n == least or all_fit(layers, n))
     return {"layers": layers, "samples": samples, "tried": tried}
-
-
-def difference(losses: dict[str, list[float]]) -> float:
-    """The largest one, relative, between the first side's losses and any other's."""
-    first, *others = losses.values()
-    found = [abs(a / b - 1) for other in others for a, b in zip(other, first, strict=True)]
-    return float("nan") if not np.isfinite(found).all() else float(f"{max(found):.1e}")
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -259,10 +248,9 @@ def marks(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What was to be reached, what was found, and whether that is it."""
     samples = result["figures"]["samples"]
     torch = min(line["vflax_is_faster"] for side, line in samples.items() if side != "vflax")
-    found = {"MFU of vflax": (samples["vflax"]["mfu"], MFU_MARK), "over the better torch": (torch, OVER_MARK)}
     return [
-        {"mark": mark, "found": value, "at_least": least, "met": value >= least}
-        for mark, (value, least) in found.items()
+        common.mark("MFU of vflax", samples["vflax"]["mfu"], at_least=MFU_MARK),
+        common.mark("over the better torch", torch, at_least=OVER_MARK),
     ]
 
 
@@ -327,9 +315,7 @@ def timed(side: Any, batches: list[Rows]) -> dict[str, Any]:
 
 
 def made(task: Task) -> Content:
-    vision = task.model.vision
-    pool = content.lognormal(max(512, task.samples * content.DEVICES))
-    return Content(pool, vision.num_tokens, vision.image_size, task.model.decoder.vocab_size)
+    return Content.of(content.lognormal(max(512, task.samples * content.DEVICES)), task.model)
 
 
 def grouped(task: Task, steps: int) -> list[np.ndarray]:

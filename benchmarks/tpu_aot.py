@@ -99,9 +99,7 @@ def main() -> None:
     if options.case:
         print(json.dumps(_compile(Case(**json.loads(options.case)))))
         return
-    results: dict[str, Any] = {}
-    if options.out is not None and options.out.is_file():
-        results = json.loads(options.out.read_text())["cases"]
+    results: dict[str, Any] = common.read(options.out).get("cases", {})
     pythons = {"vflax": sys.executable}
     if options.maxtext is not None:
         pythons |= dict.fromkeys(("maxtext", "vflax-theirs"), str(options.maxtext))
@@ -110,11 +108,13 @@ def main() -> None:
             continue
         results[case.name] = compile_apart(case, pythons[case.system])
         print(f"{case.name}: {results[case.name]}", file=sys.stderr, flush=True)
-        if options.out is not None:
-            common.write(
-                options.out, {"machine": common.machine(), "cases": results, "marks": marks(results)}
-            )
-    common.write(options.out, {"machine": common.machine(), "cases": results, "marks": marks(results)})
+        common.save(options.out, summary(results))
+    common.write(options.out, summary(results))
+
+
+def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is written of the cases that were compiled."""
+    return {"machine": common.machine(), "cases": results, "marks": marks(results)}
 
 
 def compile_apart(case: Case, python: str = sys.executable) -> dict[str, Any]:
@@ -141,11 +141,8 @@ def _compile(case: Case) -> dict[str, Any]:
     os.environ.update(ENVIRONMENT)
     began, processor = time.perf_counter(), time.process_time()
     result = _maxtext(case) if case.system == "maxtext" else _vflax(case)
-    from importlib.metadata import version
-
     spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - processor}
-    versions = {name: version(name) for name in ("jax", "libtpu")}
-    return {**result, **{name: round(value) for name, value in spent.items()}, **versions}
+    return {**result, **{k: round(value) for k, value in spent.items()}, **common.versions("jax", "libtpu")}
 
 
 def _vflax(case: Case) -> dict[str, Any]:
@@ -235,14 +232,8 @@ def marks(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was to be reached, what was found, and whether that is it; of the cases that were compiled."""
     found: list[dict[str, Any]] = []
 
-    def mark(what: str, value: Any, at_most: float | None = None, at_least: float | None = None) -> None:
-        met = value if isinstance(value, bool) else True
-        met &= at_most is None or value <= at_most
-        met &= at_least is None or value >= at_least
-        limits = {"at_most": at_most, "at_least": at_least}
-        found.append(
-            {"mark": what, "found": value, **{k: v for k, v in limits.items() if v is not None}, "met": met}
-        )
+    def mark(*what: Any, **limits: Any) -> None:
+        found.append(common.mark(*what, **limits))
 
     def of(case: Case) -> Mapping[str, Any] | None:
         result = results.get(case.name)

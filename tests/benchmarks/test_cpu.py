@@ -67,7 +67,7 @@ def test_a_mark_that_is_missed_says_so() -> None:
 def test_the_tower_of_the_peer_does_not_learn() -> None:
     side = Theirs(MODEL, Setting())
     before = {name: p.detach().clone() for name, p in side.net.model.vision_tower.named_parameters()}
-    source = cpu.make_content(content.lognormal(8), MODEL)
+    source = content.Content.of(content.lognormal(8), MODEL)
     side.step(side.put(source.padded(range(2))))
     assert all(torch.equal(p, before[name]) for name, p in side.net.model.vision_tower.named_parameters())
     assert any(p.grad is not None for p in side.net.model.multi_modal_projector.parameters())

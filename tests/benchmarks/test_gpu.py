@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import common, gpu
 
 ROOT = Path(__file__).parents[2]
 # What an accelerator image has not, and what the data side of vflax needs.
@@ -29,11 +29,11 @@ def test_it_needs_no_library_of_the_data_side() -> None:
 import sys
 for name in {ABSENT!r}:
     sys.modules[name] = None
-from benchmarks import gpu
+from benchmarks import common, gpu
 task = gpu.Task("parity", "vflax", "tiny", "cpu", "float32", "float32", 2, 4, 2)
 first = gpu.do(task)
 second = gpu.do(gpu.dataclasses.replace(task, side="eager"))
-print(gpu.difference({{"vflax": first["losses"], "eager": second["losses"]}}))
+print(common.largest_difference({{"vflax": first["losses"], "eager": second["losses"]}}))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), cwd=ROOT, capture_output=True, text=True
@@ -80,7 +80,9 @@ def test_memory_that_is_too_small_is_told_from_other_errors() -> None:
 
 
 def test_losses_that_are_no_numbers_are_different() -> None:
-    assert not gpu.difference({"vflax": [1.0], "eager": [float("nan")]}) <= gpu.TOLERANCE["bfloat16"]
+    assert (
+        not common.largest_difference({"vflax": [1.0], "eager": [float("nan")]}) <= gpu.TOLERANCE["bfloat16"]
+    )
 
 
 def test_options_of_another_run_are_refused(tmp_path: Path) -> None:

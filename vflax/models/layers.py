@@ -115,6 +115,11 @@ def linear(
     )
 
 
+def are_plain(*linears: nnx.Module) -> bool:
+    """Whether none of them has an adapter or is held as integers: nothing but a product with its kernel."""
+    return all(isinstance(linear, nnx.Linear) for linear in linears)
+
+
 def stack(make: Callable[[nnx.Rngs], Layer], num_layers: int, rngs: nnx.Rngs) -> Layer:
     """Build `num_layers` layers as one module whose every parameter has a leading layer axis."""
 

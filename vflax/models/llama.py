@@ -17,6 +17,7 @@ from vflax.models.attention import attention, platform
 from vflax.models.layers import (
     KERNEL_INIT,
     RMSNorm,
+    are_plain,
     inputs_anew,
     linear,
     recomputes_products,
@@ -201,12 +202,9 @@ class DecoderLayer(nnx.Module):
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated q [B, T, H, K], rotated k and v [B, T, KV, K]."""
-        linears = (self.attention.q, self.attention.k, self.attention.v)
-        linear_only = all(
-            isinstance(part, nnx.Linear) for part in linears
-        )  # adapters would be computed once more
-        project = inputs_anew(DecoderLayer._queries_keys_values, self.recomputed and linear_only)
-        q, k, v = project(self, x)
+        # Adapters are not linear in what they keep: they would be computed once more.
+        anew = self.recomputed and are_plain(self.attention.q, self.attention.k, self.attention.v)
+        q, k, v = inputs_anew(DecoderLayer._queries_keys_values, anew)(self, x)
         split = (*x.shape[:2], -1, self.head_dim)
         return rotate(q.reshape(split), rope), rotate(k.reshape(split), rope), v.reshape(split)
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from vflax.constants import LANES
 from vflax.models.attention import platform
-from vflax.models.layers import linear
+from vflax.models.layers import are_plain, linear
 from vflax.sharding import batch_shards, inner_shards
 
 # Bytes of a [B, T, f] array that one device holds at a time, where the inner width can be cut. With larger ones the
@@ -46,7 +46,7 @@ class DecoderMlp(nnx.Module):
         if platform() != "tpu":
             return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
         linears = (self.gate, self.up, self.down)
-        if self.recomputed and inner_shards() == 1 and all(isinstance(part, nnx.Linear) for part in linears):
+        if self.recomputed and inner_shards() == 1 and are_plain(*linears):
             dtype = self.gate.dtype
             return swiglu_block(x.astype(dtype), *(part.kernel[...].astype(dtype) for part in linears))
         return self.down(finished_swiglu(self.gate(x), self.up(x)))
