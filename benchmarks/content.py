@@ -62,8 +62,9 @@ def lognormal(n: int, seed: int = 0) -> Lengths:
 def length_grouped(words: np.ndarray, batch: int, seed: int, devices: int = DEVICES) -> list[np.ndarray]:
     """Batches as LLaVA's trainer makes them with group_by_modality_length, where all samples have an image.
 
-    The samples are shuffled; each run of `devices` batches of them is sorted by its count of words and dealt out in
-    that order, so that a batch holds samples of like length (llava/train/llava_trainer.py). Whole runs only.
+    The samples are shuffled; each run of `devices` batches of them is sorted, longest first, and dealt out one by one,
+    each sample to the batch with the fewest words so far that is not full, so that the devices of a step have as much
+    to do as each other (llava/train/llava_trainer.py, split_to_even_chunks). Whole runs only.
 
     Args:
         words: int [n], of each sample's text.
@@ -72,15 +73,18 @@ def length_grouped(words: np.ndarray, batch: int, seed: int, devices: int = DEVI
         devices: times accumulation steps.
 
     Returns:
-        Sample numbers [batch] each, every run's longest batch first.
+        Sample numbers [batch] each; batch i of a run has its i-th longest sample.
     """
     order = np.random.default_rng(seed).permutation(len(words))
     run = batch * devices
     batches: list[np.ndarray] = []
     for start in range(0, len(order) - run + 1, run):
         chosen = order[start : start + run]
-        chosen = chosen[np.argsort(-words[chosen], kind="stable")]
-        batches += np.split(chosen, devices)
+        dealt: list[list[int]] = [[] for _ in range(devices)]
+        for number in chosen[np.argsort(-words[chosen], kind="stable")]:
+            open_ = [held for held in dealt if len(held) < batch]
+            min(open_, key=lambda held: words[held].sum()).append(int(number))
+        batches += [np.array(held) for held in dealt]
     return batches
 
 

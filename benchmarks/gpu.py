@@ -14,7 +14,7 @@ Each model is in a process of its own, for a framework does not give memory back
     fit        the most decoder layers, then the most samples a step, that all sides have memory for
     parity     losses over 20 steps of the same padded rows; where they differ nothing is timed
     time       in turns: `rows`, the same padded rows on both sides, and `samples`, the same number of samples a step,
-               ours packed after vflax's plan, theirs grouped by length as LLaVA does it and padded to the longest
+               ours packed after vflax's plan, theirs dealt out by length as LLaVA does it, padded to the longest
 
 Tokens are those of samples, images included and padding not; model FLOPs are vflax.flops.train_step_flops of these for
 either side. What stands in --out is not done again, so a run that was cut off goes on. Needs jax, flax, optax, numpy,
@@ -154,7 +154,7 @@ def compare(args: argparse.Namespace, work: Path, result: dict[str, Any]) -> Non
         result["ceiling"] = {side: run("ceiling", side) for side in ("vflax", "eager")}
         common.save(args.out, result)
     if "fit" not in result:
-        result["fit"] = fit(run, sides, size)
+        result["fit"] = fit(run, sides, size, max(PARITY, args.steps))
         common.save(args.out, result)
     layers, samples = result["fit"]["layers"], result["fit"]["samples"]
     if "parity" not in result:
@@ -171,7 +171,8 @@ def compare(args: argparse.Namespace, work: Path, result: dict[str, Any]) -> Non
     for number in range(args.rounds):
         for side in common.turns(sides, number):
             if len(times[side]) <= number:
-                times[side].append(run("time", side, layers, samples, args.steps))
+                # A process for each, so that its peak memory is its own.
+                times[side].append({what: run(what, side, layers, samples, args.steps) for what in TIMED})
                 common.save(args.out, result)
     result["figures"] = figures(result, size.model(layers))
     result["marks"] = marks(result)
@@ -181,13 +182,16 @@ def compare(args: argparse.Namespace, work: Path, result: dict[str, Any]) -> Non
     common.write(args.out, result)
 
 
-def fit(run: Callable[..., dict[str, Any]], sides: Sequence[str], size: Size) -> dict[str, Any]:
-    """The most layers that all sides hold with the fewest samples, then the most samples with these layers."""
+def fit(run: Callable[..., dict[str, Any]], sides: Sequence[str], size: Size, steps: int) -> dict[str, Any]:
+    """The most layers that all sides hold with the fewest samples, then the most samples with these layers.
+
+    Rows are as long as the longest of so many steps.
+    """
     tried: dict[str, Any] = {}
 
     def all_fit(layers: int, samples: int) -> bool:
         for side in sides:
-            tried[f"{side} {layers} {samples}"] = found = run("fit", side, layers, samples, 2)
+            tried[f"{side} {layers} {samples}"] = found = run("fit", side, layers, samples, steps)
             if not found["fits"]:
                 return False
         return True
@@ -207,7 +211,7 @@ def figures(result: dict[str, Any], model: LlavaConfig) -> dict[str, Any]:
     """{"rows" | "samples": {side: tokens a second, MFU, peak memory, the ratio to vflax}}, medians over rounds."""
     ceiling = max(found["flops_per_second"] for found in result["ceiling"].values())
     lines: dict[str, Any] = {}
-    for what in ("rows", "samples"):
+    for what in TIMED:
         lines[what] = {}
         for side, rounds in result["time"].items():
             rates = [found[what]["tokens"] / found[what]["seconds"] for found in rounds]
@@ -290,10 +294,10 @@ def do(task: Task) -> dict[str, Any]:
     if task.name == "parity":
         return {"losses": side.losses(padded(task, task.steps))}
     if task.name == "fit":
-        side.losses(padded(task, task.steps))
-        side.losses(own(task, 1))
+        side.losses(padded(task, task.steps)[:2])
+        side.losses([max(own(task, task.steps), key=lambda rows: rows["ids"].size)])
         return {"fits": True, "peak_gib": side.peak_gib()}
-    return {what: timed(side, make(task, task.steps)) for what, make in (("rows", padded), ("samples", own))}
+    return timed(side, TIMED[task.name](task, task.steps))
 
 
 def timed(side: Any, batches: list[Rows]) -> dict[str, Any]:
@@ -343,6 +347,9 @@ def own(task: Task, steps: int) -> list[Rows]:
         return [source.padded(numbers) for numbers in grouped(task, steps)]
     plan = source.plan(task.samples, max(1, task.samples // PER_ROW))
     return [source.packed(plan, step)[0] for step in range(steps)]
+
+
+TIMED = {"rows": padded, "samples": own}
 
 
 class Vflax:

@@ -29,14 +29,23 @@ def test_texts_without_real_data_are_as_long_as_real_ones() -> None:
     assert abs(found["text_p90"] - 210) < 3
 
 
-def test_a_batch_of_llavas_sampler_holds_samples_of_like_length() -> None:
+def test_batches_of_llavas_sampler_are_dealt_out_by_length() -> None:
+    # 9 goes to the first, 8 to the second, 5 to the second (8 < 9), which is full then; 1 to the first.
+    words = np.array([1, 8, 9, 5])
+    batches = content.length_grouped(words, batch=2, seed=0, devices=2)
+    assert [sorted(words[b].tolist(), reverse=True) for b in batches] == [[9, 1], [8, 5]]
+
+
+def test_each_batch_of_a_run_of_llavas_sampler_has_one_of_its_longest_samples() -> None:
     words = lengths().words
     batches = content.length_grouped(words, batch=4, seed=0, devices=8)
     assert len(batches) == 3 * 8
-    for start in range(0, 24, 8):
-        run = np.concatenate(batches[start : start + 8])
-        assert (np.diff(words[run]) <= 0).all()
+    assert {len(b) for b in batches} == {4}
     assert len(np.unique(np.concatenate(batches))) == 96
+    for start in range(0, 24, 8):
+        run = batches[start : start + 8]
+        longest = np.sort(words[np.concatenate(run)])[::-1][:8]
+        assert [words[b].max() for b in run] == longest.tolist()
     assert not np.array_equal(batches[0], content.length_grouped(words, 4, 1)[0])
 
 

@@ -69,7 +69,7 @@ def test_the_most_layers_are_those_that_every_side_holds() -> None:
         room = {"vflax": 100, "eager": 64}[side]
         return {"fits": layers * samples <= room}
 
-    found = gpu.fit(run, ("vflax", "eager"), gpu.SIZES["7b"])
+    found = gpu.fit(run, ("vflax", "eager"), gpu.SIZES["7b"], 2)
     assert (found["layers"], found["samples"]) == (16, 4)
 
 
