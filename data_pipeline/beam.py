@@ -279,7 +279,8 @@ def make_shard(name: str, parts: Iterable[Part], staged: epath.Path, tick: Calla
             return  # a runner may start a job twice
         with contextlib.closing(part.reader) as reader:
             shard.make(job, reader, part.source, tick)
-        _put(base, staged / name)
+        with reaching(staged):
+            _put(base, staged / name)
 
 
 def _put(base: Path, staged: epath.Path) -> None:

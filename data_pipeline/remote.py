@@ -64,20 +64,26 @@ class Unreachable(folders.NotWritten):
 def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
     """Ask a bucket about one file; for a path on a disk this does nothing.
 
+    The time limit is set here, too: a worker, a pool's or Beam's, is a process that has never called `to_path`.
+
     Raises:
         FileNotFoundError: it is not there.
         Unreachable: every other failure, after the client's own retries. A file is never called missing for it.
+        UserError: gcsfs is not installed.
     """
     if not is_remote(path):
         yield
         return
+    if bucket.is_url(path):
+        bucket.limit()
     try:
         yield
     except (FileNotFoundError, UserError):
         raise
     except Exception as error:  # gcsfs raises its own, aiohttp's, google-auth's and OSError
+        said = str(error) or type(error).__name__  # a timeout has no words
         raise Unreachable(
-            f"{path}: the bucket does not answer ({error}); the same command goes on with what is finished"
+            f"{path}: the bucket does not answer ({said}); the same command goes on with what is finished"
         ) from None
 
 

@@ -7,8 +7,10 @@ the same time.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -107,6 +109,25 @@ def serving(kind: type[Bucket] = Bucket) -> Iterator[Any]:
             yield bucket
         finally:
             running.stop()
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[Bucket]:
+    """A bucket that takes requests and never answers. Who waits without a limit is refused after two minutes."""
+    with socket.create_server(("localhost", 0), backlog=100) as listening:
+        refuse = threading.Timer(120, listening.close)
+        refuse.start()
+        try:
+            yield Bucket(listening.getsockname()[1])
+        finally:
+            refuse.cancel()
+
+
+def give_up_soon(patch: pytest.MonkeyPatch) -> None:
+    """Have this process wait for an answer a tenth of a second, and not at all before it asks again."""
+    patch.setattr("vflax.bucket.GS_TIME_LIMIT", 0.1)
+    pause = asyncio.sleep
+    patch.setattr(gcsfs.retry.asyncio, "sleep", lambda seconds: pause(0))
 
 
 class _Threading(socketserver.ThreadingMixIn, server.HTTPServer):

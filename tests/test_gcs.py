@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import gcsfs.retry
 import numpy as np
 import pytest
 
@@ -411,11 +408,9 @@ def test_a_folder_that_is_not_there_is_told_by_its_name(here, url):
 
 
 def test_a_bucket_that_never_answers_is_given_up_after_its_time_limit(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(bucket, "GS_TIME_LIMIT", 0.1)
-    pause = asyncio.sleep
-    monkeypatch.setattr(gcsfs.retry.asyncio, "sleep", lambda seconds: pause(0))
-    with socket.create_server(("localhost", 0), backlog=100) as silent:
-        gcs.use_here(gcs.Bucket(silent.getsockname()[1]), tmp_path / "cache", monkeypatch)
+    gcs.give_up_soon(monkeypatch)
+    with gcs.silent() as silent:
+        gcs.use_here(silent, tmp_path / "cache", monkeypatch)
         with (
             pytest.raises(bucket.Unreachable, match=f"{url}.* the bucket does not answer"),
             mirror.opened(url, 0),
@@ -432,8 +427,8 @@ retries = {"gcs_request_retries": {"max_retries": 1}}
 store = tensorstore.KvStore.open({"driver": "gcs", "bucket": "vflax"}, context=tensorstore.Context(retries)).result()
 store.read("a").result()
 """
-    with socket.create_server(("localhost", 0), backlog=100) as silent:
-        env = small.environment() | gcs.Bucket(silent.getsockname()[1]).environment
+    with gcs.silent() as silent:
+        env = small.environment() | silent.environment
         env["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "2"  # less than vflax sets; the rest is vflax's
         env.pop("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", None)
         command = [sys.executable, "-c", program]

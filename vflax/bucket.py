@@ -71,8 +71,9 @@ def naming_key(key: str) -> Iterator[None]:
 
 @functools.cache
 def limit() -> None:
-    """Give every gs:// open of this process its time limit: gcsfs's, and so epath's and Orbax's. TensorStore has its
-    own from vflax/__init__.py. Listings are not kept: other hosts write, too.
+    """Give every gs:// open of this process its time limit: gcsfs's, and so epath's and Orbax's. A process that this
+    one starts has to call it itself, before its first open. TensorStore has its own from vflax/__init__.py. Listings
+    are not kept: other hosts write, too.
 
     Raises:
         UserError: gcsfs is not installed.

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -25,6 +26,7 @@ from data_pipeline.archives import Entry, Place
 from data_pipeline.image_store import ImageReader, ImageStore
 from data_pipeline.remote import Unreachable
 from data_pipeline.spool import Job
+from tests import gcs
 from tests.data_pipeline.test_convert import Release, entry, files, png
 from tests.data_pipeline.test_convert_gcs import Bucket, bucket, server  # noqa: F401 (fixtures)
 from tests.data_pipeline.test_convert_resume import release_of_many_shards
@@ -257,6 +259,17 @@ def test_a_bucket_that_does_not_answer_is_not_taken_for_a_fault_of_the_release(t
     with pytest.raises(Unreachable):
         list(beam.cut(request(release, release.out), os.fspath(tmp_path), shard.code_version()))
     assert not (tmp_path / beam.JOBS_FILE).exists()
+
+
+def test_a_beam_worker_gives_a_bucket_that_never_answers_up_after_its_time_limit(tmp_path, monkeypatch):
+    release = Release(tmp_path / "in", [entry(0)])
+    [(name, part)] = beam.cut(request(release, release.out), os.fspath(tmp_path), shard.code_version())
+    away = replace(part, reader=ImageReader([Place("tar", "gs://vflax/images.tar", "images.tar")]))
+    gcs.give_up_soon(monkeypatch)
+    with gcs.silent() as silent:
+        gcs.use_here(silent, tmp_path / "cache", monkeypatch)
+        with pytest.raises(Unreachable, match=r"gs://vflax/images\.tar: .* does not answer \(.*imeout"):
+            beam.make_shard(name, [away], epath.Path(tmp_path), lambda _: None)
 
 
 def archive_of(path: Path, kind: str, members: dict[str, bytes], extra: bytes = b"") -> None:

@@ -9,11 +9,16 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etils import epath
 
-from data_pipeline import publish, tfds_writer
+from data_pipeline import pool, publish, spool, tfds_writer
+from data_pipeline.archives import Place
+from data_pipeline.image_store import ImageReader, ImageStore
+from data_pipeline.releases import open_release
+from data_pipeline.remote import Unreachable
 from data_pipeline.tfds_writer import check_target
 from tests import gcs
 from tests.data_pipeline.test_convert import Release, entry, files, png
@@ -140,6 +145,26 @@ def test_what_is_not_on_the_bucket_is_said_in_one_line(tmp_path, bucket, option)
     ]
     assert error.startswith("error: ") and f"gs://vflax/{prefix}/none" in error
     assert not release.out.exists()
+
+
+class _Hasty(ImageReader):
+    """Has the process that it is sent to give a bucket up soon."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        gcs.give_up_soon(pytest.MonkeyPatch())
+
+
+def test_a_worker_gives_a_bucket_that_never_answers_up_after_its_time_limit(tmp_path, monkeypatch):
+    """A worker is a new process: nothing that its parent has set holds in it."""
+    release = Release(tmp_path / "in", [entry(0), entry(1)])
+    store, ids = ImageStore(release.images, tmp_path), spool.SeenIds(tmp_path / "ids", False)
+    jobs = spool.cut(open_release(release.annotations, "vision_flan"), store, ids, tmp_path, 1, "")
+    reader = _Hasty([Place("folder", "gs://vflax/images", "images")])
+    with gcs.silent() as silent:
+        gcs.use_here(silent, tmp_path / "cache", monkeypatch)
+        with pytest.raises(Unreachable, match=r"gs://vflax/images/img\d\.png: .* does not answer \(.*imeout"):
+            pool.run(jobs, 2, reader, "release", show_progress=False)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
