@@ -14,43 +14,43 @@ HloModule jit_f, is_scheduled=true
 
 %fused (p: f32[8,128]) -> f32[8,128] {
   %p = f32[8,128] parameter(0)
-  %c = f32[8,128] convolution(f32[8,128] %p, f32[8,128] %p), dim_labels=bf_io->bf
-  ROOT %n = f32[8,128] negate(f32[8,128] %c), backend_config={"estimated_cycles":"9999"}
+  %c = f32[8,128] convolution(%p, %p), dim_labels=bf_io->bf
+  ROOT %n = f32[8,128] negate(%c), backend_config={"estimated_cycles":"9999"}
 }
 
 %inner_body (t: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
   %t = (s32[], f32[8,128]) parameter(0)
-  %x = f32[8,128] fusion(f32[8,128] %t), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
+  %x = f32[8,128] fusion(%t), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
   ROOT %r = (s32[], f32[8,128]) tuple(%t, %x)
 }
 
 %inner_condition (t: (s32[], f32[8,128])) -> pred[] {
   %t = (s32[], f32[8,128]) parameter(0)
   %limit = s32[]{:T(128)} constant(3)
-  ROOT %less = pred[] compare(s32[] %t, s32[] %limit), direction=LT
+  ROOT %less = pred[] compare(%t, %limit), direction=LT
 }
 
 %compare (a: s32[]) -> pred[] {
   %a = s32[] parameter(0)
   %five = s32[]{:T(128)} constant(5)
-  ROOT %less.1 = pred[] compare(s32[] %a, s32[] %five), direction=LT
+  ROOT %less.1 = pred[] compare(%a, %five), direction=LT
 }
 
 %body (t: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
   %t = (s32[], f32[8,128]) parameter(0)
-  %w = (s32[], f32[8,128]) while((s32[], f32[8,128]) %t), condition=%inner_condition, body=%inner_body
+  %w = (s32[], f32[8,128]) while(%t), condition=%inner_condition, body=%inner_body
   %y = f32[8,128] fusion(%w), calls=%fused, metadata={op_name="jit(f)/mul"}, backend_config={"estimated_cycles":"100"}
   ROOT %r = (s32[], f32[8,128]) tuple(%t, %y)
 }
 
 %condition (t: (s32[], f32[8,128])) -> pred[] {
   %t = (s32[], f32[8,128]) parameter(0)
-  ROOT %f = pred[] fusion(s32[] %t), kind=kLoop, calls=%compare
+  ROOT %f = pred[] fusion(%t), kind=kLoop, calls=%compare
 }
 
 %left (p: f32[8,128]) -> f32[8,128] {
   %p = f32[8,128] parameter(0)
-  ROOT %l = f32[8,128] fusion(f32[8,128] %p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"1000"}
+  ROOT %l = f32[8,128] fusion(%p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"1000"}
 }
 
 %right (p: f32[8,128]) -> f32[8,128] {
@@ -59,37 +59,116 @@ HloModule jit_f, is_scheduled=true
 
 ENTRY %main (a: f32[8,128]) -> f32[8,128] {
   %a = f32[8,128] parameter(0)
-  %w.1 = (s32[], f32[8,128]) while((s32[], f32[8,128]) %a), condition=%condition, body=%body
-  %k = f32[8,128] custom-call(f32[8,128] %a), custom_call_target="tpu_custom_call", kernel_metadata={
+  %w.1 = (s32[], f32[8,128]) while(%a), condition=%condition, body=%body
+  %k = f32[8,128] custom-call(%a), custom_call_target="tpu_custom_call", kernel_metadata={
 }}
-  %b = f32[8,128] conditional(pred[] %a, f32[8,128] %a, f32[8,128] %a), branch_computations={%left, %right}
-  ROOT %out = f32[8,128] copy(f32[8,128] %b), backend_config={"estimated_cycles":"7"}
+  %b = f32[8,128] conditional(%a, %a, %a), branch_computations={%left, %right}
+  ROOT %out = f32[8,128] copy(%b), backend_config={"estimated_cycles":"7"}
 }
 """
+# The same format: operands by name alone.
 COLLECTIVES = """\
 HloModule jit_g
 
 %scatter_fusion (p: f32[64,128]) -> f32[16,128] {
-  %p = f32[64,128]{1,0} parameter(0)
-  %ar = f32[64,128]{1,0} all-reduce(f32[64,128]{1,0} %p), channel_id=4, to_apply=%add
-  ROOT %s = f32[16,128]{1,0} dynamic-slice(f32[64,128]{1,0} %ar)
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %ar = f32[64,128]{1,0:T(8,128)} all-reduce(%p), channel_id=3, to_apply=%add
+  ROOT %s = f32[16,128]{1,0:T(8,128)} dynamic-slice(%ar, %zero), dynamic_slice_sizes={16,128}
 }
 
-%piece (p: bf16[16,128]) -> bf16[64,128] {
-  %p = bf16[16,128]{1,0} parameter(0)
-  ROOT %ag = bf16[64,128]{1,0} all-gather(bf16[16,128]{1,0} %p), channel_id=2, dimensions={0}
+ENTRY %main (a: bf16[16,128], b: f32[64,128]) -> f32[16,128] {
+  %a = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = f32[64,128]{1,0:T(8,128)} parameter(1)
+  %g = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%a), channel_id=1, dimensions={0}
+  %st = (bf16[16,128]{1,0:T(8,128)(2,1)}, bf16[64,128]{1,0:T(8,128)(2,1)}) all-gather-start(%a), channel_id=2
+  %dn = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather-done(%st)
+  %f = f32[16,128]{1,0:T(8,128)} fusion(%b), kind=kCustom, calls=%scatter_fusion
+  %rs = f32[16,128]{1,0:T(8,128)} reduce-scatter(%b), channel_id=4, dimensions={0}, to_apply=%add
+  ROOT %r = f32[16,128]{1,0:T(8,128)} all-reduce(%rs), channel_id=5, to_apply=%add
+}
+"""
+# Two permutes on one channel.
+PERMUTE = "(bf16[16,128]{1,0:T(8,128)(2,1)S(1)}, bf16[16,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, u32[]{:S(2)})"
+PERMUTES = f"""\
+HloModule jit_p
+
+ENTRY %main (a: bf16[16,128]) -> bf16[16,128] {{
+  %a = bf16[16,128]{{1,0:T(8,128)(2,1)}} parameter(0)
+  %st = {PERMUTE} collective-permute-start(%a), channel_id=1
+  %dn = bf16[16,128]{{1,0:T(8,128)(2,1)}} collective-permute-done(%st)
+  %st.1 = {PERMUTE} collective-permute-start(%dn), channel_id=1
+  ROOT %dn.1 = bf16[16,128]{{1,0:T(8,128)(2,1)}} collective-permute-done(%st.1)
+}}
+"""
+# A loop of 5 turns with the first peeled off, whose all-gather starts before another loop, goes on in it and ends after
+# it, while that of a later turn starts and ends in its turn; their channels are the same.
+PEELED = """\
+HloModule jit_h
+
+%begin (p: bf16[16,128]) -> (bf16[16,128], bf16[64,128]) {
+  %p = bf16[16,128] parameter(0)
+  %ag = bf16[64,128] all-gather(%p), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %t = (bf16[16,128], bf16[64,128]) tuple(%p, %ag)
 }
 
-ENTRY %main (a: bf16[16,128]) -> f32[16,128] {
-  %a = bf16[16,128]{1,0} parameter(0)
-  %g = bf16[64,128]{1,0} all-gather(bf16[16,128]{1,0} %a), channel_id=1, dimensions={0}
-  %f.1 = bf16[64,128]{1,0} fusion(bf16[16,128]{1,0} %a), kind=kCustom, calls=%piece
-  %f.2 = bf16[64,128]{1,0} fusion(bf16[16,128]{1,0} %a), kind=kCustom, calls=%piece
-  %st = (bf16[16,128]{1,0}, bf16[64,128]{1,0}) all-gather-start(bf16[16,128]{1,0} %a), channel_id=3, dimensions={0}
-  %dn = bf16[64,128]{1,0} all-gather-done((bf16[16,128]{1,0}, bf16[64,128]{1,0}) %st)
-  %f.3 = f32[16,128]{1,0} fusion(f32[64,128]{1,0} %f.2), kind=kCustom, calls=%scatter_fusion
-  %rs = f32[16,128]{1,0} reduce-scatter(f32[64,128]{1,0} %f.2), channel_id=5, dimensions={0}
-  ROOT %r = f32[16,128]{1,0} all-reduce(f32[16,128]{1,0} %rs), channel_id=6, to_apply=%add
+%go_on (p: bf16[16,128]) -> (bf16[16,128], bf16[64,128]) {
+  %p = bf16[16,128] parameter(0)
+  %ag.1 = bf16[64,128] all-gather(%p), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %t = (bf16[16,128], bf16[64,128]) tuple(%p, %ag.1)
+}
+
+%end (p: bf16[16,128]) -> bf16[64,128] {
+  %p = bf16[16,128] parameter(0)
+  ROOT %ag.2 = bf16[64,128] all-gather(%p), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+%begin.1 (p: bf16[16,128]) -> (bf16[16,128], bf16[64,128]) {
+  %p = bf16[16,128] parameter(0)
+  %ag.3 = bf16[64,128] all-gather(%p), channel_id=1, dimensions={0}, frontend_attributes={chain_id="1"}
+  ROOT %t = (bf16[16,128], bf16[64,128]) tuple(%p, %ag.3)
+}
+
+%end.1 (p: bf16[16,128]) -> bf16[64,128] {
+  %p = bf16[16,128] parameter(0)
+  ROOT %ag.4 = bf16[64,128] all-gather(%p), channel_id=1, dimensions={0}, frontend_attributes={chain_id="1"}
+}
+
+%other_body (t: (s32[], bf16[16,128])) -> (s32[], bf16[16,128]) {
+  %t = (s32[], bf16[16,128]) parameter(0)
+  %x = bf16[16,128] get-tuple-element(%t), index=1
+  %piece = (bf16[16,128], bf16[64,128]) fusion(%x), kind=kCustom, calls=%go_on
+  ROOT %r = (s32[], bf16[16,128]) tuple(%t, %x)
+}
+
+%other_condition (t: (s32[], bf16[16,128])) -> pred[] {
+  %t = (s32[], bf16[16,128]) parameter(0)
+  %limit = s32[]{:T(128)} constant(23)
+  ROOT %less = pred[] compare(%t, %limit), direction=LT
+}
+
+%body (loop_peel_param: (s32[], bf16[16,128])) -> (s32[], bf16[16,128]) {
+  %loop_peel_param = (s32[], bf16[16,128]) parameter(0)
+  %x = bf16[16,128] get-tuple-element(%loop_peel_param), index=1
+  %start.1 = (bf16[16,128], bf16[64,128]) fusion(%x), kind=kCustom, calls=%begin.1
+  %done.1 = bf16[64,128] fusion(%x), kind=kCustom, calls=%end.1
+  %ar.1 = bf16[64,128] all-reduce(%done.1), channel_id=2, to_apply=%add
+  ROOT %r = (s32[], bf16[16,128]) tuple(%loop_peel_param, %x)
+}
+
+%condition (loop_peel_cond_param: (s32[], bf16[16,128])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5)
+  %loop_peel_cond_param = (s32[], bf16[16,128]) parameter(0)
+  ROOT %less = pred[] compare(%loop_peel_cond_param, %limit), direction=LT
+}
+
+ENTRY %main (a: bf16[16,128]) -> bf16[16,128] {
+  %a = bf16[16,128] parameter(0)
+  %start = (bf16[16,128], bf16[64,128]) fusion(%a), kind=kCustom, calls=%begin
+  %w = (s32[], bf16[16,128]) while(%a), condition=%other_condition, body=%other_body
+  %done = bf16[64,128] fusion(%a), kind=kCustom, calls=%end
+  %ar = bf16[64,128] all-reduce(%done), channel_id=2, to_apply=%add
+  %w.1 = (s32[], bf16[16,128]) while(%a), condition=%condition, body=%body
+  ROOT %out = bf16[16,128] get-tuple-element(%w.1), index=1
 }
 """
 
@@ -125,15 +204,33 @@ def test_shapes_are_found_inside_fusions():
     assert list(Program(LOOPS).shapes("convolution")) == [(8, 128)]
 
 
-def test_bytes_of_collectives_by_kind_each_channel_once():
+def test_bytes_are_the_result_of_an_all_gather_and_the_operand_of_the_others():
     gathered, reduced = 64 * 128 * 2, 64 * 128 * 4
     assert Program(COLLECTIVES).collective_bytes() == {
-        # channel 1, channel 2 that two fusions share, channel 3 that is started and done
-        "all-gather": 3 * gathered,
+        "all-gather": 2 * gathered,  # one of them started and done
         # one by its opcode, one that is an all-reduce of which a slice is kept
         "reduce-scatter": 2 * reduced,
         "all-reduce": 16 * 128 * 4,
     }
+
+
+def test_operands_may_be_printed_with_their_types():
+    typed = COLLECTIVES.replace("reduce-scatter(%b)", "reduce-scatter(f32[64,128]{1,0:T(8,128)} %b)")
+    assert typed != COLLECTIVES
+    assert Program(typed).collective_bytes() == Program(COLLECTIVES).collective_bytes()
+
+
+def test_each_permute_counts_its_operand_whatever_its_channel():
+    assert Program(PERMUTES).collective_bytes() == {"collective-permute": 2 * 16 * 128 * 2}
+
+
+def test_a_peeled_turn_and_the_loops_other_turns_count_together_as_all_turns():
+    assert Program(PEELED).trips("condition") == 4
+    assert Program(PEELED).collective_bytes()["all-reduce"] == (1 + 4) * 64 * 128 * 2
+
+
+def test_a_chain_of_fusions_counts_once_for_each_start_though_a_loop_lies_before_its_end():
+    assert Program(PEELED).collective_bytes()["all-gather"] == (1 + 4) * 64 * 128 * 2
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,13 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_OPCODE = re.compile(r"\s*([\w\-]+)\(")
+_OPCODE = re.compile(r"\s*([\w\-]+)(?=\()")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -37,12 +38,14 @@ class Instruction:
         name: in the program.
         opcode: fusion, while, all-gather, ...
         shape: the text of its result's type.
+        operands: the same of its operands.
         line: all of it.
     """
 
     name: str
     opcode: str
     shape: str
+    operands: tuple[str, ...]
     line: str
 
     @property
@@ -74,9 +77,11 @@ class Program:
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         current: list[Instruction] | None = None
+        shapes: dict[str, str] = {}  # by name, of the computation
         for line in text.splitlines():
             if header := _COMPUTATION.match(line):
                 current = self.computations[header[1]] = []
+                shapes = {}
                 if line.startswith("ENTRY"):
                     self.entry = header[1]
             elif line == "}":  # an attribute of a kernel may itself end in a line that begins with braces
@@ -84,7 +89,11 @@ class Program:
             elif current is not None and (begin := _INSTRUCTION.match(line)):
                 shape, rest = _split_shape(line[begin.end() :])
                 if opcode := _OPCODE.match(rest):
-                    current.append(Instruction(begin[1], opcode[1], shape, line))
+                    # By name, for not every version of XLA writes their types here; what is used has been printed.
+                    names = _OPERAND.findall(_split_shape(rest[opcode.end() :])[0])
+                    operands = tuple(shapes[name] for name in names if name in shapes)
+                    current.append(Instruction(begin[1], opcode[1], shape, operands, line))
+                    shapes[begin[1]] = shape
 
     def walk(self) -> Iterator[tuple[Instruction, int]]:
         """Every instruction that runs, with how often it does; those inside fusions are left out."""
@@ -108,12 +117,11 @@ class Program:
 
     def trips(self, condition: str) -> int:
         """How often a loop runs whose counter is compared with a constant, as that of lax.scan; 1 where it is not."""
-        limits = {
-            int(found[1])
-            for instruction in self._inside(condition)
-            if (found := _LIMIT.search(instruction.line))
-        }
-        return max(limits, default=1)
+        inside = list(self._inside(condition))
+        limits = {int(found[1]) for instruction in inside if (found := _LIMIT.search(instruction.line))}
+        # XLA may peel the first turn off and put it before the loop, which then begins at 1 and is named for it.
+        peeled = any("loop_peel" in instruction.name for instruction in inside)
+        return max(limits) - peeled if limits else 1
 
     def _inside(self, name: str) -> Iterator[Instruction]:
         """The instructions of a computation and of all that it calls."""
@@ -150,11 +158,14 @@ class Program:
     def collective_bytes(self) -> dict[str, int]:
         """{kind: bytes} that a chip takes part in: of an all-gather the result, of the others the operand.
 
-        One collective may be taken apart into several fusions, which then have one channel: it counts once. An
-        all-reduce of which only a slice is kept, in one fusion, is a reduce-scatter.
+        A collective may be taken apart into a chain of fusions, from the one that starts it to the one that ends it,
+        with the loops between them: it counts once, as often as its start runs. Its channel does not tell it from
+        others, for a turn that is peeled off a loop keeps the channels of the loop. An all-reduce of which only a
+        slice is kept, in one fusion, is a reduce-scatter. What goes from slice to slice does so by way of the hosts
+        (send, recv) and is not in it.
         """
         total: Counter[str] = Counter()
-        seen: set[tuple[int, str]] = set()
+        seen: set[str] = set()
         for instruction, times in self.walk():
             inside = (
                 list(self._inside(instruction.called("calls") or ""))
@@ -166,17 +177,16 @@ class Program:
                 kind = found.opcode.removesuffix("-start")
                 if kind not in COLLECTIVES:
                     continue
-                channel = _CHANNEL.search(found.line)
-                if channel is not None:
-                    key = int(channel[1]), kind
-                    if key in seen:
+                if chain := _CHAIN.search(found.line):
+                    if chain[1] in seen:
                         continue
-                    seen.add(key)
-                size = shape_bytes(found.shape)
-                if found.opcode.endswith("-start") and kind == "all-gather":
+                    seen.add(chain[1])
+                if kind != "all-gather":
+                    size = sum(map(shape_bytes, found.operands))
+                elif found.opcode.endswith("-start"):
                     size = largest_bytes(found.shape)  # (operand, result)
-                if kind == "reduce-scatter":
-                    size = max(size, operand_bytes(found))
+                else:
+                    size = shape_bytes(found.shape)
                 total["reduce-scatter" if kind == "all-reduce" and scattered else kind] += size * times
         return dict(total)
 
@@ -205,12 +215,6 @@ def shape_bytes(shape: str) -> int:
 def largest_bytes(shape: str) -> int:
     """Bytes of the largest array of a type."""
     return max((_array_bytes(kind, sizes) for kind, sizes in _ARRAY.findall(shape)), default=0)
-
-
-def operand_bytes(instruction: Instruction) -> int:
-    """Bytes of the operands of an instruction, where the text gives their types."""
-    operands = instruction.line.split(f"{instruction.opcode}(", 1)[1].split(")", 1)[0]
-    return shape_bytes(operands)
 
 
 def _array_bytes(kind: str, sizes: str) -> int:
