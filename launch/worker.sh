@@ -8,7 +8,8 @@
 #   worker.sh mark|seen|unmark FOLDER TOKEN   is FOLDER one folder for all workers?
 #   worker.sh free                         fails while a run is going
 #   worker.sh start [--max-restarts=N] --workdir=DIR -- FLAGS of vflax.launch
-#   worker.sh status                       running | ended STATUS | gone | idle, then WORKDIR's own state
+#   worker.sh status                       absent, or: running | ended STATUS | gone | idle; workdir DIR; installed FLAGS
+#                                          (one line), then WORKDIR's own state
 #   worker.sh log [--lines=N] [--follow]
 #   worker.sh stop [--grace=SECONDS] [--kill]
 #   worker.sh have FOLDER NAME ...         which of the names are in FOLDER
@@ -29,15 +30,19 @@ worker_number() {
 }
 
 install() {
-  local uv
-  rm -f "$home/commit"
+  local uv option flags=()
+  for option in commit bucket nfs mount python data data-dir; do
+    [ -z "${opt[$option]-}" ] || flags+=(--"$option=${opt[$option]}")
+  done
+  # What ran before ran on another installation, perhaps in another storage: its end is none of a run to come.
+  rm -f "$home/installed" "$run"/{status,pid,boot,workdir}
   save_storage
   mount_storage
   copy_data
   uv=$(find_uv)
   "$uv" venv -q --allow-existing --python "${opt[python]-3.12}" "$home/venv"
   "$uv" pip install -q --python "$python" -e "${src}[tpu]"
-  echo "${opt[commit]}" >"$home/commit"
+  quoted "${flags[@]}" >"$home/installed"
   echo "installed ${opt[commit]} with $("$python" --version)"
 }
 
@@ -65,11 +70,19 @@ save_storage() {
   fi
 }
 
+# A bucket's mount has its name as the source, a share's its HOST:/SHARE.
 mount_storage() {
-  local kind what where
+  local kind what where there
   [ -f "$home/storage" ] || return 0
   read -r kind what where <"$home/storage"
-  if mountpoint -q "$where"; then return 0; fi
+  there=$(findmnt -n -o SOURCE --mountpoint "$where" | tail -n 1 || true)
+  if [ -n "$there" ] && [ "${there%/}" = "${what%/}" ]; then return 0; fi
+  if [ -n "$there" ]; then
+    free
+    sudo umount "$where" ||
+      die "$there is mounted at $where, not $what, and in use: end what uses it there, or install with another --mount"
+    echo "unmounted $there from $where"
+  fi
   sudo mkdir -p "$where"
   case $kind in
     bucket)
@@ -172,20 +185,21 @@ start() {
 }
 
 status() {
-  local workdir file
-  if [ ! -f "$home/commit" ]; then
+  local state=idle workdir='' file
+  if [ ! -f "$home/installed" ]; then
     echo absent
-  elif running; then
-    echo "running, process $(cat "$run/pid")"
-  elif [ -f "$run/status" ]; then
-    echo "ended $(cat "$run/status")"
-  elif [ -f "$run/boot" ]; then
-    echo "gone: the machine was restarted, or the run killed"
-  else
-    echo idle
+    return
   fi
-  if [ "$number" = 0 ] && [ -f "$run/workdir" ]; then
-    workdir=$(cat "$run/workdir")
+  if running; then
+    state="running, process $(cat "$run/pid")"
+  elif [ -f "$run/status" ]; then
+    state="ended $(cat "$run/status")"
+  elif [ -f "$run/boot" ]; then
+    state="gone: the machine was restarted, or the run killed"
+  fi
+  if [ -f "$run/workdir" ]; then workdir=$(cat "$run/workdir"); fi
+  echo "$state${workdir:+; workdir $workdir}; installed $(cat "$home/installed")"
+  if [ "$number" = 0 ] && [ -n "$workdir" ]; then
     file=$workdir/status.json
     # The mirror of a bucket, see vflax/mirror.py.
     case $workdir in gs://*) file=${VFLAX_CACHE:-$HOME/.cache/vflax}/runs/0/${workdir#gs://}/status.json ;; esac
