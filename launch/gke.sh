@@ -44,6 +44,8 @@ begin_pools() {
   need gcloud "install the Google Cloud CLI, cloud.google.com/sdk/docs/install, or use Cloud Shell"
   line=$(booking "${opt[accelerator]}") || exit 1
   while IFS='=' read -r key value; do booked[$key]=$value; done <<<"$line"
+  line=$name-$((booked[slices] - 1))
+  [ "${#line}" -le 40 ] || die "$line, the last node pool, has ${#line} characters, and GKE allows 40: give a shorter NAME"
   pool_where=(--cluster="${opt[cluster]}" --location="${opt[location]}" ${opt[project]:+--project="${opt[project]}"})
 }
 declare -A booked=()

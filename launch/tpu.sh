@@ -5,7 +5,8 @@
 #                 [--network=N] [--subnetwork=N] [--service-account=A] [--no-wait] [--poll=15]
 #   launch/tpu.sh install NAME [--bucket=gs://B | --nfs=HOST:/SHARE] [--mount=/mnt/vflax] [--python=3.12]
 #                 [--data=gs://B/FOLDER] [--data-dir=/mnt/vflax-data]
-#   launch/tpu.sh run NAME [--max-restarts=N] [--restart] -- --config=configs/stage1.py:7b --workdir=/mnt/vflax/runs/a ...
+#   launch/tpu.sh run NAME [--max-restarts=N] [--restart] [--env=NAME=VALUE ...]
+#                 -- --config=configs/stage1.py:7b --workdir=/mnt/vflax/runs/a ...      --env: a variable that the run finds
 #   launch/tpu.sh train NAME ...   all three in one, with the options of all three, until the run is done, looked at
 #                 every --poll=60 s: goes on where things stand, books a slice that was taken back again
 #                 (--max-recreations=20); --delete deletes it when the run is done
@@ -94,16 +95,18 @@ describe() {
   return 1
 }
 
-# The request: sets state, initiator and reason.
+# The request: sets state, initiator, reason, and what was asked for: kind, or shape where it was booked by that.
 queued() {
-  initiator='' reason=''
+  initiator='' reason='' kind='' shape=''
   if describe queued-resources "$queued_format"; then
-    IFS='|' read -r state initiator reason <<<"$answer"
+    IFS='|' read -r state initiator kind shape reason <<<"$answer"
   else
     state=$answer
   fi
 }
-queued_format='--format=value[separator="|"](state.state,state.stateInitiator,state.failedData.error.message)'
+asked_node='tpu.nodeSpec[0].node'
+queued_format="--format=value[separator=\"|\"](state.state,state.stateInitiator,$asked_node.acceleratorType,\
+$asked_node.acceleratorConfig.topology,state.failedData.error.message)"
 
 # The TPU itself: sets node, accelerator_type and workers.
 node() {
@@ -221,6 +224,15 @@ check_create() {
 }
 declare -A booked=()
 
+# What has this NAME already must be what is asked for.
+check_booked() {
+  local there=$kind wanted=${booked[accelerator_type]}
+  if [ -z "$there" ] || [ -z "$wanted" ]; then there=$shape wanted=${booked[topology]}; fi
+  [ -z "$there" ] || [ "$there" = "$wanted" ] ||
+    die "$name is there, as ${kind:-$shape} and not as --accelerator=${opt[accelerator]}: give the one that is there, or another
+       NAME, or tpu.sh delete $name first"
+}
+
 book() {
   local command=("${tpus[@]}" queued-resources create "$name" "${where[@]}" --node-id="$name")
   if [ -n "${booked[accelerator_type]}" ]; then
@@ -248,7 +260,10 @@ create() {
     UNKNOWN) dry || die "$reason" ;;
     FAILED | SUSPENDING | SUSPENDED | DELETING) refuse ;;
     ABSENT) ;;
-    *) say "$name is there already" ;;
+    *)
+      check_booked
+      say "$name is there already"
+      ;;
   esac
   if dry || [ "$state" = ABSENT ]; then book; fi
   [ -z "${opt[no-wait]-}" ] || return 0
@@ -354,6 +369,9 @@ check_run() {
   local index word
   workdir=''
   want_number max-restarts
+  for word in "${environment[@]}"; do
+    [[ $word =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "--env=${word%%=*}: expected NAME=VALUE"
+  done
   [ "${#rest[@]}" -gt 0 ] || die "give the flags of vflax.launch after a lone --, see --help"
   for index in "${!rest[@]}"; do
     word=${rest[index]}
@@ -389,13 +407,19 @@ check_shared() {
 }
 
 do_run() {
+  local word variables=()
+  for word in "${environment[@]}"; do
+    if dry; then word=${word%%=*}=VALUE; fi # it may be a token
+    variables+=(--env="$word")
+  done
   check_shared
-  on all start ${opt[max-restarts]:+--max-restarts="${opt[max-restarts]}"} --workdir="$workdir" -- "${rest[@]}" ||
+  on all start ${opt[max-restarts]:+--max-restarts="${opt[max-restarts]}"} "${variables[@]}" \
+    --workdir="$workdir" -- "${rest[@]}" ||
     die "not every worker of $name started; tpu.sh stop $name ends those that did"
 }
 
 run() {
-  parse_options "restart dry-run" "max-restarts project zone" "$@"
+  parse_options "restart dry-run" "max-restarts env project zone" "$@"
   check_run
   begin
   want_active
@@ -620,7 +644,7 @@ train() {
   local started='' before='' noted='' now other unlike misses=0 resumed=0
   recreated=0 was_active=''
   parse_options "$create_flags delete dry-run" \
-    "$create_options $install_options max-restarts max-recreations project zone" "$@"
+    "$create_options $install_options max-restarts env max-recreations project zone" "$@"
   want_number max-recreations
   check_create
   check_install
@@ -645,7 +669,11 @@ train() {
         [ -z "$was_active" ] || die "$name was deleted meanwhile: not booked again"
         book
         ;;
-      FAILED | SUSPENDING | SUSPENDED | DELETING) again ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
+        check_booked
+        again
+        ;;
+      *) check_booked ;;
     esac
     if ! wait_active; then
       again

@@ -7,7 +7,7 @@
 #   worker.sh chips                        how many this worker has: all workers must ask at the same time
 #   worker.sh mark|seen|unmark FOLDER TOKEN   is FOLDER one folder for all workers?
 #   worker.sh free                         fails while a run is going
-#   worker.sh start [--max-restarts=N] --workdir=DIR -- FLAGS of vflax.launch
+#   worker.sh start [--max-restarts=N] [--env=NAME=VALUE ...] --workdir=DIR -- FLAGS of vflax.launch
 #   worker.sh status                       absent, or: running | ended STATUS | gone | idle; workdir DIR; installed FLAGS
 #                                          (one line), then WORKDIR's own state
 #   worker.sh log [--lines=N] [--follow]
@@ -41,7 +41,8 @@ install() {
   copy_data
   uv=$(find_uv)
   "$uv" venv -q --allow-existing --python "${opt[python]-3.12}" "$home/venv"
-  "$uv" pip install -q --python "$python" -e "${src}[tpu]"
+  # torch reads weights that are published as .bin files (Vicuna, CLIP), on the CPU: its build for GPUs is gigabytes.
+  "$uv" pip install -q --python "$python" --torch-backend=cpu -e "${src}[tpu,torch]"
   quoted "${flags[@]}" >"$home/installed"
   echo "installed ${opt[commit]} with $("$python" --version)"
 }
@@ -155,7 +156,7 @@ running() {
 }
 
 start() {
-  local command try
+  local command try word
   free
   [ -x "$python" ] || die "nothing is installed: tpu.sh install first"
   mount_storage
@@ -163,6 +164,9 @@ start() {
   rm -f "$run/status" "$run/pid"
   boot >"$run/boot"
   echo "${opt[workdir]}" >"$run/workdir"
+  # Exported, they are in no command line that the log shows.
+  for word in "${environment[@]}"; do export "${word?}"; done
+  echo "${VFLAX_CACHE:-$HOME/.cache/vflax}" >"$run/cache"
   command=("$python" -m vflax.supervise ${opt[max-restarts]:+--max_restarts="${opt[max-restarts]}"} --
     "$python" -m vflax.launch --distributed "${rest[@]}")
   # A session of its own: it outlives the ssh connection that starts it.
@@ -202,7 +206,7 @@ status() {
   if [ "$number" = 0 ] && [ -n "$workdir" ]; then
     file=$workdir/status.json
     # The mirror of a bucket, see vflax/mirror.py.
-    case $workdir in gs://*) file=${VFLAX_CACHE:-$HOME/.cache/vflax}/runs/0/${workdir#gs://}/status.json ;; esac
+    case $workdir in gs://*) file=$(cat "$run/cache")/runs/0/${workdir#gs://}/status.json ;; esac
     if [ -f "$file" ]; then echo "$workdir: $(tr -s '\n ' ' ' <"$file")"; fi
   fi
 }
@@ -255,7 +259,7 @@ main() {
   local what=${1-}
   shift || true
   parse_options "follow kill" \
-    "commit python bucket nfs mount data data-dir timeout pause max-restarts workdir lines grace" "$@"
+    "commit python bucket nfs mount data data-dir timeout pause max-restarts env workdir lines grace" "$@"
   case $what in
     install) install ;;
     chips) chips ;;

@@ -148,6 +148,12 @@ def test_the_image_is_built_of_the_commit_and_pushed(desk):
     ]
 
 
+def test_the_image_has_jax_and_what_reads_bin_files():
+    assert "uv pip install --system --no-cache --torch-backend=cpu --editable '.[tpu,torch]'" in (
+        ROOT / "launch/Dockerfile"
+    ).read_text().replace("\\\n", " ")
+
+
 def test_dry_run_prints_commands_and_calls_nothing(desk):
     slices = ("--accelerator=2xv5e-16", "--cluster=c", "--location=l")
     for words, expected in {
@@ -198,6 +204,7 @@ BAD = {
     ),
     "give --cluster": ("pools", "big", "--accelerator=v5e-16", "--location=l"),
     "give --location": ("pools", "big", "--accelerator=v5e-16", "--cluster=c"),
+    "GKE allows 40": ("pools", "p" * 39, "--accelerator=11xv5e-16", "--cluster=c", "--location=l"),
     "no option --cluster": ("status", "run1", "--cluster=c"),
     "not deleted": ("delete", "run1"),
 }

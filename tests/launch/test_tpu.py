@@ -62,6 +62,15 @@ def test_the_supervisor_starts_the_launcher_on_all_workers_with_the_flags_as_giv
     assert first[0].endswith("--config.note=a b's $HOME")
 
 
+def test_variables_reach_the_run_and_are_not_shown(desk):
+    desk.installed()
+    words = ("--env=VFLAX_CACHE=/mnt/a b's $HOME", "--env=HF_TOKEN=hf_secret")
+    desk.good("run", "demo", *words, *run_flags(desk))
+    log = desk.wait(1, "step 1")
+    assert "VFLAX_CACHE /mnt/a b's $HOME, HF_TOKEN of 9 characters" in log and "hf_secret" not in log
+    assert "hf_secret" not in desk.good("run", "demo", *words, "--dry-run", *run_flags(desk))
+
+
 def test_variables_of_another_multislice_job_do_not_reach_the_run(desk):
     desk.installed()
     desk.good("run", "demo", *run_flags(desk))
@@ -77,14 +86,15 @@ def test_the_run_outlives_the_connection_in_a_session_of_its_own(desk):
     assert session and int(session) != os.getsid(0)
 
 
-def test_install_brings_python_and_the_tpu_extra_to_every_worker(desk):
+def test_install_brings_python_jax_and_what_reads_bin_files_to_every_worker(desk):
     desk.install()
     for worker in (0, 1):
         home = desk.home(worker)
         assert (home / "vflax/venv/version").read_text() == "3.12\n"
         assert (home / "vflax/src/launch/worker.sh").is_file()
         programs = (home / "programs").read_text()
-        assert f"{home}/vflax/src[tpu]" in programs and "--rename-dir-limit=" in programs
+        assert f"--torch-backend=cpu -e {home}/vflax/src[tpu,torch]" in programs
+        assert "--rename-dir-limit=" in programs
 
 
 def test_install_brings_what_is_committed_and_says_what_stays_behind(desk):
@@ -217,6 +227,25 @@ def test_create_again_waits_for_the_request_that_is_there(desk):
     assert len([call for call in desk.calls() if "create" in call]) == 1
 
 
+@pytest.mark.parametrize("command", ["create", "train"])
+@pytest.mark.parametrize(
+    ("there", "there_as", "asked"),
+    [
+        ("v4-16", "v4-16", "v4-32"),
+        ("v5e-8", "v5litepod-8", "v5e-16"),
+        ("v4:2x2x8", "2x2x8", "v4:4x4x2"),
+        ("v4:2x2x8", "2x2x8", "v4-64"),
+    ],
+)
+def test_another_slice_of_this_name_is_not_taken_for_the_one_asked_for(desk, command, there, there_as, asked):
+    desk.scenario(bookings=[["WAITING_FOR_RESOURCES"]])
+    desk.good("create", "demo", f"--accelerator={there}", "--no-wait")
+    words = train(desk) if command == "train" else ("create", "demo", *BOOK)
+    error = desk.bad(*[f"--accelerator={asked}" if word == BOOK[0] else word for word in words])
+    assert f"demo is there, as {there_as} and not as --accelerator={asked}" in error
+    assert not any("delete" in call for call in desk.calls())
+
+
 # --- one command, and preemption ---
 
 
@@ -302,17 +331,15 @@ def older(desk) -> None:
         path.write_text(f"--commit=0123456789ab {path.read_text().partition(' ')[2]}")
 
 
-@pytest.mark.parametrize(
-    ("flag", "unlike"), [("", "--commit="), ("--bucket=gs://bk2", "--bucket=gs://bk2"), ("--python=3.13", "--python=3.13")]
-)  # fmt: skip
-def test_train_installs_again_what_differs_from_what_is_asked_for(desk, flag, unlike):
+@pytest.mark.parametrize("flag", ["", "--bucket=gs://bk2", "--python=3.13"])
+def test_train_installs_again_what_differs_from_what_is_asked_for(desk, flag):
     desk.scenario(bookings=[["ACTIVE"]], run="finish")
     desk.installed()
     (desk.world / "buckets/bk2").mkdir()
     if not flag:
         older(desk)
     out = desk.good(*train(desk, *[flag][: bool(flag)]))
-    assert f"installed without {unlike}" in out and out.count("installing") == 1 and "done, results" in out
+    assert f"installed without {flag or '--commit='}" in out and out.count("installing") == 1 and "done, results" in out
 
 
 def test_a_run_that_failed_starts_again_with_the_commit_that_mends_it(desk):
@@ -454,9 +481,10 @@ def test_a_folder_that_the_workers_do_not_share_is_refused(desk):
 def test_a_bucket_as_workdir_needs_no_mount_and_status_tells_what_its_mirror_says(desk):
     desk.booked()
     desk.good("install", "demo")
-    desk.good("run", "demo", "--", "--config=configs/stage1.py:7b", "--workdir=gs://bk/runs/b")
+    flags = ("--", "--config=configs/stage1.py:7b", "--workdir=gs://bk/runs/b")
+    desk.good("run", "demo", f"--env=VFLAX_CACHE={desk.folder}/disk", *flags)
     desk.wait(0, "step 1")
-    mirror = desk.home(0) / ".cache/vflax/runs/0/bk/runs/b"
+    mirror = desk.folder / "disk/runs/0/bk/runs/b"
     mirror.mkdir(parents=True)
     (mirror / "status.json").write_text('{"state": "running"}')
     assert 'gs://bk/runs/b: {"state": "running"}' in desk.good("status", "demo")
@@ -551,6 +579,7 @@ BAD = {
     "--config is missing": ("run", "demo", "--", "--workdir=/w"),
     "--workdir is missing": ("run", "demo", "--", "--config=c.py"),
     "give gs://BUCKET/FOLDER, or a folder": ("run", "demo", "--", "--config=c.py", "--workdir=gs://b"),
+    "--env=TOKEN: expected NAME=VALUE": ("run", "demo", "--env=TOKEN", "--", "--config=c.py", "--workdir=/w"),
     "an absolute path": ("run", "demo", "--", "--config=c.py", "--workdir=runs/a"),
     "joins the workers itself": ("run", "demo", "--", "--config=c.py", "--workdir=/w", "--distributed"),
     "a number or all": ("logs", "demo", "--worker=first"),

@@ -3,7 +3,7 @@
 # $FAKE_WORLD/scenario.sh sets: run (what a run does: wait, finish, "finish second time", fail, deaf), chips (of each
 # worker; empty: no answer), all_chips (what each of them sees), no_network, mount_in_use.
 set -eu
-run='' all_chips='' chips=() no_network='' mount_in_use=''
+run='' all_chips='' chips=() no_network='' mount_in_use='' HF_TOKEN=${HF_TOKEN-}
 # shellcheck source=/dev/null
 source "$FAKE_WORLD/scenario.sh"
 name=${0##*/}
@@ -47,6 +47,7 @@ supervise() {
   if [ "$run" = deaf ]; then trap '' TERM; else trap 'tell preempted; echo saved; exit 75' TERM; fi
   mkdir -p "$workdir"
   echo "slices ${MEGASCALE_NUM_SLICES-none}"
+  echo "VFLAX_CACHE ${VFLAX_CACHE-none}, HF_TOKEN of ${#HF_TOKEN} characters"
   echo "$FAKE_WORKER" >>"$workdir/started.$FAKE_WORKER"
   echo "step 1"
   tell running
@@ -95,8 +96,8 @@ attributes/agent-worker-number" ] || wrong "not the worker's number"
       program "$6/bin/python"
       echo "$5" >"$6/version"
     else
-      [ "$1 $2 $3 $4 $6" = "pip install -q --python -e" ] || wrong "unknown"
-      [[ $7 == *"[tpu]" && -f ${7%"[tpu]"}/pyproject.toml ]] || wrong "no project with the tpu extra there"
+      [ "$1 $2 $3 $4 $6 $7" = "pip install -q --python --torch-backend=cpu -e" ] || wrong "unknown"
+      [[ -f ${8%"[tpu,torch]"}/pyproject.toml ]] || wrong "no project there"
     fi
     ;;
   gcsfuse)
