@@ -68,7 +68,8 @@ def test_variables_reach_the_run_and_are_not_shown(desk):
     desk.good("run", "demo", *words, *run_flags(desk))
     log = desk.wait(1, "step 1")
     assert "VFLAX_CACHE /mnt/a b's $HOME, HF_TOKEN of 9 characters" in log and "hf_secret" not in log
-    assert "hf_secret" not in desk.good("run", "demo", *words, "--dry-run", *run_flags(desk))
+    plan = desk.good("run", "demo", *words, "--dry-run", *run_flags(desk))
+    assert "--env=HF_TOKEN=VALUE" in plan and "hf_secret" not in plan
 
 
 def test_variables_of_another_multislice_job_do_not_reach_the_run(desk):
@@ -339,7 +340,11 @@ def test_train_installs_again_what_differs_from_what_is_asked_for(desk, flag):
     if not flag:
         older(desk)
     out = desk.good(*train(desk, *[flag][: bool(flag)]))
-    assert f"installed without {flag or '--commit='}" in out and out.count("installing") == 1 and "done, results" in out
+    assert (
+        f"installed without {flag or '--commit='}" in out
+        and out.count("installing") == 1
+        and "done, results" in out
+    )
 
 
 def test_a_run_that_failed_starts_again_with_the_commit_that_mends_it(desk):
