@@ -113,7 +113,7 @@ def test_the_commands_of_a_page_are_accepted(desk, page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_command_of_a_page_says_where_weights_and_data_are(page):
-    """The paths that a config has by itself are on no worker; tiny has its data, and stage 0 of it starts from nothing."""
+    """The paths in a config are on no worker; tiny has its data, and its stage 0 starts from nothing."""
     for launch in launches(page):
         assert "--config.init." in launch or "stage0.py:tiny " in launch, launch
         assert "--config.data.sources[0].path=" in launch or ":tiny " in launch, launch
