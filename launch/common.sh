@@ -4,11 +4,12 @@
 # A command line fills:
 #   opt[NAME]      each option that was given, --NAME=VALUE, --NAME VALUE or --NAME (then "yes")
 #   positional[]   what is no option
+#   environment[]  the values of --env, which may be given several times
 #   rest[]         what follows a lone --
 set -euo pipefail
-# shellcheck disable=SC2034  # rest is read by those who source this
+# shellcheck disable=SC2034  # rest and environment are read by those who source this
 declare -A opt=()
-positional=() rest=()
+positional=() environment=() rest=()
 exec 3>&1 # where a plan is printed, also from inside $(...)
 
 die() {
@@ -52,6 +53,7 @@ parse_options() {
           fi
           [ -n "$value" ] || die "--${key%%=*} needs a value"
           opt[${key%%=*}]=$value
+          [ "${key%%=*}" != env ] || environment+=("$value")
         else
           die "there is no option --${key%%=*} here, see --help"
         fi

@@ -3,9 +3,10 @@
 #
 #   launch/gke.sh image --image=REGION-docker.pkg.dev/PROJECT/REPO/vflax:TAG     builds this checkout, pushes it
 #   launch/gke.sh pools NAME --accelerator=2xv5e-256 --cluster=C --location=L [--node-location=ZONE] [--spot]
-#   launch/gke.sh render NAME --accelerator=2xv5e-256 --image=I (--bucket=gs://B | --claim=PVC) [--mount=/mnt/vflax]
+#   launch/gke.sh render NAME --accelerator=2xv5e-256 --image=I [--bucket=gs://B | --claim=PVC] [--mount=/mnt/vflax]
 #                 [--namespace=default] [--service-account=default] [--max-restarts=10]
-#                 -- --config=configs/stage1.py:13b --workdir=/mnt/vflax/runs/a ...       prints the manifest
+#                 -- --config=configs/stage1.py:13b --workdir=gs://B/runs/a --config.mesh.data=2 ...
+#                 prints the manifest; a --workdir under --mount needs --bucket or --claim, mesh.data a multiple of the slices
 #   launch/gke.sh apply NAME ...           the same, and hands it to the cluster
 #   launch/gke.sh status NAME [--namespace=N]
 #   launch/gke.sh logs NAME [--slice=0] [--worker=0] [--all] [--lines=50] [--follow] [--namespace=N]
@@ -44,6 +45,8 @@ begin_pools() {
   need gcloud "install the Google Cloud CLI, cloud.google.com/sdk/docs/install, or use Cloud Shell"
   line=$(booking "${opt[accelerator]}") || exit 1
   while IFS='=' read -r key value; do booked[$key]=$value; done <<<"$line"
+  line=$name-$((booked[slices] - 1))
+  [ "${#line}" -le 40 ] || die "$line, the last node pool, has ${#line} characters, and GKE allows 40: give a shorter NAME"
   pool_where=(--cluster="${opt[cluster]}" --location="${opt[location]}" ${opt[project]:+--project="${opt[project]}"})
 }
 declare -A booked=()

@@ -33,7 +33,8 @@ def render(arguments: argparse.Namespace, launch: Sequence[str]) -> str:
         launch: the flags of vflax.launch.
 
     Raises:
-        UserError: what cannot run: an unknown slice, slices of one host, a WORKDIR that the hosts do not share.
+        UserError: what cannot run: an unknown slice, slices of one host, a mesh that does not run across the slices,
+            a WORKDIR that the hosts do not share.
     """
     facts = booking.facts(arguments.accelerator)
     if int(facts["slices"]) > 1 and int(facts["nodes"]) == 1:
@@ -42,25 +43,32 @@ def render(arguments: argparse.Namespace, launch: Sequence[str]) -> str:
         )
     if not _NAME.fullmatch(arguments.name):
         raise UserError(f"{arguments.name}: a name has up to 39 small letters, digits and dashes")
-    if bool(arguments.bucket) == bool(arguments.claim):
-        raise UserError("give --bucket=gs://B or --claim=PVC, one of them: the hosts share WORKDIR there")
+    if arguments.bucket and arguments.claim:
+        raise UserError("give --bucket=gs://B or --claim=PVC, one of them: both would be mounted at --mount")
     if not arguments.mount.startswith("/"):
         raise UserError(f"--mount={arguments.mount}: expected an absolute path")
-    _check_launch(launch, arguments.mount)
+    _check_launch(launch, arguments, int(facts["slices"]))
+    # A Pod on the node's network has the node's account, not its own: neither the driver of mounted buckets nor the
+    # run itself could open a bucket with it.
+    on_host = not arguments.bucket and not any("gs://" in word for word in launch)
+    volumes = [_shared(arguments)] if arguments.bucket or arguments.claim else []
+    mounts = [{"name": volume["name"], "mountPath": arguments.mount} for volume in volumes]
+    # The data loader's workers hand their rows over here.
+    volumes.append({"name": "memory", "emptyDir": {"medium": "Memory"}})
+    mounts.append({"name": "memory", "mountPath": "/dev/shm"})
     values = {
         "name": arguments.name,
         "namespace": arguments.namespace,
         "max_restarts": arguments.max_restarts,
         "annotations": {"gke-gcsfuse/volumes": "true"} if arguments.bucket else {},
-        # The driver of mounted buckets cannot sign in from a Pod on the node's network.
-        "host_network": not arguments.bucket,
-        "dns_policy": "ClusterFirst" if arguments.bucket else "ClusterFirstWithHostNet",
+        "host_network": on_host,
+        "dns_policy": "ClusterFirstWithHostNet" if on_host else "ClusterFirst",
         "service_account": arguments.service_account,
         "image": arguments.image,
         # Kubernetes replaces $(NAME) in arguments.
         "args": [word.replace("$(", "$$(") for word in launch],
-        "mount": arguments.mount,
-        "shared": _shared(arguments),
+        "mounts": mounts,
+        "volumes": volumes,
         "gke_accelerator": facts["gke_accelerator"],
         "topology": facts["topology"],
         **{key: int(facts[key]) for key in ("slices", "nodes", "node_chips")},
@@ -70,14 +78,29 @@ def render(arguments: argparse.Namespace, launch: Sequence[str]) -> str:
     return text
 
 
-def _check_launch(launch: Sequence[str], mount: str) -> None:
+def _check_launch(launch: Sequence[str], arguments: argparse.Namespace, slices: int) -> None:
     given = dict(word.removeprefix("--").partition("=")[::2] for word in launch if word.startswith("--"))
     if not given.get("config") or not given.get("workdir"):
         raise UserError("give --config=... and --workdir=... of vflax.launch after a lone --")
-    if not given["workdir"].startswith(mount.rstrip("/") + "/"):
+    workdir, mount, data = given["workdir"], arguments.mount.rstrip("/"), given.get("config.mesh.data", "")
+    if workdir.startswith("gs://"):
+        if not re.fullmatch(r"gs://[^/]+/.+", workdir):
+            raise UserError(f"--workdir={workdir}: expected gs://BUCKET/FOLDER")
+    elif not arguments.bucket and not arguments.claim:
         raise UserError(
-            f"--workdir={given['workdir']} must lie under {mount}, which --bucket or --claim is mounted at: the "
+            f"--workdir={workdir}: give --workdir=gs://BUCKET/FOLDER, --bucket=gs://B or --claim=PVC: the hosts share "
+            "nothing else"
+        )
+    elif not workdir.startswith(mount + "/"):
+        raise UserError(
+            f"--workdir={workdir} must lie under {mount}, which --bucket or --claim is mounted at, or on gs://: the "
             "hosts share nothing else"
+        )
+    # -1: all devices that the rest of the mesh leaves.
+    if slices > 1 and data != "-1" and (not data.isdecimal() or int(data) < 1 or int(data) % slices):
+        raise UserError(
+            f"--config.mesh.data={data or '(missing)'}: must be a multiple of the {slices} slices, for it runs across "
+            f"them: --config.mesh.data={slices}"
         )
 
 

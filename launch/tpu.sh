@@ -5,7 +5,8 @@
 #                 [--network=N] [--subnetwork=N] [--service-account=A] [--no-wait] [--poll=15]
 #   launch/tpu.sh install NAME [--bucket=gs://B | --nfs=HOST:/SHARE] [--mount=/mnt/vflax] [--python=3.12]
 #                 [--data=gs://B/FOLDER] [--data-dir=/mnt/vflax-data]
-#   launch/tpu.sh run NAME [--max-restarts=N] [--restart] -- --config=configs/stage1.py:7b --workdir=/mnt/vflax/runs/a ...
+#   launch/tpu.sh run NAME [--max-restarts=N] [--restart] [--env=NAME=VALUE ...]
+#                 -- --config=configs/stage1.py:7b --workdir=/mnt/vflax/runs/a ...      --env: a variable that the run finds
 #   launch/tpu.sh train NAME ...   all three in one, with the options of all three, until the run is done, looked at
 #                 every --poll=60 s: goes on where things stand, books a slice that was taken back again
 #                 (--max-recreations=20); --delete deletes it when the run is done
@@ -25,6 +26,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 worker=vflax/src/launch/worker.sh # in the home of each worker
 parts=export,config.json,status.json,metrics.jsonl,summary.json,summary.html
+# What a worker says of itself, see worker.sh status: state, WORKDIR of its last run, flags it was installed with.
+status_line='^\[worker [0-9?]*\] (absent|idle|gone|running|ended [0-9]+)[^;]*(; workdir ([^;]*))?(; installed (.*))?$'
 misses_allowed=5 # gcloud may fail so often in a row, while waiting, before that is an error
 scratch=         # a folder of this run of the script
 trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
@@ -92,16 +95,18 @@ describe() {
   return 1
 }
 
-# The request: sets state, initiator and reason.
+# The request: sets state, initiator, reason, and what was asked for: kind, or shape where it was booked by that.
 queued() {
-  initiator='' reason=''
+  initiator='' reason='' kind='' shape=''
   if describe queued-resources "$queued_format"; then
-    IFS='|' read -r state initiator reason <<<"$answer"
+    IFS='|' read -r state initiator kind shape reason <<<"$answer"
   else
     state=$answer
   fi
 }
-queued_format='--format=value[separator="|"](state.state,state.stateInitiator,state.failedData.error.message)'
+asked_node='tpu.nodeSpec[0].node'
+queued_format="--format=value[separator=\"|\"](state.state,state.stateInitiator,$asked_node.acceleratorType,\
+$asked_node.acceleratorConfig.topology,state.failedData.error.message)"
 
 # The TPU itself: sets node, accelerator_type and workers.
 node() {
@@ -219,6 +224,15 @@ check_create() {
 }
 declare -A booked=()
 
+# What has this NAME already must be what is asked for.
+check_booked() {
+  local there=$kind wanted=${booked[accelerator_type]}
+  if [ -z "$there" ] || [ -z "$wanted" ]; then there=$shape wanted=${booked[topology]}; fi
+  [ -z "$there" ] || [ "$there" = "$wanted" ] ||
+    die "$name is there, as ${kind:-$shape} and not as --accelerator=${opt[accelerator]}: give the one that is there, or another
+       NAME, or tpu.sh delete $name first"
+}
+
 book() {
   local command=("${tpus[@]}" queued-resources create "$name" "${where[@]}" --node-id="$name")
   if [ -n "${booked[accelerator_type]}" ]; then
@@ -246,7 +260,10 @@ create() {
     UNKNOWN) dry || die "$reason" ;;
     FAILED | SUSPENDING | SUSPENDED | DELETING) refuse ;;
     ABSENT) ;;
-    *) say "$name is there already" ;;
+    *)
+      check_booked
+      say "$name is there already"
+      ;;
   esac
   if dry || [ "$state" = ABSENT ]; then book; fi
   [ -z "${opt[no-wait]-}" ] || return 0
@@ -269,31 +286,40 @@ check_install() {
     die "--bucket=${opt[bucket]}: expected gs://NAME, small letters, the bucket as a whole"
   [[ -z ${opt[nfs]-} || ${opt[nfs]} =~ ^[^:/]+:/.+$ ]] || die "--nfs=${opt[nfs]}: expected HOST:/SHARE"
   [[ -z ${opt[data]-} || ${opt[data]} == gs://* ]] || die "--data=${opt[data]}: expected gs://BUCKET/FOLDER"
+  [ -z "${opt[bucket]-}" ] || opt[bucket]=${opt[bucket]%/}
   opt[mount]=${opt[mount]-/mnt/vflax} opt[data-dir]=${opt[data-dir]-/mnt/vflax-data}
   [[ ${opt[mount]} == /* && ${opt[data-dir]} == /* ]] || die "--mount and --data-dir are absolute paths"
   [[ ${opt[python]-3.12} =~ ^3\.(1[1-9]|[2-9][0-9])(\.[0-9]+)?$ ]] ||
     die "--python=${opt[python]}: vflax needs 3.11 or newer"
   need git "it packs this checkout"
   git -C "$root" rev-parse --verify -q HEAD >/dev/null || die "$root is not a git checkout: clone the repository"
+  commit=$(git -C "$root" rev-parse --short=12 HEAD)
+  asked=(--commit="$commit")
+  want_installed python
+  if [ -n "${opt[bucket]-}${opt[nfs]-}" ]; then want_installed bucket nfs mount; fi
+  if [ -n "${opt[data]-}" ]; then want_installed data data-dir; fi
+}
+
+# Adds options to what worker.sh install is told.
+want_installed() {
+  local option
+  for option in "$@"; do
+    [ -z "${opt[$option]-}" ] || asked+=(--"$option=${opt[$option]}")
+  done
 }
 
 # Packs the last commit, brings it to all workers, installs it there, counts chips.
 do_install() {
-  local archive commit changed option free="[ ! -f $worker ] || bash $worker free"
-  commit=$(git -C "$root" rev-parse --short=12 HEAD)
+  local archive changed free="[ ! -f $worker ] || bash $worker free"
   changed=$(git -C "$root" status --porcelain | wc -l)
   [ "$changed" = 0 ] || printf 'note: %s changed files are not committed and stay behind\n' "$changed" >&2
   archive=${scratch:-/tmp}/vflax.tar.gz
-  plan git -C "$root" archive --format=tar.gz --output="$archive" HEAD || die "git could not pack $root"
+  plan git -C "$root" archive --format=tar.gz --output="$archive" "$commit" || die "git could not pack $root"
   say "$name: installing $commit on $workers workers"
   plan "${tpus[@]}" tpu-vm scp "$archive" "$name:vflax.tar.gz" "${where[@]}" --quiet --worker=all ||
     die "the checkout did not reach every worker of $name"
-  local flags=(--commit="$commit")
-  for option in bucket nfs mount python data data-dir; do
-    [ -z "${opt[$option]-}" ] || flags+=(--"$option=${opt[$option]}")
-  done
   plan "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker=all --command="{ $free; } && \
-rm -rf vflax/src && mkdir -p vflax/src && tar xzf vflax.tar.gz -C vflax/src && $(quoted bash "$worker" install "${flags[@]}")" ||
+rm -rf vflax/src && mkdir -p vflax/src && tar xzf vflax.tar.gz -C vflax/src && $(quoted bash "$worker" install "${asked[@]}")" ||
     die "the installation failed, see above which worker says why"
   if dry; then
     on all chips
@@ -343,6 +369,9 @@ check_run() {
   local index word
   workdir=''
   want_number max-restarts
+  for word in "${environment[@]}"; do
+    [[ $word =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "--env=${word%%=*}: expected NAME=VALUE"
+  done
   [ "${#rest[@]}" -gt 0 ] || die "give the flags of vflax.launch after a lone --, see --help"
   for index in "${!rest[@]}"; do
     word=${rest[index]}
@@ -359,6 +388,7 @@ check_run() {
     *://*) die "--workdir=$workdir: give gs://BUCKET/FOLDER, or a folder that all workers see" ;;
     *) die "--workdir=$workdir: give an absolute path, such as /mnt/vflax/runs/stage1" ;;
   esac
+  workdir=${workdir%/}
 }
 
 # A WORKDIR on the workers' own disks would be another folder on each of them. A bucket is the same for all.
@@ -377,13 +407,19 @@ check_shared() {
 }
 
 do_run() {
+  local word variables=()
+  for word in "${environment[@]}"; do
+    if dry; then word=${word%%=*}=VALUE; fi # it may be a token
+    variables+=(--env="$word")
+  done
   check_shared
-  on all start ${opt[max-restarts]:+--max-restarts="${opt[max-restarts]}"} --workdir="$workdir" -- "${rest[@]}" ||
+  on all start ${opt[max-restarts]:+--max-restarts="${opt[max-restarts]}"} "${variables[@]}" \
+    --workdir="$workdir" -- "${rest[@]}" ||
     die "not every worker of $name started; tpu.sh stop $name ends those that did"
 }
 
 run() {
-  parse_options "restart dry-run" "max-restarts project zone" "$@"
+  parse_options "restart dry-run" "max-restarts env project zone" "$@"
   check_run
   begin
   want_active
@@ -521,23 +557,64 @@ delete() {
 
 # --- train ---
 
-# What the workers do, in one word: absent, idle, gone, running, done, failed N, mixed, unreachable.
+# What the workers do about this WORKDIR. Sets now (absent, idle, gone, running, mixed, done, saved, failed with status N,
+# unreachable), other, the WORKDIR of another run that is going, and unlike, what is asked for and not installed.
 run_state() {
-  local out states
-  out=$(on_installed 2>/dev/null) || {
-    echo unreachable
+  local out line state of states=''
+  other='' unlike=''
+  if ! out=$(on_installed 2>/dev/null); then
+    now=unreachable
     return
-  }
-  states=$(sed -n 's/^\[worker [0-9?]*\] \(absent\|idle\|gone\|running\|ended [0-9]*\).*/\1/p' <<<"$out" | sort -u)
+  fi
+  while read -r line; do
+    [[ $line =~ $status_line ]] || continue
+    state=${BASH_REMATCH[1]} of=${BASH_REMATCH[3]}
+    if [ -z "$unlike" ] && [ "$state" != absent ]; then find_unlike "${BASH_REMATCH[5]}"; fi
+    if [ -n "$of" ] && [ "$of" != "$workdir" ]; then
+      if [ "$state" = running ]; then other=$of; fi
+      state=idle # how another run ended says nothing about this one
+    fi
+    states+=$state$'\n'
+  done <<<"$out"
+  states=$(sort -u <<<"${states%$'\n'}")
   case $states in
-    running) echo running ;;
-    *absent*) echo absent ;;
-    *running*) echo mixed ;;
-    *gone*) echo gone ;;
-    *idle*) echo idle ;;
-    "ended 0") echo "done" ;;
-    "ended 75") echo saved ;;
-    *) echo "failed with status ${states##*ended }" ;;
+    running) now=running ;;
+    *absent*) now=absent ;;
+    *running*) now=mixed ;;
+    *gone*) now=gone ;;
+    *idle*) now=idle ;;
+    "ended 0") now="done" ;;
+    "ended 75") now=saved ;;
+    *) now="failed with status ${states##*ended }" ;;
+  esac
+}
+
+# find_unlike INSTALLED: what is asked for and not among those flags.
+find_unlike() {
+  local flag
+  for flag in "${asked[@]}"; do
+    flag=$(quoted "$flag")
+    [[ " $1 " == *" $flag "* ]] || unlike+="${unlike:+ }$flag"
+  done
+}
+
+# What is asked for and not installed, installed again unless a run is going. The storage decides which WORKDIR it is;
+# a newer commit changes neither a run that is going nor one that is done.
+follow_unlike() {
+  local storage=''
+  if [[ $unlike =~ --(bucket|nfs|mount)= ]]; then storage=yes; fi
+  case $now in
+    running)
+      [ -z "$storage" ] || die "$name was installed without $unlike, and a run is going on it: tpu.sh stop $name ends that"
+      [ -n "$noted" ] || say "$name: note: the run that is going was installed without $unlike, and goes on as it is"
+      noted=yes
+      ;;
+    absent | mixed | unreachable) ;;
+    *)
+      if [ "$now" = "done" ] && [ -z "$storage" ]; then return; fi
+      say "$name: installed without $unlike: once more"
+      now=absent
+      ;;
   esac
 }
 
@@ -564,10 +641,10 @@ again() {
 }
 
 train() {
-  local started='' before='' now misses=0 resumed=0
+  local started='' before='' noted='' now other unlike misses=0 resumed=0
   recreated=0 was_active=''
   parse_options "$create_flags delete dry-run" \
-    "$create_options $install_options max-restarts max-recreations project zone" "$@"
+    "$create_options $install_options max-restarts env max-recreations project zone" "$@"
   want_number max-recreations
   check_create
   check_install
@@ -592,16 +669,22 @@ train() {
         [ -z "$was_active" ] || die "$name was deleted meanwhile: not booked again"
         book
         ;;
-      FAILED | SUSPENDING | SUSPENDED | DELETING) again ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
+        check_booked
+        again
+        ;;
+      *) check_booked ;;
     esac
     if ! wait_active; then
       again
       continue
     fi
     was_active=yes
-    now=$(run_state)
+    run_state
+    [ -z "$other" ] || die "$name is in use by another run, in $other: wait until it ends, or tpu.sh stop $name ends it"
     [ "$now" = "$before" ] || say "$name: the run is ${now/absent/not there: nothing is installed}"
     before=$now
+    [ -z "$unlike" ] || follow_unlike
     [ "$now" = unreachable ] || [ "$now" = mixed ] || misses=0
     case $now in
       absent)

@@ -7,8 +7,9 @@
 #   worker.sh chips                        how many this worker has: all workers must ask at the same time
 #   worker.sh mark|seen|unmark FOLDER TOKEN   is FOLDER one folder for all workers?
 #   worker.sh free                         fails while a run is going
-#   worker.sh start [--max-restarts=N] --workdir=DIR -- FLAGS of vflax.launch
-#   worker.sh status                       running | ended STATUS | gone | idle, then WORKDIR's own state
+#   worker.sh start [--max-restarts=N] [--env=NAME=VALUE ...] --workdir=DIR -- FLAGS of vflax.launch
+#   worker.sh status                       absent, or: running | ended STATUS | gone | idle; workdir DIR; installed FLAGS
+#                                          (one line), then WORKDIR's own state
 #   worker.sh log [--lines=N] [--follow]
 #   worker.sh stop [--grace=SECONDS] [--kill]
 #   worker.sh have FOLDER NAME ...         which of the names are in FOLDER
@@ -29,15 +30,20 @@ worker_number() {
 }
 
 install() {
-  local uv
-  rm -f "$home/commit"
+  local uv option flags=()
+  for option in commit bucket nfs mount python data data-dir; do
+    [ -z "${opt[$option]-}" ] || flags+=(--"$option=${opt[$option]}")
+  done
+  # What ran before ran on another installation, perhaps in another storage: its end is none of a run to come.
+  rm -f "$home/installed" "$run"/{status,pid,boot,workdir}
   save_storage
   mount_storage
   copy_data
   uv=$(find_uv)
   "$uv" venv -q --allow-existing --python "${opt[python]-3.12}" "$home/venv"
-  "$uv" pip install -q --python "$python" -e "${src}[tpu]"
-  echo "${opt[commit]}" >"$home/commit"
+  # torch reads weights that are published as .bin files (Vicuna, CLIP), on the CPU: its build for GPUs is gigabytes.
+  "$uv" pip install -q --python "$python" --torch-backend=cpu -e "${src}[tpu,torch]"
+  quoted "${flags[@]}" >"$home/installed"
   echo "installed ${opt[commit]} with $("$python" --version)"
 }
 
@@ -65,11 +71,19 @@ save_storage() {
   fi
 }
 
+# A bucket's mount has its name as the source, a share's its HOST:/SHARE.
 mount_storage() {
-  local kind what where
+  local kind what where there
   [ -f "$home/storage" ] || return 0
   read -r kind what where <"$home/storage"
-  if mountpoint -q "$where"; then return 0; fi
+  there=$(findmnt -n -o SOURCE --mountpoint "$where" | tail -n 1 || true)
+  if [ -n "$there" ] && [ "${there%/}" = "${what%/}" ]; then return 0; fi
+  if [ -n "$there" ]; then
+    free
+    sudo umount "$where" ||
+      die "$there is mounted at $where, not $what, and in use: end what uses it there, or install with another --mount"
+    echo "unmounted $there from $where"
+  fi
   sudo mkdir -p "$where"
   case $kind in
     bucket)
@@ -142,7 +156,7 @@ running() {
 }
 
 start() {
-  local command try
+  local command try word
   free
   [ -x "$python" ] || die "nothing is installed: tpu.sh install first"
   mount_storage
@@ -150,6 +164,9 @@ start() {
   rm -f "$run/status" "$run/pid"
   boot >"$run/boot"
   echo "${opt[workdir]}" >"$run/workdir"
+  # Exported, they are in no command line that the log shows.
+  for word in "${environment[@]}"; do export "${word?}"; done
+  echo "${VFLAX_CACHE:-$HOME/.cache/vflax}" >"$run/cache"
   command=("$python" -m vflax.supervise ${opt[max-restarts]:+--max_restarts="${opt[max-restarts]}"} --
     "$python" -m vflax.launch --distributed "${rest[@]}")
   # A session of its own: it outlives the ssh connection that starts it.
@@ -172,23 +189,24 @@ start() {
 }
 
 status() {
-  local workdir file
-  if [ ! -f "$home/commit" ]; then
+  local state=idle workdir='' file
+  if [ ! -f "$home/installed" ]; then
     echo absent
-  elif running; then
-    echo "running, process $(cat "$run/pid")"
-  elif [ -f "$run/status" ]; then
-    echo "ended $(cat "$run/status")"
-  elif [ -f "$run/boot" ]; then
-    echo "gone: the machine was restarted, or the run killed"
-  else
-    echo idle
+    return
   fi
-  if [ "$number" = 0 ] && [ -f "$run/workdir" ]; then
-    workdir=$(cat "$run/workdir")
+  if running; then
+    state="running, process $(cat "$run/pid")"
+  elif [ -f "$run/status" ]; then
+    state="ended $(cat "$run/status")"
+  elif [ -f "$run/boot" ]; then
+    state="gone: the machine was restarted, or the run killed"
+  fi
+  if [ -f "$run/workdir" ]; then workdir=$(cat "$run/workdir"); fi
+  echo "$state${workdir:+; workdir $workdir}; installed $(cat "$home/installed")"
+  if [ "$number" = 0 ] && [ -n "$workdir" ]; then
     file=$workdir/status.json
     # The mirror of a bucket, see vflax/mirror.py.
-    case $workdir in gs://*) file=${VFLAX_CACHE:-$HOME/.cache/vflax}/runs/0/${workdir#gs://}/status.json ;; esac
+    case $workdir in gs://*) file=$(cat "$run/cache")/runs/0/${workdir#gs://}/status.json ;; esac
     if [ -f "$file" ]; then echo "$workdir: $(tr -s '\n ' ' ' <"$file")"; fi
   fi
 }
@@ -241,7 +259,7 @@ main() {
   local what=${1-}
   shift || true
   parse_options "follow kill" \
-    "commit python bucket nfs mount data data-dir timeout pause max-restarts workdir lines grace" "$@"
+    "commit python bucket nfs mount data data-dir timeout pause max-restarts env workdir lines grace" "$@"
   case $what in
     install) install ;;
     chips) chips ;;

@@ -17,7 +17,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).resolve().parent / "fakes"
-WORKER_PROGRAMS = ("curl", "sudo", "python3", "gcsfuse", "mount", "mount.nfs", "mountpoint")
+WORKER_PROGRAMS = (
+    "curl",
+    "sudo",
+    "python3",
+    "gcsfuse",
+    "mount",
+    "mount.nfs",
+    "mountpoint",
+    "umount",
+    "findmnt",
+)
 
 
 class Desk:
@@ -52,13 +62,14 @@ class Desk:
         all_chips: int = 8,
         run: str = "wait",
         no_network: str = "",
+        mount_in_use: str = "",
         **values: object,
     ) -> None:
         """What the world does; a v4-16, 8 chips on two workers, unless said otherwise. See the fakes for the keys."""
         (self.world / "scenario.json").write_text(json.dumps({"workers": len(chips)} | values))
         (self.world / "scenario.sh").write_text(
             f"chips=({' '.join(str(c) if c != '' else chr(39) * 2 for c in chips)})\n"
-            f"all_chips={all_chips}\nrun={run!r}\nno_network={no_network}\n"
+            f"all_chips={all_chips}\nrun={run!r}\nno_network={no_network}\nmount_in_use={mount_in_use}\n"
         )
 
     def config(self, values: dict[str, str]) -> None:
@@ -116,8 +127,9 @@ class Desk:
         self.booked()
         assert self.template is not None
         shutil.copytree(self.template.world / "workers", self.world / "workers")
-        for path in (*self.world.glob("workers/*/*/mounted"), *self.world.glob("workers/*/*/vflax/storage")):
-            path.write_text(path.read_text().replace(str(self.template.mount), str(self.mount)))
+        for name in ("mounted", "vflax/storage", "vflax/installed"):
+            for path in self.world.glob(f"workers/*/*/{name}"):
+                path.write_text(path.read_text().replace(str(self.template.mount), str(self.mount)))
 
     def wait(self, worker: int, text: str) -> str:
         """The log of a worker, once the text is in it."""
@@ -142,7 +154,9 @@ class Desk:
         """End the runs that a test left going, each by its own process group."""
         for pid in self.world.glob("workers/*/*/vflax/run/pid"):
             with contextlib.suppress(ProcessLookupError, ValueError):
-                os.killpg(os.getpgid(int(pid.read_text())), signal.SIGKILL)
+                group = os.getpgid(int(pid.read_text()))
+                assert group != os.getpgrp(), "a run in the group of the tests would end these"
+                os.killpg(group, signal.SIGKILL)
 
 
 class Ended:

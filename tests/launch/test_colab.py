@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from tests.launch.commands import refused as commands_refused
 from tests.launch.conftest import ROOT
 
 FILE = ROOT / "launch" / "colab.ipynb"
@@ -30,36 +29,6 @@ MADE: dict[str, Any] = {
     "pairs": ["--image=a.png", "--question=What is shown?"], "flags": [], "EXTRAS": "", "OTHERS": [],
     "Path": Path, "max": max,
 }  # fmt: skip
-# Parses command lines as their modules do, each in a process of its own, and runs none of them.
-PARSE = """
-import argparse, json, os, runpy, sys, warnings
-from absl import app, flags, logging
-from vflax import config, config_flag
-import vflax.generate.ask, vflax.weights.export  # once, not in each process
-
-def parse(main, flags_parser):
-    flags_parser(sys.argv)
-    config.check_values(config_flag.CONFIG.value)
-    os._exit(0)
-
-def parse_args(self, argv=None, namespace=None):
-    found, rest = self.parse_known_args(argv, namespace)
-    os._exit(0 if not rest else self.error(f"unknown: {rest}"))
-
-app.run, argparse.ArgumentParser.parse_args = parse, parse_args
-warnings.simplefilter("ignore")  # runpy on modules that are imported already
-wrong = []
-for module, *argv in json.load(sys.stdin):
-    if (child := os.fork()) == 0:
-        sys.argv = [module, *argv]
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        finally:
-            os._exit(1)
-    if os.waitpid(child, 0)[1]:
-        wrong.append([module, *argv])
-print(json.dumps(wrong))
-"""
 
 
 def python(cell: Any) -> ast.Module:
@@ -166,14 +135,7 @@ def wanted(size: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def refused() -> list[list[str]]:
     """Those of the notebook's commands, and of WRONG, that their programs do not take."""
-    asked = [*wanted("7b"), *wanted("tiny"), *WRONG]
-    ended = subprocess.run(
-        [sys.executable, "-c", PARSE], input=json.dumps(asked), capture_output=True, text=True, cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    print(ended.stderr)
-    return json.loads(ended.stdout.splitlines()[-1])
+    return commands_refused([*wanted("7b"), *wanted("tiny"), *WRONG])
 
 
 @pytest.mark.parametrize("size", ["7b", "tiny"])

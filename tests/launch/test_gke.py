@@ -19,6 +19,7 @@ LAUNCH = (
     "--",
     "--config=configs/stage1.py:13b",
     "--workdir=/mnt/vflax/runs/a",
+    "--config.mesh.data=4",
     "--config.note=a: 'b' $(HOME) #c",
 )
 
@@ -102,6 +103,27 @@ def test_a_claim_is_mounted_in_the_buckets_place(desk):
     assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
 
 
+def test_a_workdir_on_a_bucket_needs_no_volume_and_keeps_the_pod_off_the_nodes_network(desk):
+    own = ["run1", "--accelerator=v5e-16", f"--image={IMAGE}"]
+    launch = ("--config=c.py", "--workdir=gs://b/runs/a")
+    pod = pod_of(yaml.safe_load(render_jobset.render(render_jobset.parser().parse_args(own), launch)))
+    assert [volume["name"] for volume in pod["volumes"]] == ["memory"]
+    assert [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]] == ["/dev/shm"]
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (False, "ClusterFirst")
+
+
+def test_a_flag_on_a_bucket_keeps_a_pod_with_a_claim_off_the_nodes_network(desk):
+    own = ["run1", "--accelerator=v5e-16", f"--image={IMAGE}", "--claim=nfs"]
+    launch = ("--config=c.py", "--workdir=/mnt/vflax/a", "--config.init.checkpoint=gs://b/runs/stage0")
+    pod = pod_of(yaml.safe_load(render_jobset.render(render_jobset.parser().parse_args(own), launch)))
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (False, "ClusterFirst")
+    assert pod["volumes"][0]["name"] == "shared"
+
+
+def test_the_rest_of_the_devices_may_run_across_slices(desk):
+    desk.good("render", *GOOD, *FLAGS[:3], "--config.mesh.data=-1", script="gke")
+
+
 def test_a_run_is_applied_looked_at_followed_and_deleted(desk):
     words = ("--accelerator=2xv5e-16", f"--image={IMAGE}", "--bucket=gs://bk")
     assert "created" in desk.good("apply", "run1", *words, *LAUNCH, script="gke")
@@ -148,6 +170,12 @@ def test_the_image_is_built_of_the_commit_and_pushed(desk):
     ]
 
 
+def test_the_image_has_jax_and_what_reads_bin_files():
+    assert "uv pip install --system --no-cache --torch-backend=cpu --editable '.[tpu,torch]'" in (
+        ROOT / "launch/Dockerfile"
+    ).read_text().replace("\\\n", " ")
+
+
 def test_dry_run_prints_commands_and_calls_nothing(desk):
     slices = ("--accelerator=2xv5e-16", "--cluster=c", "--location=l")
     for words, expected in {
@@ -172,7 +200,7 @@ def test_the_printed_apply_is_a_command_that_applies_the_manifest(desk):
 
 
 GOOD = ("run1", "--accelerator=2xv5e-16", f"--image={IMAGE}", "--bucket=gs://bk")
-FLAGS = ("--", "--config=c.py", "--workdir=/mnt/vflax/a")
+FLAGS = ("--", "--config=c.py", "--workdir=/mnt/vflax/a", "--config.mesh.data=2")
 BAD = {
     "there is no nothing": ("nothing",),
     "give the NAME": ("render",),
@@ -182,13 +210,17 @@ BAD = {
     "give --image": ("render", *GOOD[:2], GOOD[3], *FLAGS),
     "v9-8: v9 is none of": ("render", "run1", "--accelerator=v9-8", *GOOD[2:], *FLAGS),
     "more than one host": ("render", "run1", "--accelerator=2xv5e-4", *GOOD[2:], *FLAGS),
-    "one of them": ("render", *GOOD[:3], *FLAGS),
+    "give --workdir=gs://BUCKET/FOLDER, --bucket=gs://B or --claim": ("render", *GOOD[:3], *FLAGS),
+    "--config.mesh.data=(missing): must be a multiple of the 2 slices": ("render", *GOOD, *FLAGS[:3]),
+    "--config.mesh.data=3: must be a multiple of the 2 slices": (
+        "render", *GOOD, *FLAGS[:3], "--config.mesh.data=3",
+    ),
     "--claim=PVC, one": ("render", *GOOD, "--claim=c", *FLAGS),
     "expected gs://NAME, small letters": ("render", *GOOD[:3], "--bucket=bk", *FLAGS),
     "expected an absolute path": ("render", *GOOD, "--mount=mnt", *FLAGS),
     "expected a whole number": ("render", *GOOD, "--max-restarts=few", *FLAGS),
     "after a lone --": ("apply", *GOOD),
-    "--workdir=gs://b/a must lie under": ("apply", *GOOD, "--", "--config=c.py", "--workdir=gs://b/a"),
+    "expected gs://BUCKET/FOLDER": ("apply", *GOOD[:3], "--", "--config=c.py", "--workdir=gs://b"),
     "--workdir=/data/a must lie under /mnt/vflax": (
         "apply",
         *GOOD,
@@ -198,9 +230,10 @@ BAD = {
     ),
     "give --cluster": ("pools", "big", "--accelerator=v5e-16", "--location=l"),
     "give --location": ("pools", "big", "--accelerator=v5e-16", "--cluster=c"),
+    "GKE allows 40": ("pools", "p" * 39, "--accelerator=11xv5e-16", "--cluster=c", "--location=l"),
     "no option --cluster": ("status", "run1", "--cluster=c"),
     "not deleted": ("delete", "run1"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.launch.commands import refused
 from tests.launch.conftest import ROOT
 
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "tests/launch/fakes").glob("*.sh")])
@@ -76,17 +78,56 @@ def test_a_chip_count_that_fills_no_host_is_refused():
     assert ended.returncode == 1 and ended.stderr.startswith("error: v5e:3x3: ")
 
 
-@pytest.mark.parametrize("page", ["docs/pods.md", "launch/README.md"])
-def test_the_commands_of_a_page_are_accepted(desk, page):
-    """Each launch/*.sh command line of the page, with --dry-run: no option in it is unknown."""
+PAGES = ["docs/pods.md", "launch/README.md"]
+
+
+def lines_of(page: str, *beginnings: str) -> list[str]:
+    """The command lines of a page that begin so."""
     text = (ROOT / page).read_text().replace("\\\n", " ")
-    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("launch/")]
+    lines = [line.split(" #")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith(beginnings)]
+
+
+def launches(page: str) -> list[str]:
+    """The flags of vflax.launch in each command of a page that starts it on machines."""
+    return [launch for line in lines_of(page, "launch/") if (launch := line.partition(" -- ")[2])]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_are_accepted(desk, page):
+    """Each launch/*.sh command line of the page, with --dry-run, and by the launcher what it is handed."""
+    lines = lines_of(page, "launch/")
     assert lines
     for line in lines:
-        own, lone, launch = line.split("#")[0].strip().partition(" -- ")
+        own, lone, launch = line.partition(" -- ")
         ended = subprocess.run(
             ["bash", "-c", f"{own} --dry-run{lone}{launch}"], cwd=desk.root, capture_output=True, text=True,
             env=desk.environment(),
         )  # fmt: skip
         assert ended.returncode == 0, (line, ended.stderr)
     assert desk.calls() == []
+    own = "python -m vflax.launch "
+    flags = [*launches(page), *(line.removeprefix(own) for line in lines_of(page, own))]
+    assert flags and refused([["vflax.launch", *shlex.split(words)] for words in flags]) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_command_of_a_page_says_where_weights_and_data_are(page):
+    """The paths in a config are on no worker; tiny has its data, and its stage 0 starts from nothing."""
+    for launch in launches(page):
+        assert "--config.init." in launch or "stage0.py:tiny " in launch, launch
+        assert "--config.data.sources[0].path=" in launch or ":tiny " in launch, launch
+
+
+def test_the_data_that_the_page_trains_on_is_made_on_it():
+    made = {
+        line.partition("--out=data/")[2]
+        for line in lines_of("docs/pods.md", "python -m data_pipeline.convert")
+    }
+    used = [
+        word.split("/")[-1]
+        for launch in launches("docs/pods.md")
+        for word in shlex.split(launch)
+        if "path=" in word
+    ]
+    assert len(used) >= 5 and set(used) == made

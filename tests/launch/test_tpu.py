@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def test_the_supervisor_starts_the_launcher_on_all_workers_with_the_flags_as_giv
     assert first[0].endswith("--config.note=a b's $HOME")
 
 
+def test_variables_reach_the_run_and_are_not_shown(desk):
+    desk.installed()
+    words = ("--env=VFLAX_CACHE=/mnt/a b's $HOME", "--env=HF_TOKEN=hf_secret")
+    desk.good("run", "demo", *words, *run_flags(desk))
+    log = desk.wait(1, "step 1")
+    assert "VFLAX_CACHE /mnt/a b's $HOME, HF_TOKEN of 9 characters" in log and "hf_secret" not in log
+    plan = desk.good("run", "demo", *words, "--dry-run", *run_flags(desk))
+    assert "--env=HF_TOKEN=VALUE" in plan and "hf_secret" not in plan
+
+
 def test_variables_of_another_multislice_job_do_not_reach_the_run(desk):
     desk.installed()
     desk.good("run", "demo", *run_flags(desk))
@@ -73,18 +84,18 @@ def test_the_run_outlives_the_connection_in_a_session_of_its_own(desk):
     desk.wait(0, "step 1")
     pid = (desk.home(0) / "vflax/run/pid").read_text().strip()
     session = subprocess.run(["ps", "-o", "sid=", "-p", pid], capture_output=True, text=True).stdout.strip()
-    own = subprocess.run(["ps", "-o", "sid=", "-p", "self"], capture_output=True, text=True).stdout.strip()
-    assert session and session != own
+    assert session and int(session) != os.getsid(0)
 
 
-def test_install_brings_python_and_the_tpu_extra_to_every_worker(desk):
+def test_install_brings_python_jax_and_what_reads_bin_files_to_every_worker(desk):
     desk.install()
     for worker in (0, 1):
         home = desk.home(worker)
         assert (home / "vflax/venv/version").read_text() == "3.12\n"
         assert (home / "vflax/src/launch/worker.sh").is_file()
         programs = (home / "programs").read_text()
-        assert f"{home}/vflax/src[tpu]" in programs and "--rename-dir-limit=" in programs
+        assert f"--torch-backend=cpu -e {home}/vflax/src[tpu,torch]" in programs
+        assert "--rename-dir-limit=" in programs
 
 
 def test_install_brings_what_is_committed_and_says_what_stays_behind(desk):
@@ -112,6 +123,28 @@ def test_an_nfs_share_is_mounted_in_the_buckets_place(desk):
     out = desk.good("install", "demo", "--nfs=10.0.0.2:/share", f"--mount={desk.mount}")
     assert f"[worker 1] mounted 10.0.0.2:/share at {desk.mount}" in out
     desk.good("run", "demo", *run_flags(desk))
+
+
+def test_another_bucket_takes_the_place_of_the_one_that_is_mounted(desk):
+    desk.installed()
+    (desk.world / "buckets/bk2").mkdir()
+    out = desk.good("install", "demo", "--bucket=gs://bk2", f"--mount={desk.mount}")
+    assert f"[worker 1] unmounted bk from {desk.mount}" in out
+    assert f"[worker 1] mounted bk2 at {desk.mount}" in out
+
+
+def test_a_mount_that_is_in_use_and_another_one_are_both_named(desk):
+    desk.installed()
+    desk.scenario(bookings=[["ACTIVE"]], mount_in_use="yes")
+    (desk.world / "buckets/bk2").mkdir()
+    ended = desk("install", "demo", "--bucket=gs://bk2", f"--mount={desk.mount}")
+    assert ended.status == 1 and f"bk is mounted at {desk.mount}, not bk2, and in use" in ended.out
+    assert "[worker 0] absent" in desk.good("status", "demo")
+
+
+def test_a_bucket_may_be_named_with_a_slash_at_its_end(desk):
+    desk.booked()
+    assert "mounted bk at" in desk.good("install", "demo", "--bucket=gs://bk/", f"--mount={desk.mount}")
 
 
 def test_a_restarted_worker_mounts_again_before_it_starts(desk):
@@ -195,6 +228,25 @@ def test_create_again_waits_for_the_request_that_is_there(desk):
     assert len([call for call in desk.calls() if "create" in call]) == 1
 
 
+@pytest.mark.parametrize("command", ["create", "train"])
+@pytest.mark.parametrize(
+    ("there", "there_as", "asked"),
+    [
+        ("v4-16", "v4-16", "v4-32"),
+        ("v5e-8", "v5litepod-8", "v5e-16"),
+        ("v4:2x2x8", "2x2x8", "v4:4x4x2"),
+        ("v4:2x2x8", "2x2x8", "v4-64"),
+    ],
+)
+def test_another_slice_of_this_name_is_not_taken_for_the_one_asked_for(desk, command, there, there_as, asked):
+    desk.scenario(bookings=[["WAITING_FOR_RESOURCES"]])
+    desk.good("create", "demo", f"--accelerator={there}", "--no-wait")
+    words = train(desk) if command == "train" else ("create", "demo", *BOOK)
+    error = desk.bad(*[f"--accelerator={asked}" if word == BOOK[0] else word for word in words])
+    assert f"demo is there, as {there_as} and not as --accelerator={asked}" in error
+    assert not any("delete" in call for call in desk.calls())
+
+
 # --- one command, and preemption ---
 
 
@@ -250,6 +302,90 @@ def test_train_again_finds_a_run_that_is_done(desk):
         desk.ended(worker)
     again = desk.good(*train(desk))
     assert "this run had ended before" in again and "installing" not in again
+
+
+@pytest.mark.parametrize("end", ["finish", "fail"])
+def test_how_a_run_in_another_workdir_ended_does_not_keep_train_from_its_own(desk, end):
+    desk.scenario(bookings=[["ACTIVE"]], run=end)
+    desk.installed()
+    desk.good("run", "demo", *run_flags(desk, "before"))
+    for worker in (0, 1):
+        desk.ended(worker)
+    desk.scenario(bookings=[["ACTIVE"]], run="finish")
+    out = desk.good(*train(desk, "--delete"))
+    assert "this run had ended before" not in out
+    assert (desk.world / "buckets/bk/runs/a/export/config.json").is_file()
+
+
+def test_train_does_not_wait_for_a_run_in_another_workdir_but_names_it(desk):
+    desk.installed()
+    desk.good("run", "demo", *run_flags(desk, "before"))
+    desk.wait(1, "step 1")
+    assert f"in use by another run, in {desk.mount}/runs/before" in desk.bad(*train(desk, "--delete"))
+    assert "[worker 0] running" in desk.good("status", "demo")
+
+
+def older(desk) -> None:
+    """What is installed is that of another commit."""
+    for worker in (0, 1):
+        path = desk.home(worker) / "vflax/installed"
+        path.write_text(f"--commit=0123456789ab {path.read_text().partition(' ')[2]}")
+
+
+@pytest.mark.parametrize("flag", ["", "--bucket=gs://bk2", "--python=3.13"])
+def test_train_installs_again_what_differs_from_what_is_asked_for(desk, flag):
+    desk.scenario(bookings=[["ACTIVE"]], run="finish")
+    desk.installed()
+    (desk.world / "buckets/bk2").mkdir()
+    if not flag:
+        older(desk)
+    out = desk.good(*train(desk, *[flag][: bool(flag)]))
+    assert (
+        f"installed without {flag or '--commit='}" in out
+        and out.count("installing") == 1
+        and "done, results" in out
+    )
+
+
+def test_a_run_that_failed_starts_again_with_the_commit_that_mends_it(desk):
+    desk.scenario(bookings=[["ACTIVE"]], run="fail")
+    desk.installed()
+    desk.good("run", "demo", *run_flags(desk))
+    for worker in (0, 1):
+        desk.ended(worker)
+    older(desk)
+    desk.scenario(bookings=[["ACTIVE"]], run="finish")
+    assert "done, results" in desk.good(*train(desk))
+
+
+def test_a_run_that_is_done_is_not_run_again_for_a_newer_commit(desk):
+    desk.scenario(bookings=[["ACTIVE"]], run="finish")
+    desk.installed()
+    desk.good("run", "demo", *run_flags(desk))
+    for worker in (0, 1):
+        desk.ended(worker)
+    older(desk)
+    out = desk.good(*train(desk))
+    assert "this run had ended before" in out and "installing" not in out
+
+
+def test_the_same_workdir_in_another_bucket_is_another_run(desk):
+    desk.installed()
+    desk.good("run", "demo", *run_flags(desk))
+    desk.wait(1, "step 1")
+    error = desk.bad(*train(desk, "--bucket=gs://bk2"))
+    assert "installed without --bucket=gs://bk2, and a run is going on it" in error
+
+
+def test_a_run_that_is_going_goes_on_with_the_commit_it_has(desk):
+    desk.scenario(bookings=[["ACTIVE"]], preempt_after={"0": 3})
+    desk.installed()
+    desk.good("run", "demo", *run_flags(desk))
+    desk.wait(1, "step 1")
+    older(desk)
+    out = desk(*train(desk, "--max-recreations=0")).out
+    assert out.count("note: the run that is going was installed without --commit=") == 1
+    assert "installing" not in out
 
 
 def test_train_starts_again_what_was_saved_and_is_to_be_run_again(desk):
@@ -350,9 +486,10 @@ def test_a_folder_that_the_workers_do_not_share_is_refused(desk):
 def test_a_bucket_as_workdir_needs_no_mount_and_status_tells_what_its_mirror_says(desk):
     desk.booked()
     desk.good("install", "demo")
-    desk.good("run", "demo", "--", "--config=configs/stage1.py:7b", "--workdir=gs://bk/runs/b")
+    flags = ("--", "--config=configs/stage1.py:7b", "--workdir=gs://bk/runs/b")
+    desk.good("run", "demo", f"--env=VFLAX_CACHE={desk.folder}/disk", *flags)
     desk.wait(0, "step 1")
-    mirror = desk.home(0) / ".cache/vflax/runs/0/bk/runs/b"
+    mirror = desk.folder / "disk/runs/0/bk/runs/b"
     mirror.mkdir(parents=True)
     (mirror / "status.json").write_text('{"state": "running"}')
     assert 'gs://bk/runs/b: {"state": "running"}' in desk.good("status", "demo")
@@ -447,6 +584,7 @@ BAD = {
     "--config is missing": ("run", "demo", "--", "--workdir=/w"),
     "--workdir is missing": ("run", "demo", "--", "--config=c.py"),
     "give gs://BUCKET/FOLDER, or a folder": ("run", "demo", "--", "--config=c.py", "--workdir=gs://b"),
+    "--env=TOKEN: expected NAME=VALUE": ("run", "demo", "--env=TOKEN", "--", "--config=c.py", "--workdir=/w"),
     "an absolute path": ("run", "demo", "--", "--config=c.py", "--workdir=runs/a"),
     "joins the workers itself": ("run", "demo", "--", "--config=c.py", "--workdir=/w", "--distributed"),
     "a number or all": ("logs", "demo", "--worker=first"),

@@ -103,17 +103,17 @@ def get(name, collection="queuedResources"):
 
 def show(value, flags):
     """The two forms of --format that the scripts use: value[separator="|"](a.b,c.len())."""
-    match = re.fullmatch(r'value\[separator="\|"\]\(([A-Za-z.,()]+)\)', flags.get("--format", ""))
+    match = re.fullmatch(r'value\[separator="\|"\]\(([]A-Za-z.,()0[]+)\)', flags.get("--format", ""))
     if match is None:
         fail(f"this fake has no --format={flags.get('--format')}")
     print("|".join(_look_up(value, key) for key in match[1].split(",")))
 
 
 def _look_up(value, key):
-    for part in key.split("."):
+    for part in key.replace("[0]", ".0").split("."):
         if part == "len()":
             return str(len(value or []))
-        value = (value or {}).get(part)
+        value = value[int(part)] if part.isdigit() else (value or {}).get(part)
     return "" if value is None else str(value)
 
 
@@ -140,7 +140,11 @@ def create(positional, flags):
     number = read("booked") or 0
     write(number + 1, "booked")
     states = SCENARIO["bookings"][min(number, len(SCENARIO["bookings"]) - 1)]
-    found[name] = {"kind": kind, "booking": number, "states": states, "state": "CREATING", "status_calls": 0}
+    asked = {"acceleratorType": flags.get("--accelerator-type")}
+    if "--topology" in flags:
+        asked = {"acceleratorConfig": {"type": "V4", "topology": flags["--topology"]}}
+    found[name] = {"kind": kind, "booking": number, "states": states, "state": "CREATING", "status_calls": 0,
+                   "asked": asked}  # fmt: skip
     keep(found)
 
 
@@ -164,7 +168,7 @@ def describe(positional, flags):
         state["stateInitiator"] = SCENARIO.get("initiator", "SERVICE")
     if resource["state"] == "FAILED":
         state["failedData"] = {"error": {"message": SCENARIO.get("error", "no reason")}}
-    show({"state": state}, flags)
+    show({"state": state, "tpu": {"nodeSpec": [{"node": resource["asked"]}]}}, flags)
 
 
 def describe_node(positional, flags):

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The programs of a TPU VM that need the network, a TPU or root. Which one this is, its file name says.
 # $FAKE_WORLD/scenario.sh sets: run (what a run does: wait, finish, "finish second time", fail, deaf), chips (of each
-# worker; empty: no answer), all_chips (what each of them sees), no_network.
+# worker; empty: no answer), all_chips (what each of them sees), no_network, mount_in_use.
 set -eu
-run='' all_chips='' chips=() no_network=''
+run='' all_chips='' chips=() no_network='' mount_in_use='' HF_TOKEN=${HF_TOKEN-}
 # shellcheck source=/dev/null
 source "$FAKE_WORLD/scenario.sh"
 name=${0##*/}
@@ -26,8 +26,9 @@ program() {
 
 # The folder is a link to the bucket from the start: all workers of the test are one machine.
 mount_at() {
-  inside "$1"
-  echo "$1" >"$HOME/mounted"
+  inside "$2"
+  [ ! -f "$HOME/mounted" ] || wrong "something is mounted already"
+  echo "$1 $2" >"$HOME/mounted"
 }
 
 # A run in small: says what it was called with, counts steps, saves when it is told to stop.
@@ -46,6 +47,7 @@ supervise() {
   if [ "$run" = deaf ]; then trap '' TERM; else trap 'tell preempted; echo saved; exit 75' TERM; fi
   mkdir -p "$workdir"
   echo "slices ${MEGASCALE_NUM_SLICES-none}"
+  echo "VFLAX_CACHE ${VFLAX_CACHE-none}, HF_TOKEN of ${#HF_TOKEN} characters"
   echo "$FAKE_WORKER" >>"$workdir/started.$FAKE_WORKER"
   echo "step 1"
   tell running
@@ -72,7 +74,17 @@ attributes/agent-worker-number" ] || wrong "not the worker's number"
     [[ "$*" == *"${FAKE_WORLD%/*}"/* ]] || wrong "outside of the sandbox"
     exec "$@"
     ;;
-  mountpoint) [ "$1" = -q ] && [ -f "$HOME/mounted" ] && [ "$(cat "$HOME/mounted")" = "$2" ] ;;
+  mountpoint) [ "$1" = -q ] && [ -f "$HOME/mounted" ] && [ "$(cut -d' ' -f2 "$HOME/mounted")" = "$2" ] ;;
+  findmnt)
+    [ "$1 $2 $3 $4" = "-n -o SOURCE --mountpoint" ] || wrong "unknown"
+    [ -f "$HOME/mounted" ] && [ "$(cut -d' ' -f2 "$HOME/mounted")" = "$5" ] || exit 1
+    cut -d' ' -f1 "$HOME/mounted"
+    ;;
+  umount)
+    record
+    [ -z "$mount_in_use" ] || wrong "target is busy"
+    rm "$HOME/mounted"
+    ;;
   python3) # the image's Python 3.10: it can fetch uv
     [ "$*" = "-m pip install -q --user uv" ] || wrong "Python 3.10 is too old for this"
     [ -z "$no_network" ] || wrong "no network"
@@ -84,8 +96,8 @@ attributes/agent-worker-number" ] || wrong "not the worker's number"
       program "$6/bin/python"
       echo "$5" >"$6/version"
     else
-      [ "$1 $2 $3 $4 $6" = "pip install -q --python -e" ] || wrong "unknown"
-      [[ $7 == *"[tpu]" && -f ${7%"[tpu]"}/pyproject.toml ]] || wrong "no project with the tpu extra there"
+      [ "$1 $2 $3 $4 $6 $7" = "pip install -q --python --torch-backend=cpu -e" ] || wrong "unknown"
+      [[ -f ${8%"[tpu,torch]"}/pyproject.toml ]] || wrong "no project there"
     fi
     ;;
   gcsfuse)
@@ -97,13 +109,13 @@ attributes/agent-worker-number" ] || wrong "not the worker's number"
       esac
       shift
     done
-    [ -d "$FAKE_WORLD/buckets/$1" ] || wrong "no such bucket"
-    mount_at "$2"
+    [[ $1 != */* && -d $FAKE_WORLD/buckets/$1 ]] || wrong "no such bucket"
+    mount_at "$1" "$2"
     ;;
   mount | mount.nfs)
     record
     [ "$1 $2 $3 $4" = "-t nfs -o hard" ] || wrong "unknown"
-    mount_at "$6"
+    mount_at "$5" "$6"
     ;;
   python) # of the virtual environment
     case $* in
