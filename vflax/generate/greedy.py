@@ -57,8 +57,8 @@ class _Loop(NamedTuple):
 def make_generate(
     graphdef: Any, *, max_new_tokens: int, pad_id: int, cache_dtype: Any = None
 ) -> Callable[..., Generated]:
-    """Build the jitted function for one model, one budget and the platform of the mesh at hand (`platform`); the same of
-    them give the same function.
+    """Build the jitted function for one model, one budget and the platform of the mesh at hand; the same of these give
+    the same function.
 
     Args:
         graphdef: the model, from `llava.split` or `llava.abstract`.
