@@ -18,8 +18,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": Option(
             "1000000",
             "on 16 chips XLA turns an all-gather of weights and its product into a loop over slices of the weights, "
-            "whose estimated cycles are more than twice those of gather and product one after the other; for a prompt "
-            "on 8 chips, in answers, 1.6 times",
+            "whose estimated cycles are more than twice those of gather and product one after the other, in a step as "
+            "where an evaluation reads prompts; weights split along tensor, as for single answers, have no such loop",
         ),
     },
     "gpu": {},
