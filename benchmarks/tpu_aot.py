@@ -5,15 +5,18 @@
         python3.12 -m venv ENV && ENV/bin/pip install "maxtext[tpu]" && ENV/bin/pip install -e .
 
 Rows of 2048 tokens with three images each (or none), fp32 masters and moments, a frozen tower, windowed einsum off in
-both. Every case is a process of its own and takes some minutes; what stands in --out is not compiled again. Figures
-are the compiler's, nothing is run: peak memory of a chip, estimated cycles without Pallas kernels and waiting. The MFU
-ceiling is (6 N + causal attention) over estimated cycles at the chip's peak; the second one adds splash attention at an
-assumed share of the peak (vflax/planner/figures.py).
+both. Every case is a process of its own and takes some minutes; what stands in --out is not compiled again, unless JAX,
+libtpu or (but for MaxText) vflax's code is another by now. Figures are the compiler's, nothing is run: peak memory of a
+chip, estimated cycles without Pallas kernels and waiting. The MFU ceiling is (6 N + causal attention) over estimated
+cycles at the chip's peak; the second one adds splash attention at an assumed share of the peak
+(vflax/planner/figures.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -28,6 +31,7 @@ from vflax.constants import GIB
 from vflax.planner.environment import ENVIRONMENT
 
 LENGTH, SLOTS, SUPERVISED = 2048, 3, 512
+ROOT = Path(__file__).parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +108,9 @@ def main() -> None:
     if options.maxtext is not None:
         pythons |= dict.fromkeys(("maxtext", "vflax-theirs"), str(options.maxtext))
     for case in (*OWN, *PEERS, *WITH_IMAGES):
-        if case.system not in pythons or options.only not in case.name or case.name in results:
+        if case.system not in pythons or options.only not in case.name:
+            continue
+        if is_current(results.get(case.name), made_with(case, pythons[case.system])):
             continue
         results[case.name] = compile_apart(case, pythons[case.system])
         print(f"{case.name}: {results[case.name]}", file=sys.stderr, flush=True)
@@ -117,6 +123,54 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"machine": common.machine(), "cases": results, "marks": marks(results)}
 
 
+def made_with(case: Case, python: str) -> dict[str, str]:
+    """What decides a case's figures: versions of JAX and libtpu in the environment for it, and vflax's code."""
+    return _installed(python) | ({} if case.system == "maxtext" else {"code": code()})
+
+
+def is_current(result: Mapping[str, Any] | None, now: Mapping[str, str]) -> bool:
+    """Whether a result is there, and `made_with` what would make it now."""
+    return result is not None and all(result.get(name) == value for name, value in now.items())
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the sources that a case compiles, and not the commit: that changes with every page, and does not change
+    with what is not committed."""
+    found = hashlib.sha256()
+    for path in sorted(path for folder in ("vflax", "configs") for path in (ROOT / folder).rglob("*.py")):
+        found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
+
+
+def _commit() -> str | None:
+    """As git describes the checkout; None where it is none."""
+    try:
+        asked = ["git", "describe", "--always", "--dirty"]
+        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+@functools.cache
+def _installed(python: str) -> dict[str, str]:
+    program = (
+        "import json; from benchmarks import common; print(json.dumps(common.versions('jax', 'libtpu')))"
+    )
+    return json.loads(_run(python, "-c", program).stdout)
+
+
+def _run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [python, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
 def compile_apart(case: Case, python: str = sys.executable) -> dict[str, Any]:
     """Compile in a process of its own.
 
@@ -127,14 +181,8 @@ def compile_apart(case: Case, python: str = sys.executable) -> dict[str, Any]:
     Returns:
         The figures; {"fits": False, "reason": ...} where it needs more memory than a chip has.
     """
-    root = str(Path(__file__).parent.parent)
-    done = subprocess.run(
-        [python, "-m", "benchmarks.tpu_aot", f"--case={json.dumps(dataclasses.asdict(case))}"],
-        env=os.environ | {"PYTHONPATH": root}, cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{case.name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    asked = f"--case={json.dumps(dataclasses.asdict(case))}"
+    return json.loads(_run(python, "-m", "benchmarks.tpu_aot", asked).stdout.splitlines()[-1])
 
 
 def _compile(case: Case) -> dict[str, Any]:
@@ -142,7 +190,8 @@ def _compile(case: Case) -> dict[str, Any]:
     began, processor = time.perf_counter(), time.process_time()
     result = _maxtext(case) if case.system == "maxtext" else _vflax(case)
     spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - processor}
-    return {**result, **{k: round(value) for k, value in spent.items()}, **common.versions("jax", "libtpu")}
+    made = made_with(case, sys.executable) | {"commit": _commit()}
+    return {**result, **{k: round(value) for k, value in spent.items()}, **made}
 
 
 def _vflax(case: Case) -> dict[str, Any]:
@@ -168,6 +217,7 @@ def _vflax(case: Case) -> dict[str, Any]:
         return {"fits": False, "reason": plan["reason"]}
     assert isinstance(compiled, aot.Compiled)
     found = _figures(compiled.memory.peak, plan["collectives"], plan.get("cycles"))
+    found["attention_kernels"] = compiled.program.kernels()["tpu_custom_call"] if compiled.program else None
     found["host_gib"] = round(compiled.memory.host / GIB, 3)
     found["tower_is_sharded"] = not case.images or not _whole_tower(compiled.program, work.rows)
     for name in ("mfu_ceiling", "mfu_ceiling_with_kernels"):
@@ -232,39 +282,42 @@ def marks(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was to be reached, what was found, and whether that is it; of the cases that were compiled."""
     found: list[dict[str, Any]] = []
 
-    def mark(*what: Any, **limits: Any) -> None:
-        found.append(common.mark(*what, **limits))
-
-    def of(case: Case) -> Mapping[str, Any] | None:
-        result = results.get(case.name)
-        return result if result is None or result["fits"] else None
+    def mark(what: str, value: float | None, **limits: float) -> None:
+        """A figure that is not there, as of a case that does not fit, misses its mark."""
+        missed = {"mark": what, "found": None, **limits, "met": False}
+        found.append(missed if value is None else common.mark(what, value, **limits))
 
     for case in OWN:
-        if case.name in results:
-            mark(f"{case.name} fits", bool(results[case.name]["fits"]))
-    if stage0 := of(OWN[2]):
-        mark("peak GiB of 7B stage 0 on v5e-16", stage0["peak_gib"], at_most=2.0)
+        if result := results.get(case.name):
+            found.append(common.mark(f"{case.name} fits", bool(result["fits"])))
+            if case.images:
+                own = bool(result.get("tower_is_sharded"))
+                found.append(common.mark(f"{case.name}: a chip's tower sees its own images only", own))
+    if stage0 := results.get(OWN[2].name):
+        mark("peak GiB of 7B stage 0 on v5e-16", stage0.get("peak_gib"), at_most=2.0)
     for case, least in ((OWN[8], 0.58), (OWN[9], 0.62)):
-        if result := of(case):
-            mark(f"MFU ceiling of {case.name}", result["mfu_ceiling"], at_least=least)
-    _marks_against_maxtext(of, mark)
+        if result := results.get(case.name):
+            mark(f"MFU ceiling of {case.name}", result.get("mfu_ceiling"), at_least=least)
+    _marks_against_maxtext(results, mark)
     return found
 
 
-def _marks_against_maxtext(of: Any, mark: Any) -> None:
+def _marks_against_maxtext(results: Mapping[str, Mapping[str, Any]], mark: Any) -> None:
     pairs: Sequence[tuple[Case, Case]] = list(zip(PEERS[::2], PEERS[1::2], strict=True))
     for (theirs, ours), pictures in zip(pairs, WITH_IMAGES, strict=True):
         what = f"{ours.size} on {ours.topology}, {ours.rows} rows per chip"
-        a, b, c = of(ours), of(theirs), of(pictures)
+        a, b, c = (results.get(case.name) for case in (ours, theirs, pictures))
         if a and b:
-            mark(f"peak memory over MaxText's: {what}", round(a["peak_gib"] / b["peak_gib"], 3), at_most=0.90)
-            mark(f"cycles over MaxText's: {what}", round(a["gcycles"] / b["gcycles"], 3), at_most=0.97)
+            mark(f"peak memory over MaxText's: {what}", _ratio(a, b, "peak_gib", 3), at_most=0.90)
+            mark(f"cycles over MaxText's: {what}", _ratio(a, b, "gcycles", 3), at_most=0.97)
         if a and c:
-            mark(
-                f"cycles with images over without: {what}",
-                round(c["gcycles"] / a["gcycles"], 4),
-                at_most=1.02,
-            )
+            mark(f"cycles with images over without: {what}", _ratio(c, a, "gcycles", 4), at_most=1.02)
+
+
+def _ratio(over: Mapping[str, Any], under: Mapping[str, Any], figure: str, digits: int) -> float | None:
+    """None where either of them lacks the figure."""
+    values = over.get(figure), under.get(figure)
+    return round(values[0] / values[1], digits) if all(values) else None
 
 
 if __name__ == "__main__":

@@ -138,7 +138,8 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             "compiled": "",  # the step as `python -m vflax.plan --save=FILE` wrote it; empty: compile it
             "dtype": "bfloat16",  # [LLaVA-1.5] bf16 compute; masters and moments are float32
             "guard": {  # against a loss or gradient that is no number: the step changes nothing but the position, and
-                "action": "stop",  # the run ends and leaves the batch in WORKDIR, or goes on: "skip" ...
+                # the run ends and leaves the batch in WORKDIR, or goes on and names the samples there: "skip" ...
+                "action": "stop",
                 "max_skips": 10,  # ... until more steps in a row than this were skipped
             },
             "checkpoint": {"every": 500, "keep": 2, "best_metric": "eval/loss"},

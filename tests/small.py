@@ -46,7 +46,6 @@ MODEL = {
 FILE = f"""
 from ml_collections import ConfigDict
 
-from vflax.metrics import read_metrics
 from vflax.config import load_config
 
 def get_config():

@@ -91,12 +91,48 @@ def test_skipping_goes_on_says_so_and_stops_when_too_many_come_in_a_row(tmp_path
         judge.check(step, values, rows())
     assert [text.split(":")[0] for text in said] == ["skipped"] * 4
     assert "at step 5 (bridge 3, decoder inf)" in said[-1] and "(2 in a row, at most 2)" in said[-1]
-    assert list(tmp_path.iterdir()) == []
     with pytest.raises(
         UserError, match=r"3 steps in a row were skipped, and config\.guard\.max_skips=2.*at step 6"
     ):
         judge.check(6, BAD, rows())
-    assert [p.name for p in tmp_path.iterdir()] == ["bad-batch-6.npz"]
+    assert (tmp_path / "bad-batch-6.npz").exists()
+
+
+def listed(workdir: Path, name: str = "bad-batch-samples.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def test_a_skipped_step_leaves_its_batch_and_names_its_samples(tmp_path: Path):
+    judge, said = guard(tmp_path, "skip")
+    judge.check(12, BAD, rows())
+    with np.load(tmp_path / "bad-batch-12.npz") as stored:
+        np.testing.assert_array_equal(stored["ids"], rows()["ids"])
+        assert stored["sample_ids"].tolist() == [f"11-{i}" for i in range(10)]
+    assert listed(tmp_path) == [
+        {"step": 12, "file": "bad-batch-12.npz", "sample_ids": [f"11-{i}" for i in range(10)]}
+    ]
+    assert "Samples: 11-0, 11-1" in said[0] and f"{tmp_path}/bad-batch-12.npz" in said[0]
+
+
+def test_of_skipped_steps_the_first_batches_are_kept_and_all_samples_named(tmp_path: Path):
+    judge, said = guard(tmp_path, "skip", max_skips=10)
+    for step in (*range(1, 7), 2):  # 2 again, as after a restart
+        judge.check(step, BAD, rows())
+    assert {p.name for p in tmp_path.glob("*.npz")} == {f"bad-batch-{step}.npz" for step in range(1, 5)}
+    assert [(line["step"], line["file"] is not None) for line in listed(tmp_path)] == [
+        (1, True), (2, True), (3, True), (4, True), (5, False), (6, False), (2, True)
+    ]  # fmt: skip
+    assert listed(tmp_path)[5]["sample_ids"] == [f"5-{i}" for i in range(10)]
+    assert "the batch is not kept, as 4 others are" in said[5]
+
+
+def test_several_hosts_that_skip_a_step_keep_and_name_their_own_each(tmp_path: Path):
+    for host in range(2):
+        judge, _ = guard(tmp_path, "skip", max_skips=10, process_index=host, process_count=2)
+        for step in range(1, 6):
+            judge.check(step, BAD, rows())
+        assert len(list(tmp_path.glob(f"bad-batch-*-host{host}.npz"))) == 4
+        assert len(listed(tmp_path, f"bad-batch-samples-host{host}.jsonl")) == 5
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
@@ -168,7 +204,11 @@ def test_a_run_that_skips_goes_on_with_the_state_of_before_and_the_next_batch(
     np.testing.assert_allclose(
         [math.hypot(*parts) for *parts, _ in norms], [whole for *_, whole in norms], rtol=1e-5
     )
-    assert is_finite(WorkdirSource(tmp_path, 6)) and not list(tmp_path.glob("bad-batch*"))
+    assert is_finite(WorkdirSource(tmp_path, 6))
+    with np.load(tmp_path / "bad-batch-3.npz") as stored:
+        np.testing.assert_array_equal(stored["labels"], poisoned[0]["labels"])
+        (line,) = listed(tmp_path)
+        assert line["step"] == 3 and line["sample_ids"] == stored["sample_ids"].tolist()
 
 
 @pytest.mark.slow

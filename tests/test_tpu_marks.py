@@ -6,13 +6,21 @@ import pytest
 
 from benchmarks import tpu_aot
 from benchmarks.tpu_aot import Case
+from vflax.config import load_config
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def stage1(tpu_compiler) -> dict:
-    return tpu_aot.compile_apart(Case("vflax", "7b", "v5e-16", 1))
+# GiB of a chip, MFU ceiling, and runs of attention's kernels in a step: by the decoder's 32 layers (forward, dq and
+# dk+dv) and the 23 that the frozen tower computes (forward). "attention" is what configs/stage1.py:7b runs; "full",
+# which runs the decoder's forward kernels twice, what the benchmark's largest models do.
+LIMITS = {"attention": (8.25, 0.62, 32 * 3 + 23), "full": (7.75, 0.625, 32 * 4 + 23)}
+
+
+@pytest.fixture(scope="module", params=LIMITS)
+def stage1(tpu_compiler, request: pytest.FixtureRequest) -> dict:
+    found = tpu_aot.compile_apart(Case("vflax", "7b", "v5e-16", 1, request.param))
+    return found | dict(zip(("most_gib", "least_mfu", "kernels"), LIMITS[request.param], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +28,16 @@ def stage0(tpu_compiler) -> dict:
     return tpu_aot.compile_apart(Case("vflax", "7b", "v5e-16", 1, stage=0))
 
 
+def test_what_is_compiled_is_what_the_recipe_runs():
+    assert load_config("configs/stage1.py:7b").remat == "attention"
+
+
 def test_a_chip_needs_no_more_memory_than_it_did(stage1: dict):
-    assert stage1["fits"] and stage1["peak_gib"] < 7.85
+    assert stage1["fits"] and stage1["peak_gib"] < stage1["most_gib"]
+
+
+def test_attentions_forward_kernel_runs_as_often_as_the_policy_says(stage1: dict):
+    assert stage1["attention_kernels"] == stage1["kernels"]
 
 
 def test_every_chip_computes_the_features_of_its_own_images_only(stage1: dict):
@@ -29,7 +45,7 @@ def test_every_chip_computes_the_features_of_its_own_images_only(stage1: dict):
 
 
 def test_the_step_takes_no_more_cycles_than_it_did(stage1: dict):
-    assert stage1["mfu_ceiling"] > 0.59
+    assert stage1["mfu_ceiling"] > stage1["least_mfu"]
 
 
 def test_stage_0_needs_less_than_2_gib_of_a_chip(stage0: dict):

@@ -6,20 +6,23 @@ which hears of it one step later, decides.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from etils import epath
 
 from vflax.errors import UserError
 from vflax.mirror import remote
 
 ACTIONS = ("stop", "skip")
-# So many sample ids stand in a message; the file has all.
+# So many sample ids stand in a message; the files have all.
 _SHOWN = 8
+# So many batches of skipped steps are kept, the oldest: a batch has a hundred megabytes of images, and what began it is
+# in the first ones. The ids of every step are kept, too.
+_KEPT = 4
 
 
 class Samples(Protocol):
@@ -42,7 +45,7 @@ class Guard:
             action: "stop" or "skip" (config.guard.action).
             max_skips: so many steps in a row may be skipped; one more stops the run. The count begins anew with a
                 restart.
-            workdir: where the batch of a step that stops the run is written.
+            workdir: where the batch of a bad step is written, and the ids of its samples.
             samples: who knows which samples made it.
             say: where to say that a step was skipped.
         """
@@ -59,6 +62,7 @@ class Guard:
 
         Raises:
             UserError: the step is bad, and the action is "stop" or too many in a row were; the batch lies in WORKDIR.
+                A step that is skipped has its samples' ids there, too, and its batch if it is one of the first.
         """
         if not values["skipped"]:
             self._skips = 0
@@ -72,23 +76,30 @@ class Guard:
                 + ")"
             )
         )
-        if self._action == "skip" and self._skips <= self._max_skips:
-            self._say(
-                f"skipped: {found}; parameters and moments are as before "
-                f"({self._skips} in a row, at most {self._max_skips})"
-            )
-            return
         ids = self._samples.sample_ids(step - 1)
-        path = self._write(step, values, rows, ids)
         names = [name for row in ids for name in row]
         shown = ", ".join(names[:_SHOWN]) + (
             f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         )
+        if self._action == "skip" and self._skips <= self._max_skips:
+            kept = self._file(step) if self._has_room(step) else None
+            if kept is not None:
+                self._write(kept, values, rows, ids)
+            listed = self._list(step, names, kept)
+            self._say(
+                f"skipped: {found}; parameters and moments are as before "
+                f"({self._skips} in a row, at most {self._max_skips}). Samples: {shown}; all of them stand in "
+                f"{remote(listed)}, the batch "
+                + (f"in {remote(kept)}" if kept is not None else f"is not kept, as {_KEPT} others are")
+            )
+            return
+        path = self._file(step)
+        self._write(path, values, rows, ids)
         if self._action == "skip":
             found = f"{self._skips} steps in a row were skipped, and config.guard.max_skips={self._max_skips}: {found}"
         raise UserError(
-            f"{found}. Nothing of it is in a checkpoint. The batch and its sample ids lie in {path}; samples: {shown}. "
-            f"{self._remedy(step, norms)}"
+            f"{found}. Nothing of it is in a checkpoint. The batch and its sample ids lie in {remote(path)}; "
+            f"samples: {shown}. {self._remedy(step, norms)}"
         )
 
     def _remedy(self, step: int, norms: Mapping[str, float]) -> str:
@@ -103,17 +114,33 @@ class Guard:
             "lower config.optimizer.lr or a longer config.optimizer.warmup, or set config.optimizer.clip"
         )
 
-    def _write(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        rows: Mapping[str, np.ndarray],
-        ids: list[list[str]],
-    ) -> Path | epath.Path:
-        """WORKDIR/bad-batch-STEP.npz, of several hosts each its own: the leaves of the batch, [rows, ...]; loss and
-        grad_norm/PART; and of each sample sample_ids, sample_rows (row of the file) and sample_segments (1, 2, ...)."""
+    def _own(self, name: str, ending: str) -> Path:
+        """A file in WORKDIR, of several hosts each its own."""
         index, count = self._process
-        path = self._workdir / f"bad-batch-{step}{f'-host{index}' if count > 1 else ''}.npz"
+        return self._workdir / f"{name}{f'-host{index}' if count > 1 else ''}{ending}"
+
+    def _file(self, step: int) -> Path:
+        return self._own(f"bad-batch-{step}", ".npz")
+
+    def _has_room(self, step: int) -> bool:
+        """Whether the batch of a skipped step is kept; one that a restarted run meets again replaces its own file."""
+        others = list(self._workdir.glob(self._own("bad-batch-*", ".npz").name))
+        return self._file(step) in others or len(others) < _KEPT
+
+    def _list(self, step: int, names: list[str], kept: Path | None) -> Path:
+        """Add a line to WORKDIR/bad-batch-samples.jsonl: {"step", "file" (null: not kept), "sample_ids"}. A step that a
+        restarted run meets again has two."""
+        path = self._own("bad-batch-samples", ".jsonl")
+        line = {"step": step, "file": None if kept is None else kept.name, "sample_ids": names}
+        with path.open("a") as out:
+            out.write(json.dumps(line) + "\n")
+        return path
+
+    def _write(
+        self, path: Path, values: Mapping[str, float], rows: Mapping[str, np.ndarray], ids: list[list[str]]
+    ) -> None:
+        """Write the leaves of the batch, [rows, ...]; loss and grad_norm/PART; and of each sample sample_ids,
+        sample_rows (row of the file) and sample_segments (1, 2, ...)."""
         places = [(r, s, name) for r, row in enumerate(ids) for s, name in enumerate(row, start=1)]
         temporary = path.with_name(f".{path.name}.part.npz")
         leaves: dict[str, Any] = {
@@ -125,4 +152,3 @@ class Guard:
         }
         np.savez_compressed(temporary, **leaves)  # fmt: skip
         temporary.replace(path)
-        return remote(path)

@@ -1,4 +1,5 @@
-"""XLA options of the training step, by platform, each with its reason: one table for launch, plan and benchmarks."""
+"""XLA options by platform, each with its reason: one table for all that computes with a model's weights (training step,
+evaluation, answers), in a run as in the planner and the benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": Option(
             "1000000",
             "on 16 chips XLA turns an all-gather of weights and its product into a loop over slices of the weights, "
-            "whose estimated cycles are more than twice those of gather and product one after the other",
+            "whose estimated cycles are more than twice those of gather and product one after the other, in a step as "
+            "where an evaluation reads prompts; weights split along tensor, as for single answers, have no such loop",
         ),
     },
     "gpu": {},

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from vflax.errors import UserError
-from vflax.models.attention import BACKENDS, attention
+from vflax.models import attention as module
+from vflax.models.attention import BACKENDS, CUDNN_FORWARD, attention
+from vflax.models.layers import rematerialised
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]], np.int32)
 
@@ -110,3 +113,28 @@ def test_cudnn_equals_the_reference_on_a_gpu() -> None:
 def test_unknown_backend_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=rf"attention='flash'.*{', '.join(BACKENDS)}"):
         attention(heads(6, 4, 0), heads(6, 4, 1), heads(6, 4, 2), causal=True, backend="flash")
+
+
+@pytest.mark.parametrize(
+    ("policy", "times"),
+    [("none", 1), ("offload", 2), ("full", 2), ("offload_attention", 1), ("attention", 1), ("dots", 1)],
+)
+def test_on_a_gpu_cudnns_forward_kernel_runs_once_where_its_output_is_kept(
+    policy: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced, not run: all that JAX asks of a GPU until then is which cuDNN it has.
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
+    monkeypatch.setattr(module, "platform", lambda: "gpu")
+    x, segments = jnp.zeros((2, 6, 2, 8), jnp.bfloat16), jnp.asarray(SEGMENTS)
+
+    def layer(weight: jax.Array, x: jax.Array) -> jax.Array:
+        x = x @ weight
+        return attention(x, x, x, q_segments=segments, kv_segments=segments, causal=True, backend="auto")
+
+    def loss(weights: jax.Array) -> jax.Array:
+        step = rematerialised(layer, policy)
+        return jax.lax.scan(lambda x, weight: (step(weight, x), None), x, weights)[0].sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(jnp.zeros((3, 8, 8), jnp.bfloat16))
+    needed, _ = dce_jaxpr(traced.jaxpr, [True])
+    assert str(needed).count(f"{CUDNN_FORWARD}[") == times

@@ -208,18 +208,38 @@ def test_frozen_parameters_may_be_kept_in_bfloat16(params: llava.Params) -> None
 def test_remat_policies_give_the_same_gradients_and_recompute_what_they_say(params: llava.Params) -> None:
     batch = one_sample_and_an_empty_row()
     gradients, products = {}, {}
-    for policy in ("none", "dots", "dots_no_batch", "full"):
+    for policy in layers.REMAT_POLICIES:
         graphdef = graphdef_of(remat=policy)
         _, gradients[policy] = value_and_grad(params, graphdef, batch)
         traced = jax.make_jaxpr(jax.value_and_grad(loss_of), static_argnums=1)(params, graphdef, batch)
         products[policy] = str(traced).count("dot_general")
-    for policy in ("dots", "dots_no_batch", "full"):
         for path, expected in gradients["none"].items():
             # A key bias shifts all scores of a query alike: its true gradient is zero, the rest is rounding.
             scale = 1.0 if path.endswith("attention/k/bias") else float(jnp.abs(expected).max())
-            np.testing.assert_allclose(gradients[policy][path], expected, rtol=0, atol=2e-6 * scale)
-    # "dots" recomputes no product that "none" keeps, "dots_no_batch" those of attention, "full" all of a layer.
-    assert products["none"] == products["dots"] < products["dots_no_batch"] < products["full"]
+            np.testing.assert_allclose(
+                gradients[policy][path], expected, rtol=0, atol=2e-6 * scale, err_msg=policy
+            )
+    # "dots" recomputes no product that "none" keeps, "dots_no_batch" those of attention, "attention" all others, "full"
+    # every one of a layer. Where the layers' inputs lie changes none of it.
+    assert products["none"] == products["dots"] < products["dots_no_batch"]
+    assert products["dots_no_batch"] < products["attention"] < products["full"]
+    assert products["offload"] == products["full"]
+    assert products["offload_attention"] == products["attention"]
+
+
+@pytest.mark.parametrize("policy", ["offload", "offload_attention"])
+def test_offloading_holds_the_decoders_inputs_of_layers_in_the_hosts_memory(
+    params: llava.Params, policy: str
+) -> None:
+    batch = one_sample_and_an_empty_row()
+    traced = jax.make_jaxpr(jax.value_and_grad(loss_of), static_argnums=1)(
+        params, graphdef_of(remat=policy), batch
+    )
+    rows, length = batch[0].shape
+    decoder = CONFIG.decoder
+    held = f"f32<host>[{decoder.num_layers},{rows},{length},{decoder.width}]"
+    on_device = held.replace("<host>", "")
+    assert held in str(traced) and on_device not in str(traced)
 
 
 def test_inputs_that_are_made_anew_give_the_same_gradients(
@@ -239,9 +259,14 @@ def test_inputs_that_are_made_anew_give_the_same_gradients(
         np.testing.assert_allclose(found[path], gradient, rtol=0, atol=2e-6 * scale, err_msg=path)
 
 
-def test_unknown_remat_policy_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"remat='some'.*none, offload, full, .*dots_no_batch, dots"):
+def test_unknown_remat_policy_is_refused_with_what_each_one_keeps() -> None:
+    with pytest.raises(UserError) as error:
         graphdef_of(remat="some")
+    message = str(error.value)
+    assert (
+        "remat='some' is not a policy" in message and "full (a layer is recomputed from its input)" in message
+    )
+    assert all(f"{name} (" in message for name in layers.REMAT_POLICIES)
 
 
 def test_config_survives_json() -> None:

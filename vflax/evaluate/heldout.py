@@ -16,9 +16,10 @@ from vflax.data.pipeline import Data
 from vflax.data.questions import Question
 from vflax.errors import UserError
 from vflax.generate.greedy import greedy
-from vflax.sharding import BATCH_AXES
+from vflax.sharding import BATCH_AXES, platform
 from vflax.step import make_eval_step
 from vflax.workdir import ModelFiles
+from vflax.xla_options import compiler_options
 
 # What config.evaluate.tasks may name, and the metrics that each gives.
 TASKS = {
@@ -72,6 +73,7 @@ class Evaluator:
             self._step = jax.jit(
                 make_eval_step(graphdef, data.heldout_capacity),
                 out_shardings=NamedSharding(mesh, PartitionSpec()),
+                compiler_options=compiler_options(platform(mesh)),
             )
 
     def __call__(self, params: Any) -> Evaluation:

@@ -24,7 +24,9 @@ import numpy as np
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.models import llava
+from vflax.models.attention import platform
 from vflax.sharding import BATCH_AXES, constrain
+from vflax.xla_options import compiler_options
 
 Prompt = tuple[np.ndarray, np.ndarray]
 """(ids int32 [n] with each image as N times IMAGE_TOKEN_ID, images uint8 [s, H, W, 3])."""
@@ -52,11 +54,11 @@ class _Loop(NamedTuple):
     kv_segments: jax.Array  # [B, C]
 
 
-@lru_cache(maxsize=16)
 def make_generate(
     graphdef: Any, *, max_new_tokens: int, pad_id: int, cache_dtype: Any = None
 ) -> Callable[..., Generated]:
-    """Build the jitted function for one model and one budget; the same arguments give the same function.
+    """Build the jitted function for one model, one budget and the platform of the mesh at hand; the same of these give
+    the same function.
 
     Args:
         graphdef: the model, from `llava.split` or `llava.abstract`.
@@ -69,7 +71,13 @@ def make_generate(
         -> Generated. Prompts are padded on the right; segments are 1 for tokens and 0 for padding. A row ends
         with any of eos_ids; a row without tokens writes nothing. T, B and S are static, E too.
     """
+    return _jitted(graphdef, max_new_tokens, pad_id, cache_dtype, platform())
 
+
+@lru_cache(maxsize=16)
+def _jitted(
+    graphdef: Any, max_new_tokens: int, pad_id: int, cache_dtype: Any, platform: str
+) -> Callable[..., Generated]:
     def generate(
         params: llava.Params,
         ids: jax.Array,
@@ -127,7 +135,7 @@ def make_generate(
         # Replicated, so that every process of a pod can read the answers.
         return Generated(*(constrain(x, None) for x in out))
 
-    return jax.jit(generate)
+    return jax.jit(generate, compiler_options=compiler_options(platform))
 
 
 def _write(state: _Loop, logits: jax.Array, *, eos_ids: jax.Array) -> _Loop:

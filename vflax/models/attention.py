@@ -28,6 +28,8 @@ BACKENDS = ("auto", "reference", "splash", "cudnn")
 
 # The name under which a remat policy finds what attention hands to its backward pass.
 OUTPUT = "attention_output"
+# The operation by which it finds the same of cuDNN: JAX's own, in jax/_src/cudnn/fused_attention_stablehlo.py.
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 
 # Finite: a query that may look at nothing then gets a plain mean instead of 0/0.
 _MASKED = -1e30

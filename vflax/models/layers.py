@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
-from vflax.models.attention import OUTPUT, platform
+from vflax.models.attention import CUDNN_FORWARD, OUTPUT, platform
 from vflax.models.lora import with_keys
 from vflax.models.product import product
 
@@ -35,6 +35,14 @@ _policies = jax.checkpoint_policies
 _weight_products = _policies.dots_with_no_batch_dims_saveable
 
 
+def _with_attention(keep: Callable[..., Any]) -> Callable[..., Any]:
+    """A policy, and what cuDNN's attention hands to its backward pass: JAX gives that no name, so it goes by the
+    operation that makes it."""
+    return lambda operation, *shapes, **settings: (
+        operation.name == CUDNN_FORWARD or keep(operation, *shapes, **settings)
+    )
+
+
 def _offload(*kept: str) -> Callable[..., Any]:
     """Each layer's input goes to the host's memory; what is named stays on the device."""
     return _policies.save_and_offload_only_these_names(
@@ -49,15 +57,18 @@ _POLICIES: dict[str, _Remat] = {
     "offload": _Remat(_offload(), "as full, with every layer's input in the host's memory"),
     "full": _Remat(_policies.nothing_saveable, "a layer is recomputed from its input"),
     "offload_attention": _Remat(
-        _offload(OUTPUT), "as attention, with every layer's input in the host's memory"
+        _with_attention(_offload(OUTPUT)), "as attention, with every layer's input in the host's memory"
     ),
     "attention": _Remat(
-        _policies.save_only_these_names(OUTPUT), "all but what attention gives: its forward kernel runs once"
+        _with_attention(_policies.save_only_these_names(OUTPUT)),
+        "as full, but what attention gives is kept: its forward kernel runs once",
     ),
-    "dots_no_batch": _Remat(_weight_products, "all but products with weights"),
+    "dots_no_batch": _Remat(_weight_products, "products with weights are kept"),
     "dots": _Remat(
-        _policies.save_from_both_policies(_weight_products, _policies.save_only_these_names(OUTPUT)),
-        "all but products with weights and what attention gives",
+        _with_attention(
+            _policies.save_from_both_policies(_weight_products, _policies.save_only_these_names(OUTPUT))
+        ),
+        "products with weights and what attention gives are kept",
     ),
 }
 REMAT_POLICIES = ("none", *_POLICIES)
@@ -200,4 +211,8 @@ def inputs_anew(run: Callable[..., Any], recomputed: bool) -> Callable[..., Any]
 def check_remat(remat: str) -> None:
     """Raise UserError unless `remat` names a policy."""
     if remat not in REMAT_POLICIES:
-        raise UserError(f"remat={remat!r} is not a policy: choose one of {', '.join(REMAT_POLICIES)}")
+        choices = [
+            "none (nothing is recomputed)",
+            *(f"{name} ({policy.words})" for name, policy in _POLICIES.items()),
+        ]
+        raise UserError(f"remat={remat!r} is not a policy: choose one of {'; '.join(choices)}")

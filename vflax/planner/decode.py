@@ -78,8 +78,8 @@ def describe(
     size = model.vision.image_size
     pictures = jax.ShapeDtypeStruct((rows, images, size, size, 3), jnp.uint8, sharding=batch)
     ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    generate: Any = make_generate(graphdef, max_new_tokens=request.new_tokens, pad_id=0)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):  # whose platform has the compiler's options
+        generate: Any = make_generate(graphdef, max_new_tokens=request.new_tokens, pad_id=0)
         traced = generate.trace(placed, tokens, pictures, tokens, tokens, ends)
     compiled = aot.compile_traced(traced, mesh)
     weights = sum(math.prod(where[p].shard_shape(x.shape)) * x.dtype.itemsize for p, x in shapes.items())
