@@ -227,9 +227,9 @@ def _vflax(case: Case) -> dict[str, Any]:
 
 
 def _whole_tower(program: Any, rows: int) -> bool:
-    """Whether any product of the program has all images of the step in one chip."""
-    images = rows * SLOTS
-    return any(images in shape for opcode in ("convolution", "dot") for shape in program.shapes(opcode))
+    """Whether any product of the program is of all images of the step in one chip: [images, tokens, width]."""
+    shapes = (shape for opcode in ("convolution", "dot") for shape in program.shapes(opcode))
+    return any(len(shape) == 3 and shape[0] == rows * SLOTS for shape in shapes)
 
 
 def _maxtext(case: Case) -> dict[str, Any]:

@@ -183,6 +183,12 @@ def test_a_loop_turns_as_often_as_its_condition_says_be_it_inside_a_fusion():
     assert program.trips("left") == 1
 
 
+def test_a_counter_may_be_unsigned():
+    # As that of the loops that the compiler makes of a windowed einsum.
+    program = Program(LOOPS.replace("%limit = s32[]", "%limit = u32[]"))
+    assert program.cycles == Program(LOOPS).cycles
+
+
 def test_the_outermost_loops_are_told_with_what_a_turn_costs():
     ((instruction, turns, cycles, nested),) = Program(LOOPS).loops()
     assert (instruction.name, turns, cycles, nested) == ("w.1", 5, 130, True)

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import tpu_aot
 from benchmarks.tpu_aot import OWN, PEERS, WITH_IMAGES, is_current, made_with, marks
+from vflax.hlo import Program
 
 FITS = {"fits": True, "peak_gib": 9.0, "gcycles": 1.0, "mfu_ceiling": 0.65, "tower_is_sharded": True}
 DOES_NOT = {"fits": False, "reason": "needs 17.90 GiB of 15.75 GiB"}
@@ -91,3 +92,9 @@ def test_the_code_is_another_when_a_source_is(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "README.md").write_text("a page")
     seen.add(tpu_aot.code.__wrapped__())
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("shape", "is_whole"), [("6,577,64", True), ("3,577,64", False), ("6,512", False)])
+def test_a_product_of_all_images_of_the_step_is_found(shape: str, is_whole: bool):
+    program = Program(f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %c = f32[{shape}] convolution(%a, %a)\n}}\n")
+    assert tpu_aot._whole_tower(program, rows=2) is is_whole
