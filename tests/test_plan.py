@@ -125,9 +125,17 @@ def test_the_same_samples_on_another_mesh_and_others_with_more_rows():
     assert more.steps == math.ceil(work.steps / 2)
 
 
-@pytest.mark.parametrize("given", [{"rows_per_chip": 0}, {"samples_per_row": -1.0}, {"samples": 0}])
-def test_counts_below_one_are_refused_by_flag(given):
-    with pytest.raises(UserError, match=f"--{next(iter(given)).replace('_', '-')}="):
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"rows_per_chip": 0}, "--rows-per-chip=0"),
+        ({"samples_per_row": -1.0}, "--samples-per-row=-1.0"),
+        ({"samples": 0}, "--samples=0"),
+        ({"capacity": 0}, "--supervised=0"),
+    ],
+)
+def test_counts_below_one_are_refused_by_flag(given, flag: str):
+    with pytest.raises(UserError, match=f"{flag}: more than 0"):
         Given(**given)
 
 
@@ -397,7 +405,55 @@ def test_a_file_that_cannot_be_read_is_no_reason_to_stop(tmp_path: Path, content
     assert found is None and message in why
 
 
-def test_a_damaged_executable_is_no_reason_to_stop(tmp_path: Path):
+def damage_deflated(file: Path) -> None:
+    """Its first block is of a kind that there is not."""
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as old:
+        start = old.getinfo("executable").header_offset
+    begin = start + 30 + len("executable")  # a zip's local header, without extra fields
+    content[begin : begin + 64] = b"\xff" * 64
+    file.write_bytes(content)
+
+
+def end_deflated_early(file: Path) -> None:
+    """It says that it is stored, and that there is more of it than the file has."""
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # of the executable, the last one in the directory
+    content[entry + 10 : entry + 12] = (0).to_bytes(2, "little")
+    content[entry + 20 : entry + 28] = (2**30).to_bytes(4, "little") * 2
+    file.write_bytes(content)
+
+
+def name_unknown_compression(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 10 : entry + 12] = (97).to_bytes(2, "little")
+    file.write_bytes(content)
+
+
+def write_a_list_for_the_manifest(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as new:
+        new.writestr("manifest.json", "[1]")
+        new.writestr("executable", b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_deflated, "error: Error -3"),
+        (end_deflated_early, "EOFError"),
+        (name_unknown_compression, "NotImplementedError"),
+        (write_a_list_for_the_manifest, "TypeError"),
+    ],
+)
+def test_a_damaged_file_is_no_reason_to_stop(tmp_path: Path, damage, message: str):
+    file, step, arguments, mesh = saved(tmp_path)
+    damage(file)
+    found, why = saved_program.load(file, step, arguments, mesh)
+    assert found is None and "it cannot be read" in why and message in why
+
+
+def test_what_is_no_executable_is_no_reason_to_stop(tmp_path: Path):
     file, step, arguments, mesh = saved(tmp_path)
     with zipfile.ZipFile(file) as old:
         said = old.read("manifest.json")

@@ -70,10 +70,12 @@ class Given:
     capacity: int | None = None
 
     def __post_init__(self) -> None:
+        flags = {"rows_per_chip": "rows-per-chip", "samples_per_row": "samples-per-row", "samples": "samples",
+                 "capacity": "supervised"}  # fmt: skip
         wrong = [
-            f"--{field.name.replace('_', '-')}={value}: more than 0"
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None and value <= 0
+            f"--{flag}={value}: more than 0"
+            for name, flag in flags.items()
+            if (value := getattr(self, name)) is not None and value <= 0
         ]
         if wrong:
             raise UserError("; ".join(wrong))
