@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ import jax
 import pytest
 from rich.console import Console
 
+import vflax
 from tests import small
 from vflax import aot, saved_program
 from vflax.config import load_config
@@ -316,12 +318,26 @@ def test_a_token_costs_what_a_turn_of_the_loop_costs(tpu_compiler):
         (("--topology=v9-8",), "v9 is none of"),
         (("--topology=v5e-4,v5e-8", "--save=x"), "--save writes one program"),
         (("--topology=v5e-4", "--decode", "--search"), "--decode goes with neither"),
+        (
+            ("--topology=v5e-4", "--search", "--json=no/plan.json"),
+            "--json=no/plan.json: there is no folder no; make it",
+        ),
+        (("--topology=v5e-4", "--save=no/step.bin"), "--save=no/step.bin: there is no folder no; make it"),
+        (("--topology=v5e-4", "--json=/"), "--json=/ is a folder; name a file in it"),
+        (("--topology=v5e-4", "--json=/proc/x"), "--json=/proc/x cannot be written"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_status_1(tmp_path: Path, flags, message: str):
     done = plan(tmp_path, *flags)
     assert done.returncode == 1
     assert message in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_help_names_every_flag(tmp_path: Path):
+    defined = re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', (Path(vflax.__file__).parent / "plan.py").read_text())
+    done = plan(tmp_path, "--help")
+    assert len(defined) > 10
+    assert [name for name in defined if f"  --{name}\n" not in done.stdout] == []
 
 
 @pytest.mark.slow

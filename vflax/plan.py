@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ _FLAGS = [
     "json",
     "search",
     "budget-minutes",
+    "save",
+    "decode",
+    "decode-rows",
+    "prompt-tokens",
+    "new-tokens",
 ]
 
 
@@ -73,6 +79,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         if not CONFIG.value or not _TOPOLOGY.value:
             raise UserError("--config and --topology must be given, see --help")
+        for flag, path in (("json", _JSON.value), ("save", _SAVE.value)):
+            if path is not None:
+                _check_writable(flag, Path(path))
         sys.exit(_plan(CONFIG.value, _TOPOLOGY.value))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -186,6 +195,28 @@ def _search(config: Any, model: Any, target: Any, given: Any, console: Any) -> l
             tell(f"best {what}: {' '.join(best[0].flags(config)) or 'the config as it is'}")
             plans.append(best[1])
     return plans or [plan for _, plan in found.tried[-1:]]
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    """Before an hour of compiling, not after it.
+
+    Raises:
+        UserError: with the flag and the remedy, where the file could not be written.
+    """
+    if not path.parent.is_dir():
+        raise UserError(
+            f"--{flag}={path}: there is no folder {path.parent}; make it, or name a file elsewhere"
+        )
+    if path.is_dir():
+        raise UserError(f"--{flag}={path} is a folder; name a file in it")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"--{flag}={path} cannot be written ({error.strerror}); name a file in a folder of your own"
+        ) from None
 
 
 def _write_json(path: Path, value: Any) -> None:

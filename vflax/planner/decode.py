@@ -50,10 +50,11 @@ def describe(
 ) -> dict[str, Any]:
     """Compile greedy answers with all weights in config.dtype and say what a chip holds and how long it takes.
 
-    The mesh is that of vflax.generate.ask.
+    The mesh is that of vflax.generate.ask. Rows are as many as were asked for, or the next more that divide among its
+    chips along data and fsdp.
 
     Raises:
-        UserError: prompt and answer are longer than the decoder can take, or rows do not divide.
+        UserError: prompt and answer are longer than the decoder can take.
     """
     prompt = bucket(request.prompt)
     length = prompt + request.new_tokens
