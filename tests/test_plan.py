@@ -104,6 +104,30 @@ def test_what_the_command_line_says_of_the_data_holds():
     assert (work.rows, work.steps, work.capacity) == (64, 10, 96)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rows_per_chip": 3}, "3 rows per chip are"),
+        ({"samples_per_row": 1.5}, "1.50 samples to a row"),
+        ({"samples": 50}, "50 samples in an epoch"),
+        ({"capacity": 96}, "room for 96 supervised tokens"),
+    ],
+)
+def test_what_is_given_replaces_that_alone_and_only_that_is_said(given, said: str):
+    for config in (small.config(), load_config("configs/stage1.py:7b")):  # with its data here, and without
+        model, _ = model_of(config)
+        plain, work = (find_workload(config, model, 2, g) for g in (Given(), Given(**given)))
+        assert work.said[0] == plain.said[0] and work.said[-1].startswith("as the command line says")
+        phrases = ("rows per chip are", "samples to a row", "samples in an epoch", "room for")
+        assert said in work.said[-1] and sum(phrase in work.said[-1] for phrase in phrases) == 1
+        assert (work.capacity == plain.capacity) == ("capacity" not in given)
+        assert (work.per_row == plain.per_row) == ("samples_per_row" not in given)
+        if "samples_per_row" not in given:
+            assert work.tokens / work.samples == pytest.approx(plain.tokens / plain.samples)
+        if "rows_per_chip" not in given:
+            assert work.samples == plain.samples
+
+
 def test_an_unknown_dataset_leaves_the_hours_open():
     config = load_config("configs/stage1.py:7b")
     config.data.sources[0].path = "data/mine"

@@ -28,14 +28,14 @@ _TOPOLOGY = flags.DEFINE_list(
     "topology", None, "Slices, with commas: v5e-16, v4-32, 2xv5e-256, v5e:2x4, cpu:8."
 )
 _ROWS = flags.DEFINE_integer(
-    "rows-per-chip", None, "Rows that a chip computes at a time, in place of batch.samples."
+    "rows-per-chip", None, "Rows that a chip computes at a time, in place of those that batch.samples makes."
 )
 _PER_ROW = flags.DEFINE_float(
-    "samples-per-row", None, "Samples that packing puts into a row, where no data is here."
+    "samples-per-row", None, "Samples of a row, in place of what packing reaches, or is taken to."
 )
-_SAMPLES = flags.DEFINE_integer("samples", None, "Samples of an epoch, where the data is not here.")
+_SAMPLES = flags.DEFINE_integer("samples", None, "Samples of an epoch, in place of the data's own.")
 _SUPERVISED = flags.DEFINE_integer(
-    "supervised", None, "Supervised tokens that a row has room for, where no data is."
+    "supervised", None, "Supervised tokens that a row has room for, in place of what the data needs."
 )
 _PRICE = flags.DEFINE_float("price", None, "USD for a chip and an hour.")
 _JSON = flags.DEFINE_string("json", None, "Write all figures to this file.")
