@@ -17,7 +17,7 @@ from rich.console import Console
 
 import vflax
 from tests import small
-from vflax import aot, saved_program
+from vflax import aot, saved_program, sharding
 from vflax.config import load_config
 from vflax.constants import GIB
 from vflax.errors import UserError
@@ -194,6 +194,40 @@ def test_where_the_decoder_is_frozen_the_formula_says_nothing():
     assert figures.dense_flops(model_of(config)[0], step, 3, 164) is None
 
 
+def test_kept_heads_are_counted_once_along_tensor(tpu_compiler):
+    config = small.config(
+        dtype="bfloat16", remat="attention", freeze=((r"vision/.*", "frozen"), (r".*", "trainable"))
+    )
+    config.model.decoder.update({"width": 256, "num_heads": 4, "num_kv_heads": 4, "head_dim": 128})
+    target, (model, _) = aot.find_target("v5e-4"), model_of(config)
+
+    def activations(*sizes: int) -> int:
+        mesh = sharding.make_mesh(*sizes, target.devices)
+        shards = sharding.batch_shards(mesh)
+        step = aot.trace_step(config, model, None, mesh, aot.Work(2 * shards, 32, 6))
+        work = find_workload(config, model, shards, Given(rows_per_chip=2))
+        plan = figures.describe(config, model, target, step, aot.Overflow(None, None, "no room"), work)
+        return plan["memory"]["activations"]
+
+    # [T, D] is whole on each of four chips, attention's [T, H, K] a quarter.
+    assert activations(1, 1, 4) / activations(1, 4, 1) == pytest.approx(
+        (256 + 512 / 4) / (256 + 512), rel=0.01
+    )
+
+
+def test_a_program_that_cannot_be_printed_has_no_times_and_that_is_the_reason():
+    config = small.config()
+    model, _ = model_of(config)
+    target = aot.find_target("cpu:1")
+    mesh, _ = aot.make_mesh(config, target)
+    step = aot.trace_step(config, model, None, mesh, aot.Work(2, 32, 6))
+    compiled = aot.Compiled(None, None, aot.Memory(GIB, 0), None, 1.0, 1.0)
+    work = find_workload(config, model, 1, Given(rows_per_chip=2))
+    plan = figures.describe(config, model, target, step, compiled, work)
+    assert plan["fits"] and "tokens_per_s" not in plan
+    assert "cannot print its programs; libtpu==" in plan["reason"]
+
+
 def printed(*plans) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(show.table(plans, "title"))
@@ -224,7 +258,7 @@ def test_what_would_be_rounded_to_nothing_is_shown_with_two_digits():
 class Clock:
     """A compiler that says what the test wants, and a clock that it moves."""
 
-    def __init__(self, monkeypatch, peak, seconds: float = 60.0) -> None:
+    def __init__(self, monkeypatch, peak, times: bool, seconds: float = 60.0) -> None:
         self.now, self.compiled = 0.0, []
         monkeypatch.setattr(search.time, "monotonic", lambda: self.now)
 
@@ -233,20 +267,22 @@ class Clock:
             self.compiled.append(candidate)
             found = peak(candidate)
             fits = found <= target.slice.generation.hbm
-            speed = 1e6 / candidate.burden
-            return {
+            plan = {
                 "topology": target.name, "fits": fits, "reason": None if fits else "does not fit",
-                "memory": {"peak": found} if fits else {"needs": None}, "tokens_per_s": speed if fits else None,
+                "memory": {"peak": found} if fits else {"needs": None},
             }  # fmt: skip
+            return plan | {"tokens_per_s": 1e6 / candidate.burden} if fits and times else plan
 
         monkeypatch.setattr(search, "_compile", compile)
 
 
-def searched(monkeypatch, peak, minutes: float = 1e9, **given) -> tuple[search.Result, Clock]:
-    clock = Clock(monkeypatch, peak)
+def searched(
+    monkeypatch, peak, minutes: float = 1e9, times: bool = True, tell=lambda text: None, **given
+) -> tuple[search.Result, Clock]:
+    clock = Clock(monkeypatch, peak, times)
     config = load_config("configs/stage1.py:7b-lora")
     target = aot.Target("v5p-2", parse("v5p:1x1x1"), tuple(jax.devices()[:1]))
-    found = search.search(config, model_of(config)[0], target, Given(**given), minutes, lambda text: None)
+    found = search.search(config, model_of(config)[0], target, Given(**given), minutes, tell)
     return found, clock
 
 
@@ -294,6 +330,46 @@ def test_with_rows_per_chip_given_the_search_leaves_them(monkeypatch):
     _, clock = searched(monkeypatch, lambda c: 1, rows_per_chip=2)
     assert {c.rows for c in clock.compiled} == {2}
     assert {c.remat for c in clock.compiled} >= {"full", "none"}
+
+
+def test_where_no_program_can_be_printed_the_search_says_so_and_goes_by_its_formula(monkeypatch):
+    said: list[str] = []
+    found, _ = searched(monkeypatch, lambda c: c.estimate, times=False, tell=said.append)
+    best = found.best(same_batch=True)
+    assert best is not None
+    assert best[0].burden == min(c.burden for c, plan in found.tried if plan["fits"] and c.same_batch)
+    assert any(line.endswith("no times") for line in said)
+
+
+def candidates(name: str, **changes) -> list[search.Candidate]:
+    config = load_config("configs/stage1.py:13b")
+    config.update_from_flattened_dict(changes)
+    return list(search._candidates(config, model_of(config)[0], aot.find_target(name), Given()))
+
+
+def test_data_is_tried_inside_a_slice_and_the_config_s_own_mesh_is(tpu_compiler):
+    meshes = {c.mesh for c in candidates("v5e-64", **{"mesh.data": 8})}
+    assert meshes >= {(1, 64, 1), (2, 32, 1), (4, 16, 1), (8, 8, 1), (2, 16, 2)}
+
+
+def test_across_slices_data_is_a_multiple_of_them(tpu_compiler):
+    assert {c.mesh for c in candidates("2xv5e-16") if c.mesh[2] == 1} == {(2, 16, 1), (4, 8, 1), (8, 4, 1)}
+
+
+def test_what_computes_less_again_is_tried_first(monkeypatch):
+    _, clock = searched(monkeypatch, lambda c: 1)
+    order = list(
+        dict.fromkeys(c.remat for c in clock.compiled if c.same_batch and c.rows == clock.compiled[0].rows)
+    )
+    assert order == ["none", "dots", "dots_no_batch", "attention", "full", "offload_attention", "offload"]
+
+
+def test_a_mesh_that_overflowed_rules_out_those_with_more_along_data():
+    work = find_workload(
+        load_config("configs/stage1.py:7b"), model_of(load_config("configs/stage1.py:7b"))[0], 16, Given()
+    )
+    small, large = (search.Candidate((data, 16 // data, 1), "full", work, True, 1) for data in (1, 2))
+    assert search._is_larger(large, small) and not search._is_larger(small, large)
 
 
 def test_a_candidate_says_which_flags_make_it(monkeypatch):

@@ -32,6 +32,7 @@ from vflax.step import ModelShapes, TrainProgram, build_train_program, shape_mod
 
 # The newest libtpu whose programs jax 0.10 can print for every generation.
 LIBTPU = "0.0.42.1"
+NO_TIMES = f"no times, for this libtpu cannot print its programs; libtpu=={LIBTPU} can"
 _OVERFLOW = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _TEMPORARIES = re.compile(
     r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)"

@@ -101,7 +101,9 @@ def describe(
     result["memory"]["peak"] = compiled.memory.peak
     result["fits"] = limit is None or compiled.memory.peak <= limit
     result["compile"] = {"seconds": compiled.seconds, "cpu_seconds": compiled.cpu_seconds}
-    if compiled.program is None or target.slice is None:
+    if compiled.program is None:
+        return result | {"reason": aot.NO_TIMES}
+    if target.slice is None:
         return result
     clock, peak = target.slice.generation.clock, target.slice.generation.peak
     kernels = jaxpr_flops.count(traced.jaxpr).in_kernels / target.chips / (peak * KERNEL_SHARE)
