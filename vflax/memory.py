@@ -74,13 +74,16 @@ def estimate(
     }
     decoder, vision = config.decoder, config.vision
     tokens = rows * max_length
-    # One layer's, but for its input, each for the backward pass. The gradient of one is there when another has gone.
-    layer = tokens * item * (kept_width(decoder, "none", tensor) - decoder.width)
+    # A layer's residuals, normed inputs, q, k, v, gate, up and their product, while the backward pass is in it.
+    working = kept_width(decoder, "none", tensor) - decoder.width
+    kept = kept_width(decoder, remat, tensor)
     for path in params:
         if path.startswith("decoder/layers/") and path.endswith("/lora_a"):
             # What dropout has left of an adapter's input, and its narrow product: [tokens, in] and [tokens, rank].
-            layer += tokens * item * sum(_along_tensor(path, axis, params, shardings) for axis in (1, 2))
-    sizes["activations"] = layer + tokens * item * kept_width(decoder, remat, tensor) * decoder.num_layers
+            dropped, narrow = (_along_tensor(path, axis, params, shardings) for axis in (1, 2))
+            working += dropped + narrow
+            kept += {"none": dropped + narrow, "dots": narrow, "dots_no_batch": narrow}.get(remat, 0)
+    sizes["activations"] = tokens * item * (working + kept * decoder.num_layers)
     if remat.startswith("offload"):
         # Inputs that are on their way to the host, or back, two at a time.
         sizes["activations"] += 2 * tokens * decoder.width * item
@@ -94,22 +97,16 @@ def estimate(
         default=0,
     )
     patches = rows * slots * (vision.num_patches + 1)
-    split = 4 * vision.width // _parts(vision.num_heads, tensor) + 2 * vision.mlp_dim // _parts(
-        vision.mlp_dim, tensor
-    )
-    tower_layer = patches * item * (4 * vision.width + split)
+    heads, inner = _parts(vision.num_heads, tensor), _parts(vision.mlp_dim, tensor)
+    tower_layer = patches * item * (4 * vision.width * (1 + 1 / heads) + 2 * vision.mlp_dim / inner)
     tower_learns = any(path.startswith("vision/") for path in trainable)
     sizes["activations"] += tower_layer * (
         vision.num_computed_layers if tower_learns and remat in ("none", "dots", "dots_no_batch") else 2
     )
     columns = chunk_width(rows, capacity, decoder.vocab_size)
     if tensor > 1:  # the loss takes no chunks then (head_loss_sum)
-        head = (
-            ("decoder/embed_tokens/embedding", 0)
-            if decoder.tie_word_embeddings
-            else ("decoder/lm_head/kernel", 1)
-        )
-        columns = _along_tensor(*head, params, shardings)
+        embedding, head = ("decoder/embed_tokens/embedding", 0), ("decoder/lm_head/kernel", 1)
+        columns = _along_tensor(*(embedding if decoder.tie_word_embeddings else head), params, shardings)
     sizes["logits"] = 2 * rows * capacity * columns * 4
     sizes["images"] = rows * slots * vision.image_size**2 * 3 * (1 + 4)
     sizes["total"] = sum(sizes.values())
