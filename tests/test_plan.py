@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,8 +15,9 @@ import jax
 import pytest
 from rich.console import Console
 
+import vflax
 from tests import small
-from vflax import aot, saved_program
+from vflax import aot, saved_program, sharding
 from vflax.config import load_config
 from vflax.constants import GIB
 from vflax.errors import UserError
@@ -102,6 +104,30 @@ def test_what_the_command_line_says_of_the_data_holds():
     assert (work.rows, work.steps, work.capacity) == (64, 10, 96)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rows_per_chip": 3}, "3 rows per chip are"),
+        ({"samples_per_row": 1.5}, "1.50 samples to a row"),
+        ({"samples": 50}, "50 samples in an epoch"),
+        ({"capacity": 96}, "room for 96 supervised tokens"),
+    ],
+)
+def test_what_is_given_replaces_that_alone_and_only_that_is_said(given, said: str):
+    for config in (small.config(), load_config("configs/stage1.py:7b")):  # with its data here, and without
+        model, _ = model_of(config)
+        plain, work = (find_workload(config, model, 2, g) for g in (Given(), Given(**given)))
+        assert work.said[0] == plain.said[0] and work.said[-1].startswith("as the command line says")
+        phrases = ("rows per chip are", "samples to a row", "samples in an epoch", "room for")
+        assert said in work.said[-1] and sum(phrase in work.said[-1] for phrase in phrases) == 1
+        assert (work.capacity == plain.capacity) == ("capacity" not in given)
+        assert (work.per_row == plain.per_row) == ("samples_per_row" not in given)
+        if "samples_per_row" not in given:
+            assert work.tokens / work.samples == pytest.approx(plain.tokens / plain.samples)
+        if "rows_per_chip" not in given:
+            assert work.samples == plain.samples
+
+
 def test_an_unknown_dataset_leaves_the_hours_open():
     config = load_config("configs/stage1.py:7b")
     config.data.sources[0].path = "data/mine"
@@ -125,9 +151,17 @@ def test_the_same_samples_on_another_mesh_and_others_with_more_rows():
     assert more.steps == math.ceil(work.steps / 2)
 
 
-@pytest.mark.parametrize("given", [{"rows_per_chip": 0}, {"samples_per_row": -1.0}, {"samples": 0}])
-def test_counts_below_one_are_refused_by_flag(given):
-    with pytest.raises(UserError, match=f"--{next(iter(given)).replace('_', '-')}="):
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"rows_per_chip": 0}, "--rows-per-chip=0"),
+        ({"samples_per_row": -1.0}, "--samples-per-row=-1.0"),
+        ({"samples": 0}, "--samples=0"),
+        ({"capacity": 0}, "--supervised=0"),
+    ],
+)
+def test_counts_below_one_are_refused_by_flag(given, flag: str):
+    with pytest.raises(UserError, match=f"{flag}: more than 0"):
         Given(**given)
 
 
@@ -160,6 +194,40 @@ def test_where_the_decoder_is_frozen_the_formula_says_nothing():
     assert figures.dense_flops(model_of(config)[0], step, 3, 164) is None
 
 
+def test_kept_heads_are_counted_once_along_tensor(tpu_compiler):
+    config = small.config(
+        dtype="bfloat16", remat="attention", freeze=((r"vision/.*", "frozen"), (r".*", "trainable"))
+    )
+    config.model.decoder.update({"width": 256, "num_heads": 4, "num_kv_heads": 4, "head_dim": 128})
+    target, (model, _) = aot.find_target("v5e-4"), model_of(config)
+
+    def activations(*sizes: int) -> int:
+        mesh = sharding.make_mesh(*sizes, target.devices)
+        shards = sharding.batch_shards(mesh)
+        step = aot.trace_step(config, model, None, mesh, aot.Work(2 * shards, 32, 6))
+        work = find_workload(config, model, shards, Given(rows_per_chip=2))
+        plan = figures.describe(config, model, target, step, aot.Overflow(None, None, "no room"), work)
+        return plan["memory"]["activations"]
+
+    # [T, D] is whole on each of four chips, attention's [T, H, K] a quarter.
+    assert activations(1, 1, 4) / activations(1, 4, 1) == pytest.approx(
+        (256 + 512 / 4) / (256 + 512), rel=0.01
+    )
+
+
+def test_a_program_that_cannot_be_printed_has_no_times_and_that_is_the_reason():
+    config = small.config()
+    model, _ = model_of(config)
+    target = aot.find_target("cpu:1")
+    mesh, _ = aot.make_mesh(config, target)
+    step = aot.trace_step(config, model, None, mesh, aot.Work(2, 32, 6))
+    compiled = aot.Compiled(None, None, aot.Memory(GIB, 0), None, 1.0, 1.0)
+    work = find_workload(config, model, 1, Given(rows_per_chip=2))
+    plan = figures.describe(config, model, target, step, compiled, work)
+    assert plan["fits"] and "tokens_per_s" not in plan
+    assert "cannot print its programs; libtpu==" in plan["reason"]
+
+
 def printed(*plans) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(show.table(plans, "title"))
@@ -190,7 +258,7 @@ def test_what_would_be_rounded_to_nothing_is_shown_with_two_digits():
 class Clock:
     """A compiler that says what the test wants, and a clock that it moves."""
 
-    def __init__(self, monkeypatch, peak, seconds: float = 60.0) -> None:
+    def __init__(self, monkeypatch, peak, times: bool, seconds: float = 60.0) -> None:
         self.now, self.compiled = 0.0, []
         monkeypatch.setattr(search.time, "monotonic", lambda: self.now)
 
@@ -199,20 +267,22 @@ class Clock:
             self.compiled.append(candidate)
             found = peak(candidate)
             fits = found <= target.slice.generation.hbm
-            speed = 1e6 / candidate.burden
-            return {
+            plan = {
                 "topology": target.name, "fits": fits, "reason": None if fits else "does not fit",
-                "memory": {"peak": found} if fits else {"needs": None}, "tokens_per_s": speed if fits else None,
+                "memory": {"peak": found} if fits else {"needs": None},
             }  # fmt: skip
+            return plan | {"tokens_per_s": 1e6 / candidate.burden} if fits and times else plan
 
         monkeypatch.setattr(search, "_compile", compile)
 
 
-def searched(monkeypatch, peak, minutes: float = 1e9, **given) -> tuple[search.Result, Clock]:
-    clock = Clock(monkeypatch, peak)
+def searched(
+    monkeypatch, peak, minutes: float = 1e9, times: bool = True, tell=lambda text: None, **given
+) -> tuple[search.Result, Clock]:
+    clock = Clock(monkeypatch, peak, times)
     config = load_config("configs/stage1.py:7b-lora")
     target = aot.Target("v5p-2", parse("v5p:1x1x1"), tuple(jax.devices()[:1]))
-    found = search.search(config, model_of(config)[0], target, Given(**given), minutes, lambda text: None)
+    found = search.search(config, model_of(config)[0], target, Given(**given), minutes, tell)
     return found, clock
 
 
@@ -262,6 +332,46 @@ def test_with_rows_per_chip_given_the_search_leaves_them(monkeypatch):
     assert {c.remat for c in clock.compiled} >= {"full", "none"}
 
 
+def test_where_no_program_can_be_printed_the_search_says_so_and_goes_by_its_formula(monkeypatch):
+    said: list[str] = []
+    found, _ = searched(monkeypatch, lambda c: c.estimate, times=False, tell=said.append)
+    best = found.best(same_batch=True)
+    assert best is not None
+    assert best[0].burden == min(c.burden for c, plan in found.tried if plan["fits"] and c.same_batch)
+    assert any(line.endswith("no times") for line in said)
+
+
+def candidates(name: str, **changes) -> list[search.Candidate]:
+    config = load_config("configs/stage1.py:13b")
+    config.update_from_flattened_dict(changes)
+    return list(search._candidates(config, model_of(config)[0], aot.find_target(name), Given()))
+
+
+def test_data_is_tried_inside_a_slice_and_the_config_s_own_mesh_is(tpu_compiler):
+    meshes = {c.mesh for c in candidates("v5e-64", **{"mesh.data": 8})}
+    assert meshes >= {(1, 64, 1), (2, 32, 1), (4, 16, 1), (8, 8, 1), (2, 16, 2)}
+
+
+def test_across_slices_data_is_a_multiple_of_them(tpu_compiler):
+    assert {c.mesh for c in candidates("2xv5e-16") if c.mesh[2] == 1} == {(2, 16, 1), (4, 8, 1), (8, 4, 1)}
+
+
+def test_what_computes_less_again_is_tried_first(monkeypatch):
+    _, clock = searched(monkeypatch, lambda c: 1)
+    order = list(
+        dict.fromkeys(c.remat for c in clock.compiled if c.same_batch and c.rows == clock.compiled[0].rows)
+    )
+    assert order == ["none", "dots", "dots_no_batch", "attention", "full", "offload_attention", "offload"]
+
+
+def test_a_mesh_that_overflowed_rules_out_those_with_more_along_data():
+    work = find_workload(
+        load_config("configs/stage1.py:7b"), model_of(load_config("configs/stage1.py:7b"))[0], 16, Given()
+    )
+    small, large = (search.Candidate((data, 16 // data, 1), "full", work, True, 1) for data in (1, 2))
+    assert search._is_larger(large, small) and not search._is_larger(small, large)
+
+
 def test_a_candidate_says_which_flags_make_it(monkeypatch):
     found, _ = searched(monkeypatch, lambda c: c.estimate)
     candidate = next(c for c, _ in found.tried if c.work.accumulation > 1 and c.remat != "full")
@@ -308,12 +418,26 @@ def test_a_token_costs_what_a_turn_of_the_loop_costs(tpu_compiler):
         (("--topology=v9-8",), "v9 is none of"),
         (("--topology=v5e-4,v5e-8", "--save=x"), "--save writes one program"),
         (("--topology=v5e-4", "--decode", "--search"), "--decode goes with neither"),
+        (
+            ("--topology=v5e-4", "--search", "--json=no/plan.json"),
+            "--json=no/plan.json: there is no folder no; make it",
+        ),
+        (("--topology=v5e-4", "--save=no/step.bin"), "--save=no/step.bin: there is no folder no; make it"),
+        (("--topology=v5e-4", "--json=/"), "--json=/ is a folder; name a file in it"),
+        (("--topology=v5e-4", "--json=/proc/x"), "--json=/proc/x cannot be written"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_status_1(tmp_path: Path, flags, message: str):
     done = plan(tmp_path, *flags)
     assert done.returncode == 1
     assert message in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_help_names_every_flag(tmp_path: Path):
+    defined = re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', (Path(vflax.__file__).parent / "plan.py").read_text())
+    done = plan(tmp_path, "--help")
+    assert len(defined) > 10
+    assert [name for name in defined if f"  --{name}\n" not in done.stdout] == []
 
 
 @pytest.mark.slow
@@ -397,7 +521,55 @@ def test_a_file_that_cannot_be_read_is_no_reason_to_stop(tmp_path: Path, content
     assert found is None and message in why
 
 
-def test_a_damaged_executable_is_no_reason_to_stop(tmp_path: Path):
+def damage_deflated(file: Path) -> None:
+    """Its first block is of a kind that there is not."""
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as old:
+        start = old.getinfo("executable").header_offset
+    begin = start + 30 + len("executable")  # a zip's local header, without extra fields
+    content[begin : begin + 64] = b"\xff" * 64
+    file.write_bytes(content)
+
+
+def end_deflated_early(file: Path) -> None:
+    """It says that it is stored, and that there is more of it than the file has."""
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # of the executable, the last one in the directory
+    content[entry + 10 : entry + 12] = (0).to_bytes(2, "little")
+    content[entry + 20 : entry + 28] = (2**30).to_bytes(4, "little") * 2
+    file.write_bytes(content)
+
+
+def name_unknown_compression(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 10 : entry + 12] = (97).to_bytes(2, "little")
+    file.write_bytes(content)
+
+
+def write_a_list_for_the_manifest(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as new:
+        new.writestr("manifest.json", "[1]")
+        new.writestr("executable", b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_deflated, "error: Error -3"),
+        (end_deflated_early, "EOFError"),
+        (name_unknown_compression, "NotImplementedError"),
+        (write_a_list_for_the_manifest, "TypeError"),
+    ],
+)
+def test_a_damaged_file_is_no_reason_to_stop(tmp_path: Path, damage, message: str):
+    file, step, arguments, mesh = saved(tmp_path)
+    damage(file)
+    found, why = saved_program.load(file, step, arguments, mesh)
+    assert found is None and "it cannot be read" in why and message in why
+
+
+def test_what_is_no_executable_is_no_reason_to_stop(tmp_path: Path):
     file, step, arguments, mesh = saved(tmp_path)
     with zipfile.ZipFile(file) as old:
         said = old.read("manifest.json")

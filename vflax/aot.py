@@ -32,6 +32,7 @@ from vflax.step import ModelShapes, TrainProgram, build_train_program, shape_mod
 
 # The newest libtpu whose programs jax 0.10 can print for every generation.
 LIBTPU = "0.0.42.1"
+NO_TIMES = f"no times, for this libtpu cannot print its programs; libtpu=={LIBTPU} can"
 _OVERFLOW = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _TEMPORARIES = re.compile(
     r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)"
@@ -206,12 +207,10 @@ class Memory:
 
     Attributes:
         peak: the most that is held at a time; the figure that must fit.
-        arguments: of these, what the program is given (state, frozen weights, batch).
         host: what it keeps in the host's memory.
     """
 
     peak: int
-    arguments: int
     host: int
 
 
@@ -259,11 +258,7 @@ def compile_traced(traced: Any, mesh: Mesh) -> Compiled | Overflow:
     peak = analysis.peak_memory_in_bytes
     if mesh.devices.flat[0].platform == "cpu":  # where it leaves the temporaries out
         peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-    memory = Memory(
-        int(peak),
-        int(analysis.argument_size_in_bytes),
-        int(analysis.host_temp_size_in_bytes + analysis.host_argument_size_in_bytes),
-    )
+    memory = Memory(int(peak), int(analysis.host_temp_size_in_bytes + analysis.host_argument_size_in_bytes))
     try:
         program = Program(executable.as_text())
     except jax.errors.JaxRuntimeError:  # libtpu newer than JAX, see LIBTPU

@@ -16,6 +16,7 @@ from vflax import freeze
 from vflax.constants import GIB
 from vflax.errors import UserError
 from vflax.loss import chunk_width
+from vflax.models.llama import DecoderConfig
 from vflax.models.llava import LlavaConfig
 
 # Share of a device's memory that a run may plan with; the rest is the runtime's and the estimate's error.
@@ -55,6 +56,7 @@ def estimate(
         layer's), a formula and not a measurement.
     """
     item = jnp.dtype(dtype).itemsize
+    tensor = next(iter(shardings.values())).mesh.shape["tensor"]
 
     def local(path: str) -> int:
         return math.prod(shardings[path].shard_shape(tuple(params[path].shape)))
@@ -72,39 +74,79 @@ def estimate(
     }
     decoder, vision = config.decoder, config.vision
     tokens = rows * max_length
-    # Inputs, normed inputs, q, k, v, attention output, gate, up and their product, each kept for the backward pass.
-    layer = tokens * item * (
-        4 * decoder.width + (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim + 3 * decoder.mlp_dim
-    )  # fmt: skip
+    # A layer's residuals, normed inputs, q, k, v, gate, up and their product, while the backward pass is in it.
+    working = kept_width(decoder, "none", tensor) - decoder.width
+    kept = kept_width(decoder, remat, tensor)
     for path in params:
         if path.startswith("decoder/layers/") and path.endswith("/lora_a"):
             # What dropout has left of an adapter's input, and its narrow product: [tokens, in] and [tokens, rank].
-            layer += tokens * item * sum(params[path].shape[-2:])
-    inputs = tokens * decoder.width * item
-    mixed = tokens * decoder.num_heads * decoder.head_dim * item
-    # Of each layer; those that the host keeps are on their way there, or back, two at a time.
-    kept = {"offload": 0, "full": inputs, "offload_attention": mixed, "attention": inputs + mixed}
-    sizes["activations"] = layer + kept.get(remat, inputs + layer) * decoder.num_layers
+            dropped, narrow = (_along_tensor(path, axis, params, shardings) for axis in (1, 2))
+            working += dropped + narrow
+            kept += {"none": dropped + narrow, "dots": narrow, "dots_no_batch": narrow}.get(remat, 0)
+    sizes["activations"] = tokens * item * (working + kept * decoder.num_layers)
     if remat.startswith("offload"):
-        sizes["activations"] += 2 * inputs
+        # Inputs that are on their way to the host, or back, two at a time.
+        sizes["activations"] += 2 * tokens * decoder.width * item
     if scores:
         # Scores, their exponentials and the gradient of these, float32 [B, H, T, T] of one layer.
-        sizes["activations"] += 3 * rows * decoder.num_heads * max_length**2 * 4
+        heads = decoder.num_heads // _parts(decoder.num_kv_heads, tensor)
+        sizes["activations"] += 3 * rows * heads * max_length**2 * 4
     # An int8 kernel becomes floats where it is multiplied with, one layer's at a time.
     sizes["activations"] += max(
         (local(path) // params[path].shape[0] * item for path in params if params[path].dtype == jnp.int8),
         default=0,
     )
     patches = rows * slots * (vision.num_patches + 1)
-    tower_layer = patches * item * (8 * vision.width + 2 * vision.mlp_dim)
+    heads, inner = _parts(vision.num_heads, tensor), _parts(vision.mlp_dim, tensor)
+    tower_layer = patches * item * (4 * vision.width * (1 + 1 / heads) + 2 * vision.mlp_dim / inner)
     tower_learns = any(path.startswith("vision/") for path in trainable)
     sizes["activations"] += tower_layer * (
-        vision.num_computed_layers if tower_learns and remat not in kept else 2
+        vision.num_computed_layers if tower_learns and remat in ("none", "dots", "dots_no_batch") else 2
     )
-    sizes["logits"] = 2 * rows * capacity * chunk_width(rows, capacity, decoder.vocab_size) * 4
+    columns = chunk_width(rows, capacity, decoder.vocab_size)
+    if tensor > 1:  # the loss takes no chunks then (head_loss_sum)
+        embedding, head = ("decoder/embed_tokens/embedding", 0), ("decoder/lm_head/kernel", 1)
+        columns = _along_tensor(*(embedding if decoder.tie_word_embeddings else head), params, shardings)
+    sizes["logits"] = 2 * rows * capacity * columns * 4
     sizes["images"] = rows * slots * vision.image_size**2 * 3 * (1 + 4)
     sizes["total"] = sum(sizes.values())
     return {name: int(size) for name, size in sizes.items()}
+
+
+def kept_width(decoder: DecoderConfig, remat: str, tensor: int = 1) -> int:
+    """How many numbers of a token and a layer a device keeps for the backward pass, by rematerialisation policy.
+
+    What goes in and out of a layer is whole on every device along `tensor`; what belongs to a head, or to a column of
+    the inner width, is split.
+    """
+    width, inner = decoder.width, decoder.mlp_dim // _parts(decoder.mlp_dim, tensor)
+    parts = _parts(decoder.num_kv_heads, tensor)
+    mixed = decoder.num_heads // parts * decoder.head_dim
+    queries_keys_values = mixed + 2 * decoder.num_kv_heads // parts * decoder.head_dim
+    # The layer's input, q, k, v, the residual behind attention, gate, up.
+    products = 2 * width + queries_keys_values + 2 * inner
+    kept = {
+        "offload": 0,
+        "full": width,
+        "offload_attention": mixed,
+        "attention": width + mixed,
+        "dots_no_batch": products,
+        "dots": products + mixed,
+        "none": 5 * width + queries_keys_values + 3 * inner,
+    }
+    return kept[remat]
+
+
+def _parts(count: int, tensor: int) -> int:
+    """Into how many parts the axis `tensor` splits so many heads or columns: all, or one where they do not divide."""
+    return tensor if count % tensor == 0 else 1
+
+
+def _along_tensor(path: str, axis: int, params: Mapping[str, Any], shardings: Mapping[str, Any]) -> int:
+    """Of a parameter's axis, and so of what it multiplies, what a device has when `tensor` alone splits it."""
+    spec, size = shardings[path].spec, params[path].shape[axis]
+    split = axis < len(spec) and spec[axis] == "tensor"
+    return size // shardings[path].mesh.shape["tensor"] if split else size
 
 
 def device_limit() -> tuple[int | None, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,14 @@ _TOPOLOGY = flags.DEFINE_list(
     "topology", None, "Slices, with commas: v5e-16, v4-32, 2xv5e-256, v5e:2x4, cpu:8."
 )
 _ROWS = flags.DEFINE_integer(
-    "rows-per-chip", None, "Rows that a chip computes at a time, in place of batch.samples."
+    "rows-per-chip", None, "Rows that a chip computes at a time, in place of those that batch.samples makes."
 )
 _PER_ROW = flags.DEFINE_float(
-    "samples-per-row", None, "Samples that packing puts into a row, where no data is here."
+    "samples-per-row", None, "Samples of a row, in place of what packing reaches, or is taken to."
 )
-_SAMPLES = flags.DEFINE_integer("samples", None, "Samples of an epoch, where the data is not here.")
+_SAMPLES = flags.DEFINE_integer("samples", None, "Samples of an epoch, in place of the data's own.")
 _SUPERVISED = flags.DEFINE_integer(
-    "supervised", None, "Supervised tokens that a row has room for, where no data is."
+    "supervised", None, "Supervised tokens that a row has room for, in place of what the data needs."
 )
 _PRICE = flags.DEFINE_float("price", None, "USD for a chip and an hour.")
 _JSON = flags.DEFINE_string("json", None, "Write all figures to this file.")
@@ -64,6 +65,11 @@ _FLAGS = [
     "json",
     "search",
     "budget-minutes",
+    "save",
+    "decode",
+    "decode-rows",
+    "prompt-tokens",
+    "new-tokens",
 ]
 
 
@@ -73,6 +79,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         if not CONFIG.value or not _TOPOLOGY.value:
             raise UserError("--config and --topology must be given, see --help")
+        for flag, path in (("json", _JSON.value), ("save", _SAVE.value)):
+            if path is not None:
+                _check_writable(flag, Path(path))
         sys.exit(_plan(CONFIG.value, _TOPOLOGY.value))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -186,6 +195,28 @@ def _search(config: Any, model: Any, target: Any, given: Any, console: Any) -> l
             tell(f"best {what}: {' '.join(best[0].flags(config)) or 'the config as it is'}")
             plans.append(best[1])
     return plans or [plan for _, plan in found.tried[-1:]]
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    """Before an hour of compiling, not after it.
+
+    Raises:
+        UserError: with the flag and the remedy, where the file could not be written.
+    """
+    if not path.parent.is_dir():
+        raise UserError(
+            f"--{flag}={path}: there is no folder {path.parent}; make it, or name a file elsewhere"
+        )
+    if path.is_dir():
+        raise UserError(f"--{flag}={path} is a folder; name a file in it")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"--{flag}={path} cannot be written ({error.strerror}); name a file in a folder of your own"
+        ) from None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -50,10 +50,11 @@ def describe(
 ) -> dict[str, Any]:
     """Compile greedy answers with all weights in config.dtype and say what a chip holds and how long it takes.
 
-    The mesh is that of vflax.generate.ask.
+    The mesh is that of vflax.generate.ask. Rows are as many as were asked for, or the next more that divide among its
+    chips along data and fsdp.
 
     Raises:
-        UserError: prompt and answer are longer than the decoder can take, or rows do not divide.
+        UserError: prompt and answer are longer than the decoder can take.
     """
     prompt = bucket(request.prompt)
     length = prompt + request.new_tokens
@@ -100,7 +101,9 @@ def describe(
     result["memory"]["peak"] = compiled.memory.peak
     result["fits"] = limit is None or compiled.memory.peak <= limit
     result["compile"] = {"seconds": compiled.seconds, "cpu_seconds": compiled.cpu_seconds}
-    if compiled.program is None or target.slice is None:
+    if compiled.program is None:
+        return result | {"reason": aot.NO_TIMES}
+    if target.slice is None:
         return result
     clock, peak = target.slice.generation.clock, target.slice.generation.peak
     kernels = jaxpr_flops.count(traced.jaxpr).in_kernels / target.chips / (peak * KERNEL_SHARE)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vflax import aot, freeze, jaxpr_flops, kept, sharding
 from vflax.flops import train_step_flops
+from vflax.memory import kept_width
 from vflax.models.llava import LlavaConfig
 from vflax.planner.workload import Workload
 
@@ -45,6 +46,11 @@ def describe(
         price: of a chip for an hour.
     """
     shards = sharding.batch_shards(step.mesh)
+    activations = kept.activations(step.traced.jaxpr) // shards
+    # The trace has heads and columns whole; of them a chip keeps its own part along tensor.
+    if whole := kept_width(model.decoder, config.remat):
+        own = kept_width(model.decoder, config.remat, step.mesh.shape["tensor"])
+        activations = activations * own // whole
     counted = jaxpr_flops.count(step.traced.jaxpr)
     useful = train_step_flops(
         model, step.model.abstract, step.model.verdict, tokens=work.tokens, supervised=work.supervised,
@@ -71,7 +77,7 @@ def describe(
             "kernels": counted.in_kernels / target.chips,
             "notes": counted.notes,
         },
-        **_memory(target, aot.held(step), kept.activations(step.traced.jaxpr) // shards, compiled),
+        **_memory(target, aot.held(step), activations, compiled),
     }
     if isinstance(compiled, aot.Compiled):
         result["compile"] = {"seconds": compiled.seconds, "cpu_seconds": compiled.cpu_seconds}
@@ -114,8 +120,10 @@ def _speed(
     price: float | None,
 ) -> dict[str, Any]:
     program = compiled.program
-    result: dict[str, Any] = {"collectives": program.collective_bytes() if program else None}
-    if target.slice is None or program is None:
+    if program is None:
+        return {"collectives": None, "reason": aot.NO_TIMES}
+    result: dict[str, Any] = {"collectives": program.collective_bytes()}
+    if target.slice is None:
         return result
     generation = target.slice.generation
     per_cycle = generation.peak / generation.clock

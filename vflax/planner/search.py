@@ -7,7 +7,9 @@ corrects the formula for those of its kind.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,8 +31,13 @@ from vflax.step import ModelShapes, shape_model
 # Rows per chip that are tried beyond those of the config's own batch, in multiples of them.
 _LARGER = (2, 4, 8)
 _TENSOR = (1, 2, 4)
-# Forward and backward passes over the layers: three without recomputation, four with all of it.
-_PASSES = {"none": 3.0, "dots": 3.1, "dots_no_batch": 3.2}
+_DATA = (1, 2, 4)  # inside a slice
+# Forward and backward passes over the layers: three without recomputation, four with all of it, of which attention's
+# kernel is a tenth; what goes to the host and back is waited for now and then.
+_PASSES = {
+    "none": 3.0, "dots": 3.1, "dots_no_batch": 3.2, "attention": 3.9, "full": 4.0, "offload_attention": 4.1,
+    "offload": 4.2,
+}  # fmt: skip
 # A formula may be this much too high before it has been corrected by a compilation, and after.
 _DOUBT, _CORRECTED = 0.7, 0.95
 
@@ -60,10 +67,12 @@ class Candidate:
 
     @property
     def burden(self) -> float:
-        """Time per token by rule of thumb, for the order alone: passes, small products, exchange along tensor."""
-        passes = _PASSES.get(self.remat, 4.0)
+        """Time per token by rule of thumb, for the order alone: passes, small products, exchange along tensor and,
+        once a step, along data."""
+        data, _, tensor = self.mesh
+        exchange = (1 + 0.1 * (tensor - 1)) * (1 + 0.002 * (data - 1))
         filled = self.work.planned / self.work.rows
-        return passes * (1 + 0.1 / self.rows) * (1 + 0.1 * (self.mesh[2] - 1)) / filled
+        return _PASSES[self.remat] * (1 + 0.1 / self.rows) * exchange / filled
 
     def flags(self, config: ConfigDict) -> list[str]:
         """What of the config it changes, as flags of launch."""
@@ -101,13 +110,18 @@ class Result:
     pruned: int
 
     def best(self, *, same_batch: bool) -> tuple[Candidate, dict[str, Any]] | None:
-        """The one that fits with the most tokens a second; of those with the config's batch, or of all."""
+        """The one that fits with the most tokens a second; of those with the config's batch, or of all.
+
+        Where the plans have no times, the one that the formula takes for the fastest.
+        """
         fitting = [
             (candidate, plan)
             for candidate, plan in self.tried
-            if plan["fits"] and plan.get("tokens_per_s") and (candidate.same_batch or not same_batch)
+            if plan["fits"] and (candidate.same_batch or not same_batch)
         ]
-        return max(fitting, key=lambda entry: entry[1]["tokens_per_s"], default=None)
+        return max(
+            fitting, key=lambda entry: (entry[1].get("tokens_per_s", 0.0), -entry[0].burden), default=None
+        )
 
 
 def search(
@@ -178,7 +192,10 @@ def search(
 def _line(candidate: Candidate, plan: dict[str, Any]) -> str:
     peak = plan["memory"].get("peak")
     said = f"{peak / GIB:.2f} GiB" if peak else plan["reason"]
-    speed = f", {plan['tokens_per_s']:,.0f} tokens/s at most" if plan["fits"] else ""
+    speed = ""
+    if plan["fits"]:
+        found = plan.get("tokens_per_s")
+        speed = f", {found:,.0f} tokens/s at most" if found else ", no times"
     data, fsdp, tensor = candidate.mesh
     batch = "" if candidate.same_batch else f" (batch.samples={round(candidate.work.samples)})"
     return (
@@ -188,9 +205,15 @@ def _line(candidate: Candidate, plan: dict[str, Any]) -> str:
 
 
 def _is_larger(candidate: Candidate, other: Candidate) -> bool:
-    """Whether it needs at least as much as another one of its mesh and policy that did not fit."""
-    same = candidate.mesh == other.mesh and candidate.remat == other.remat
-    return same and candidate.rows >= other.rows and candidate.work.accumulation >= other.work.accumulation
+    """Whether it needs at least as much as another one of its policy that did not fit: with more of it along data, a
+    chip holds more of the model."""
+    same = candidate.mesh[2] == other.mesh[2] and candidate.remat == other.remat
+    return (
+        same
+        and candidate.mesh[0] >= other.mesh[0]
+        and candidate.rows >= other.rows
+        and candidate.work.accumulation >= other.work.accumulation
+    )
 
 
 def _candidates(
@@ -198,10 +221,7 @@ def _candidates(
 ) -> Iterator[Candidate]:
     adapters = lora.read(configs.plain(config.lora))
     first: Workload | None = None
-    for tensor in _TENSOR:
-        if target.chips % (tensor * target.slices):
-            continue
-        sizes = (target.slices, target.chips // (tensor * target.slices), tensor)
+    for sizes in _meshes(config, target):
         try:
             mesh = sharding.make_mesh(*sizes, target.devices)
             shapes = shape_model(config, model, adapters, mesh)
@@ -214,6 +234,19 @@ def _candidates(
             for remat in REMAT_POLICIES:
                 estimate = _estimate(config, model, shapes, work, shards, remat)
                 yield Candidate(sizes, remat, work, same, estimate)
+
+
+def _meshes(config: ConfigDict, target: aot.Target) -> list[tuple[int, int, int]]:
+    """(data, fsdp, tensor): the config's own, where it is one for the target, and those that are tried beside it."""
+    found: list[tuple[int, int, int]] = []
+    with contextlib.suppress(UserError):
+        own = aot.make_mesh(config, target)[0].shape
+        found.append((own["data"], own["fsdp"], own["tensor"]))
+    for tensor, data in itertools.product(_TENSOR, _DATA):
+        rest, left = divmod(target.chips, tensor * data * target.slices)
+        if left == 0:
+            found.append((data * target.slices, rest, tensor))
+    return list(dict.fromkeys(found))
 
 
 def _works(first: Workload, shards: int, given: Given) -> Iterator[tuple[Workload, bool]]:

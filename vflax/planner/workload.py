@@ -29,6 +29,7 @@ class Workload:
 
     Attributes:
         samples: of a step.
+        per_row: samples that a full row holds.
         planned: rows of a step that hold samples.
         rows: of a step that the chips compute, empty ones included: a multiple of the shards times accumulation.
         accumulation: micro-batches of a step.
@@ -40,6 +41,7 @@ class Workload:
     """
 
     samples: float
+    per_row: float
     planned: int
     rows: int
     accumulation: int
@@ -70,10 +72,12 @@ class Given:
     capacity: int | None = None
 
     def __post_init__(self) -> None:
+        flags = {"rows_per_chip": "rows-per-chip", "samples_per_row": "samples-per-row", "samples": "samples",
+                 "capacity": "supervised"}  # fmt: skip
         wrong = [
-            f"--{field.name.replace('_', '-')}={value}: more than 0"
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None and value <= 0
+            f"--{flag}={value}: more than 0"
+            for name, flag in flags.items()
+            if (value := getattr(self, name)) is not None and value <= 0
         ]
         if wrong:
             raise UserError("; ".join(wrong))
@@ -82,16 +86,18 @@ class Given:
 def find_workload(config: ConfigDict, model: LlavaConfig, shards: int, given: Given) -> Workload:
     """A step of the run on so many shards of the batch.
 
-    The packing plan decides where the data and the weights' tokenizer are on this machine and the command line says
-    nothing else; it is the plan that launch would make.
+    The packing plan decides where the data and the weights' tokenizer are on this machine; it is the plan that launch
+    would make. What the command line says takes the place of its part of that, and of nothing else.
 
     Raises:
         UserError: the data is refused, or max_length is more than the model can take.
     """
     _check_length(config, model)
-    if given == Given() and _data_is_here(config):
-        return _measured(config, model, shards)
-    return _assumed(config, model, shards, given)
+    if _data_is_here(config):
+        found = _measured(config, model, shards)
+    else:
+        found = _assumed(config, model, shards, given.samples)
+    return _replaced(found, config, shards, given)
 
 
 def on(work: Workload, shards: int, accumulation: int, rows_per_chip: int | None = None) -> Workload:
@@ -105,10 +111,9 @@ def on(work: Workload, shards: int, accumulation: int, rows_per_chip: int | None
     """
     multiple = shards * accumulation
     if rows_per_chip is None:
-        rows = -(-work.planned // multiple) * multiple
-        return dataclasses.replace(work, rows=rows, accumulation=accumulation)
+        return dataclasses.replace(work, rows=_up_to(work.planned, multiple), accumulation=accumulation)
     rows = rows_per_chip * multiple
-    times = rows / work.planned
+    times = rows * work.per_row / work.samples
     return dataclasses.replace(
         work, samples=work.samples * times, planned=rows, rows=rows, accumulation=accumulation,
         tokens=work.tokens * times, supervised=work.supervised * times, images=work.images * times,
@@ -154,9 +159,9 @@ def _measured(config: ConfigDict, model: LlavaConfig, shards: int) -> Workload:
     stats = data.stats
     learned = stats.supervised_fill * data.plan.rows_per_step * data.capacity
     return Workload(
-        stats.samples_per_step, data.plan.rows_per_step, data.rows_per_step, accumulation, data.capacity,
-        stats.tokens_per_step, learned,
-        stats.images_per_step, _context(stats.tokens_per_step, stats.samples_per_step), data.total_steps, True,
+        stats.samples_per_step, stats.samples_per_step / data.plan.rows_per_step, data.plan.rows_per_step,
+        data.rows_per_step, accumulation, data.capacity, stats.tokens_per_step, learned, stats.images_per_step,
+        _context(stats.tokens_per_step, stats.samples_per_step), data.total_steps, True,
         (
             f"the data's own packing plan: {stats.samples_per_step:.1f} samples a step in {data.rows_per_step} rows of "
             f"{config.data.max_length} tokens, {stats.fill:.1%} full, {data.capacity} supervised at most",
@@ -164,56 +169,71 @@ def _measured(config: ConfigDict, model: LlavaConfig, shards: int) -> Workload:
     )  # fmt: skip
 
 
-def _assumed(config: ConfigDict, model: LlavaConfig, shards: int, given: Given) -> Workload:
+def _assumed(config: ConfigDict, model: LlavaConfig, shards: int, epoch: int | None) -> Workload:
     length, slots, image = config.data.max_length, config.data.slots, model.vision.num_tokens
     accumulation = config.batch.accumulation
     text = TEXT_TOKENS.get(config.stage, _OTHER_TEXT)
     mean = (image if slots else 0) + text
-    per_row = 1.0
-    if given.samples_per_row is not None:
-        per_row = given.samples_per_row
-        mean = min(mean, length / per_row)
-    elif config.data.packing:
-        per_row = max(1.0, min(slots or math.inf, length / mean))
-        mean = min(mean, length / per_row)
-    capacity = given.capacity or config.data.supervised or _round_up(length * _CAPACITY_SHARE)
-    if given.rows_per_chip is not None:
-        planned = rows = given.rows_per_chip * shards * accumulation
-        samples = rows * per_row
-    else:
-        samples = float(config.batch.samples)
-        multiple = shards * accumulation
-        planned = max(1, round(samples / per_row))
-        rows = -(-planned // multiple) * multiple
+    per_row = max(1.0, min(slots or math.inf, length / mean)) if config.data.packing else 1.0
+    mean = min(mean, length / per_row)
+    capacity = min(config.data.supervised or _up_to(length * _CAPACITY_SHARE, SUPERVISED_UNIT), length)
+    samples, multiple = float(config.batch.samples), shards * accumulation
+    planned = max(1, round(samples / per_row))
     said = [
         f"assumed, for the data or the weights' tokenizer is not here: a sample has {image if slots else 0} image and "
         f"{text} text tokens, a third of them an answer; {per_row:.2f} samples to a row of {length} tokens "
         f"({per_row * mean / length:.1%} full), room for {capacity} supervised tokens in it"
-        if given == Given() or not _data_is_here(config)
-        else f"as the command line says: {per_row:.2f} samples to a row of {length} tokens, room for {capacity} "
-        f"supervised tokens in it; a sample has about {text} text tokens"
     ]
-    if given.rows_per_chip is not None:
-        said.append(
-            f"{given.rows_per_chip} rows per chip are {samples:.0f} samples a step (config.batch.samples is "
-            f"{config.batch.samples})"
-        )
-    epoch, note = _epoch_samples(config, given)
-    said += [note] if note else []
-    steps = config.steps or (math.ceil(config.epochs * epoch / samples) if epoch else None)
+    if epoch is None and not config.steps:
+        epoch, note = _epoch_samples(config)
+        said += [note] if note else []
     tokens = samples * mean
     return Workload(
-        samples, planned, rows, accumulation, min(capacity, length), tokens, samples * text * _ANSWER_SHARE,
-        samples if slots else 0.0, _context(tokens, samples), steps, False, tuple(said),
+        samples, per_row, planned, _up_to(planned, multiple), accumulation, capacity, tokens,
+        samples * text * _ANSWER_SHARE, samples if slots else 0.0, _context(tokens, samples),
+        _steps(config, epoch, samples), False, tuple(said),
     )  # fmt: skip
 
 
-def _epoch_samples(config: ConfigDict, given: Given) -> tuple[int | None, str]:
-    """(samples of an epoch or None, where they are from)."""
+def _replaced(work: Workload, config: ConfigDict, shards: int, given: Given) -> Workload:
+    """The work, but for what the command line says of it."""
+    length, said = config.data.max_length, []
+    if given.samples_per_row is not None:
+        per_row = given.samples_per_row
+        planned = max(1, round(work.samples / per_row))
+        mean = min(work.tokens / work.samples, length / per_row)
+        tokens = work.samples * mean
+        work = dataclasses.replace(
+            work, per_row=per_row, planned=planned, rows=_up_to(planned, shards * work.accumulation), tokens=tokens,
+            context=_context(tokens, work.samples),
+        )  # fmt: skip
+        said.append(f"{per_row:.2f} samples to a row of {length} tokens ({per_row * mean / length:.1%} full)")
+    if given.capacity is not None:
+        work = dataclasses.replace(work, capacity=min(given.capacity, length))
+        said.append(f"room for {work.capacity} supervised tokens in a row")
     if given.samples is not None:
-        return given.samples, ""
-    if config.steps:
-        return None, ""
+        said.append(f"{given.samples:,} samples in an epoch")
+        work = dataclasses.replace(work, steps=_steps(config, given.samples, work.samples))
+    if given.rows_per_chip is not None:
+        more = on(work, shards, work.accumulation, given.rows_per_chip)
+        work = dataclasses.replace(more, steps=config.steps or more.steps)
+        said.append(
+            f"{given.rows_per_chip} rows per chip are {work.samples:.0f} samples a step (config.batch.samples is "
+            f"{config.batch.samples})"
+        )
+    if not said:
+        return work
+    line = "as the command line says, in place of that: " + ", ".join(said)
+    return dataclasses.replace(work, measured=False, said=(*work.said, line))
+
+
+def _steps(config: ConfigDict, epoch: int | None, samples: float) -> int | None:
+    """Of the run, from the samples of an epoch and of a step."""
+    return config.steps or (math.ceil(config.epochs * epoch / samples) if epoch else None)
+
+
+def _epoch_samples(config: ConfigDict) -> tuple[int | None, str]:
+    """(samples of an epoch or None, where they are from)."""
     if config.data.budget:
         return config.data.budget, ""
     names = [Path(source.path).name for source in config.data.sources]
@@ -228,5 +248,5 @@ def _context(tokens: float, samples: float) -> float:
     return tokens * (tokens / max(samples, 1e-9) + 1) / 2
 
 
-def _round_up(value: float) -> int:
-    return math.ceil(value / SUPERVISED_UNIT) * SUPERVISED_UNIT
+def _up_to(value: float, unit: int) -> int:
+    return math.ceil(value / unit) * unit
