@@ -100,7 +100,7 @@ def test_rows_per_chip_make_another_batch_and_it_is_said():
 
 
 def test_what_the_command_line_says_of_the_data_holds():
-    _, work = workload(samples_per_row=2.0, samples=1280, capacity=96)
+    _, work = workload(samples_per_row=2.0, samples=1280, supervised=96)
     assert (work.rows, work.steps, work.capacity) == (64, 10, 96)
 
 
@@ -110,7 +110,7 @@ def test_what_the_command_line_says_of_the_data_holds():
         ({"rows_per_chip": 3}, "3 rows per chip are"),
         ({"samples_per_row": 1.5}, "1.50 samples to a row"),
         ({"samples": 50}, "50 samples in an epoch"),
-        ({"capacity": 96}, "room for 96 supervised tokens"),
+        ({"supervised": 96}, "room for 96 supervised tokens"),
     ],
 )
 def test_what_is_given_replaces_that_alone_and_only_that_is_said(given, said: str):
@@ -120,7 +120,7 @@ def test_what_is_given_replaces_that_alone_and_only_that_is_said(given, said: st
         assert work.said[0] == plain.said[0] and work.said[-1].startswith("as the command line says")
         phrases = ("rows per chip are", "samples to a row", "samples in an epoch", "room for")
         assert said in work.said[-1] and sum(phrase in work.said[-1] for phrase in phrases) == 1
-        assert (work.capacity == plain.capacity) == ("capacity" not in given)
+        assert (work.capacity == plain.capacity) == ("supervised" not in given)
         assert (work.per_row == plain.per_row) == ("samples_per_row" not in given)
         if "samples_per_row" not in given:
             assert work.tokens / work.samples == pytest.approx(plain.tokens / plain.samples)
@@ -157,7 +157,7 @@ def test_the_same_samples_on_another_mesh_and_others_with_more_rows():
         ({"rows_per_chip": 0}, "--rows-per-chip=0"),
         ({"samples_per_row": -1.0}, "--samples-per-row=-1.0"),
         ({"samples": 0}, "--samples=0"),
-        ({"capacity": 0}, "--supervised=0"),
+        ({"supervised": 0}, "--supervised=0"),
     ],
 )
 def test_counts_below_one_are_refused_by_flag(given, flag: str):

@@ -95,7 +95,7 @@ def load(path: Path, step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> tuple
             said, payload = dict(json.loads(file.read(_MANIFEST))), file.read(_EXECUTABLE)
     except (
         Exception
-    ) as error:  # damage raises whatever the part that it hits does, and compiling is the way out
+    ) as error:  # damage raises what the part that it hits raises, and the job compiles instead
         return None, f"it cannot be read ({type(error).__name__}: {error})"
     with jax.set_mesh(mesh):
         lowered = step.lower(*arguments)

@@ -294,23 +294,24 @@ def test_train_gives_up_after_so_many_preemptions(desk):
     assert "taken back more than 2 times" in desk.bad(*train(desk, "--max-recreations=2"))
 
 
-def test_train_again_finds_a_run_that_is_done(desk):
-    desk.scenario(bookings=[["ACTIVE"]], run="finish")
+def ran(desk, end: str, *workdir: str) -> None:
+    """A slice on which a run has come to that end, on both workers."""
+    desk.scenario(bookings=[["ACTIVE"]], run=end)
     desk.installed()
-    desk.good("run", "demo", *run_flags(desk))
+    desk.good("run", "demo", *run_flags(desk, *workdir))
     for worker in (0, 1):
         desk.ended(worker)
+
+
+def test_train_again_finds_a_run_that_is_done(desk):
+    ran(desk, "finish")
     again = desk.good(*train(desk))
     assert "this run had ended before" in again and "installing" not in again
 
 
 @pytest.mark.parametrize("end", ["finish", "fail"])
 def test_how_a_run_in_another_workdir_ended_does_not_keep_train_from_its_own(desk, end):
-    desk.scenario(bookings=[["ACTIVE"]], run=end)
-    desk.installed()
-    desk.good("run", "demo", *run_flags(desk, "before"))
-    for worker in (0, 1):
-        desk.ended(worker)
+    ran(desk, end, "before")
     desk.scenario(bookings=[["ACTIVE"]], run="finish")
     out = desk.good(*train(desk, "--delete"))
     assert "this run had ended before" not in out
@@ -348,22 +349,14 @@ def test_train_installs_again_what_differs_from_what_is_asked_for(desk, flag):
 
 
 def test_a_run_that_failed_starts_again_with_the_commit_that_mends_it(desk):
-    desk.scenario(bookings=[["ACTIVE"]], run="fail")
-    desk.installed()
-    desk.good("run", "demo", *run_flags(desk))
-    for worker in (0, 1):
-        desk.ended(worker)
+    ran(desk, "fail")
     older(desk)
     desk.scenario(bookings=[["ACTIVE"]], run="finish")
     assert "done, results" in desk.good(*train(desk))
 
 
 def test_a_run_that_is_done_is_not_run_again_for_a_newer_commit(desk):
-    desk.scenario(bookings=[["ACTIVE"]], run="finish")
-    desk.installed()
-    desk.good("run", "demo", *run_flags(desk))
-    for worker in (0, 1):
-        desk.ended(worker)
+    ran(desk, "finish")
     older(desk)
     out = desk.good(*train(desk))
     assert "this run had ended before" in out and "installing" not in out

@@ -63,21 +63,19 @@ class Given:
         rows_per_chip: rows that a chip computes at a time; they replace those of batch.samples.
         samples_per_row: that packing reaches.
         samples: of an epoch.
-        capacity: supervised tokens that a row has room for.
+        supervised: tokens of these that a row has room for.
     """
 
     rows_per_chip: int | None = None
     samples_per_row: float | None = None
     samples: int | None = None
-    capacity: int | None = None
+    supervised: int | None = None
 
     def __post_init__(self) -> None:
-        flags = {"rows_per_chip": "rows-per-chip", "samples_per_row": "samples-per-row", "samples": "samples",
-                 "capacity": "supervised"}  # fmt: skip
         wrong = [
-            f"--{flag}={value}: more than 0"
-            for name, flag in flags.items()
-            if (value := getattr(self, name)) is not None and value <= 0
+            f"--{field.name.replace('_', '-')}={value}: more than 0"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None and value <= 0
         ]
         if wrong:
             raise UserError("; ".join(wrong))
@@ -208,8 +206,8 @@ def _replaced(work: Workload, config: ConfigDict, shards: int, given: Given) -> 
             context=_context(tokens, work.samples),
         )  # fmt: skip
         said.append(f"{per_row:.2f} samples to a row of {length} tokens ({per_row * mean / length:.1%} full)")
-    if given.capacity is not None:
-        work = dataclasses.replace(work, capacity=min(given.capacity, length))
+    if given.supervised is not None:
+        work = dataclasses.replace(work, capacity=min(given.supervised, length))
         said.append(f"room for {work.capacity} supervised tokens in a row")
     if given.samples is not None:
         said.append(f"{given.samples:,} samples in an epoch")
