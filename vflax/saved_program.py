@@ -93,9 +93,7 @@ def load(path: Path, step: Any, arguments: tuple[Any, ...], mesh: Mesh) -> tuple
     try:
         with zipfile.ZipFile(path) as file:
             said, payload = dict(json.loads(file.read(_MANIFEST))), file.read(_EXECUTABLE)
-    except (
-        Exception
-    ) as error:  # damage raises what the part that it hits raises, and the job compiles instead
+    except Exception as error:  # damage raises what the part that it hits raises; the step can be compiled
         return None, f"it cannot be read ({type(error).__name__}: {error})"
     with jax.set_mesh(mesh):
         lowered = step.lower(*arguments)
