@@ -170,6 +170,12 @@ class Content:
         return self.rows(numbers, plan.capacity.tokens, plan.capacity.images), sum(map(len, numbers))
 
 
+def all_supervised(rows: Rows) -> Rows:
+    """The same rows with a loss on every token but a sample's first, its image's included."""
+    labels = np.where(rows["positions"] > 0, np.maximum(rows["ids"], 0), IGNORE_LABEL)
+    return rows | {"labels": labels.astype(np.int32)}
+
+
 def capacity_of(batches: Sequence[Rows]) -> int:
     """C: the most supervised tokens of a row of any batch, rounded up as the packing plan rounds."""
     most = max(int((rows["labels"] != IGNORE_LABEL).sum(axis=1).max()) for rows in batches)

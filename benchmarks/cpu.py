@@ -272,7 +272,8 @@ def samples(
         "vflax": (lambda i: ours.run(packed_ready[i], plan.capacity.supervised), lambda i: packed[i][1]),
     }
     if split:
-        work["all_positions"] = (lambda i: ours.run(packed_ready[i], length)), lambda i: packed[i][1]
+        everywhere = [ours.put(content.all_supervised(rows)) for rows, _ in packed]
+        work["all_positions"] = (lambda i: ours.run(everywhere[i], length)), lambda i: packed[i][1]
         work["one_a_row"] = one_a_row, lambda i: len(grouped[i])
     for name, side in theirs.items():
         work[name] = (lambda i, side=side: side.run(padded_ready[i])), lambda i: len(grouped[i])

@@ -62,3 +62,33 @@ def test_logits_of_a_chunk_stay_near_their_limit_and_chunks_are_few():
     assert loss.chunk_width(1, 512, 32000) == 32000
     assert loss.chunk_width(4, 2048, 32000) * 4 * 2048 * 4 == 2**27
     assert 32000 / loss.chunk_width(64, 2048, 32000) <= 16
+
+
+@pytest.mark.parametrize("supervised", [0, 1, 10, 80])
+def test_on_a_cpu_the_loss_of_supervised_positions_is_that_of_all(monkeypatch, supervised: int):
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (2, 40, 16))
+    kernel = jax.random.normal(keys[1], (16, 100))
+    chosen = jax.random.permutation(keys[2], 80)[:supervised]
+    targets = jnp.full(80, IGNORE_LABEL).at[chosen].set(jax.random.randint(keys[3], (supervised,), 0, 100))
+    targets = targets.reshape(2, 40)
+
+    def value_and_grads() -> tuple:
+        return jax.value_and_grad(lambda *x: loss.head_loss_sum(*x, targets) / 7, (0, 1))(hidden, kernel)
+
+    whole = value_and_grads()
+    monkeypatch.setattr(loss, "_POSITIONS", 8)
+    for ours, expected in zip(*map(jax.tree.leaves, (value_and_grads(), whole)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    alone = loss.head_loss_sum(hidden, kernel, targets) / 7  # without its gradients
+    np.testing.assert_allclose(alone, whole[0], rtol=1e-5)
+
+
+def test_on_a_cpu_places_that_are_not_supervised_are_not_multiplied_with_the_vocabulary(monkeypatch):
+    monkeypatch.setattr(loss, "_POSITIONS", 8)
+    hidden, kernel = jnp.ones((2, 40, 16)), jnp.ones((16, 100))
+    targets = jnp.full((2, 40), IGNORE_LABEL).at[1, 30].set(5)
+    # A turn has eight places. A number that is none spoils what it is multiplied with, be it by zero.
+    hidden = hidden.at[1, 8:30].set(jnp.nan)
+    value, (d_hidden, d_kernel) = jax.value_and_grad(loss.head_loss_sum, (0, 1))(hidden, kernel, targets)
+    assert np.isfinite(value) and np.isfinite(d_hidden).all() and np.isfinite(d_kernel).all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,6 +14,7 @@ from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data
 from vflax.errors import UserError
 from vflax.mirror import remote
+from vflax.models.attention import writes_scores
 from vflax.start import Model, checkpoint_path
 from vflax.workdir import read_json
 
@@ -96,7 +96,7 @@ def check_fits(config: ConfigDict, model: Model, data: Data, mesh: Mesh) -> str:
         dtype=config.dtype,
         moment_dtype=config.optimizer.moment_dtype,
         remat=config.remat,
-        scores=jax.default_backend() == "cpu" or config.attention == "reference",
+        scores=writes_scores(config.attention, config.data.max_length),
     )
     limit, kind = memory.device_limit()
     shown = f"{limit / GIB:.2f} GiB {kind}" if limit else "of unknown size"

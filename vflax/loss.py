@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from vflax.constants import IGNORE_LABEL, LANES
-from vflax.models.product import product
+from vflax.models.product import on_one_cpu, product
 from vflax.sharding import batch_shards
 
 # Bytes of float32 logits that one device holds at a time, where the vocabulary can be cut.
 _LOGITS = 2**27
 _MOST_CHUNKS = 16
+# Positions of a turn, on a CPU.
+_POSITIONS = 256
 
 
 def shifted_targets(labels: jax.Array) -> jax.Array:
@@ -72,13 +74,18 @@ def cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def head_loss_sum(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
-    """`cross_entropy_sum` of the logits hidden x kernel, the vocabulary in chunks where the logits would be large.
+    """`cross_entropy_sum` of the logits hidden x kernel, of as few of them at a time as fit well.
+
+    That is a chunk of the vocabulary where the logits would be large; on one CPU some of the positions, and none but
+    supervised ones.
 
     Args:
         hidden: [B, C, D] in the compute dtype.
         kernel: [D, V] in the compute dtype.
         targets: int32 [B, C], or IGNORE_LABEL.
     """
+    if targets.size > _POSITIONS and on_one_cpu():
+        return _position_by_position(hidden, kernel, targets)
     rows, vocabulary = targets.shape[0], kernel.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
@@ -168,3 +175,70 @@ def _chunked_backward(
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _position_by_position(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of the supervised positions alone, however many of the C places of a row they fill.
+
+    One long answer makes C large for all rows of a run. A loop that turns as often as a batch needs it takes static
+    shapes; it is for one device, for here no other waits.
+    """
+    # [B, C, D], [B, C] -> [N, D], [N], N a whole number of turns
+    room = -targets.size % _POSITIONS
+    hidden = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), ((0, room), (0, 0)))
+    targets = jnp.pad(targets.reshape(-1), (0, room), constant_values=IGNORE_LABEL)
+    order = jnp.argsort(targets == IGNORE_LABEL, stable=True)
+    count = jnp.sum(targets != IGNORE_LABEL)
+    return _in_turns(hidden[order], kernel, targets[order], -(-count // _POSITIONS))
+
+
+@jax.custom_vjp
+def _in_turns(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, turns: jax.Array) -> jax.Array:
+    """The loss of the first `turns` times _POSITIONS of hidden [N, D], kernel [D, V], targets [N]."""
+
+    def turn(i: jax.Array, loss: jax.Array) -> jax.Array:
+        return loss + cross_entropy_sum(*_logits_of_a_turn(hidden, kernel, targets, i)[1:])
+
+    return jax.lax.fori_loop(0, turns, turn, jnp.float32(0))
+
+
+def _in_turns_forward(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, turns: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The loss and its gradients at once, while a turn's logits are there: the loss is a scalar, and so is what its
+    gradients are multiplied with."""
+
+    def turn(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        loss, d_hidden, d_kernel = carry
+        own, logits, wanted = _logits_of_a_turn(hidden, kernel, targets, i)
+        more, d_logits = jax.value_and_grad(cross_entropy_sum)(logits, wanted)
+        d_logits = d_logits.astype(kernel.dtype)
+        # [n, V] x [D, V] -> [n, D]
+        d_own = jnp.einsum("nv,dv->nd", d_logits, kernel).astype(hidden.dtype)
+        d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_own, i * _POSITIONS, axis=0)
+        # [n, D] x [n, V] -> [D, V]
+        d_kernel += jnp.einsum("nd,nv->dv", own, d_logits, preferred_element_type=jnp.float32)
+        return loss + more, d_hidden, d_kernel
+
+    start = jnp.float32(0), jnp.zeros_like(hidden), jnp.zeros(kernel.shape, jnp.float32)
+    loss, d_hidden, d_kernel = jax.lax.fori_loop(0, turns, turn, start)
+    return loss, (d_hidden, d_kernel.astype(kernel.dtype))
+
+
+def _in_turns_backward(
+    gradients: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
+    d_hidden, d_kernel = ((grad * x).astype(x.dtype) for x in gradients)
+    return d_hidden, d_kernel, None, None
+
+
+_in_turns.defvjp(_in_turns_forward, _in_turns_backward)
+
+
+def _logits_of_a_turn(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, i: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden [n, D], float32 logits [n, V] and targets [n] of turn i."""
+    own, wanted = (jax.lax.dynamic_slice_in_dim(x, i * _POSITIONS, _POSITIONS) for x in (hidden, targets))
+    # [n, D] x [D, V] -> [n, V]
+    return own, product(own, kernel, preferred_element_type=jnp.float32), wanted

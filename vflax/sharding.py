@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -177,6 +177,21 @@ def inner_shards() -> int:
     """Into how many parts the inner widths of a layer are split, on the mesh at hand; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["tensor"]
+
+
+def on_own_rows_and_heads(run: Callable[..., jax.Array], kv_heads: int) -> Callable[..., jax.Array]:
+    """`run`, each device with its own part, on the mesh at hand; `run` as it is without one.
+
+    Args:
+        run: of q [B, T, H, K], k and v [B, T, KV, K] and segments [B, T] to an array as q.
+        kv_heads: KV. Every device along `tensor` has all heads where they do not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run
+    tensor = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
+    return jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
 
 
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:

@@ -74,6 +74,16 @@ def test_no_row_supervises_more_than_the_capacity_of_its_batches() -> None:
     assert most <= capacity < most + 32
 
 
+def test_with_a_loss_on_every_token_a_sample_s_first_alone_has_none() -> None:
+    made = source()
+    rows = made.rows([[0, 1], [2]], int(made.tokens[:3].sum()), 2)
+    everywhere = content.all_supervised(rows)
+    supervised = everywhere["labels"] != IGNORE_LABEL
+    assert supervised.sum() == made.tokens[:3].sum() - 3
+    assert not supervised[rows["positions"] == 0].any() and (everywhere["labels"][supervised] >= 0).all()
+    assert everywhere["ids"] is rows["ids"]
+
+
 def test_weights_are_the_same_to_the_bit_in_jax_and_torch() -> None:
     for name in ("multi_modal_projector.linear_1.weight", "language_model.model.norm.weight"):
         ours = draw.in_jax(draw.seed_of(name), (37, 11), *draw.scale_and_shift(name))

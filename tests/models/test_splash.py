@@ -107,13 +107,18 @@ def on_eight_devices(program: str) -> None:
 
 def kernels(jaxpr: Any) -> list[Any]:
     """All Pallas calls in it."""
+    return equations(jaxpr, "pallas_call")
+
+
+def equations(jaxpr: Any, primitive: str) -> list[Any]:
+    """All of a primitive's, in loops and what else has a program of its own, too."""
     found = []
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "pallas_call":
+        if eqn.primitive.name == primitive:
             found.append(eqn)
         else:
             for inner in jax.core.jaxprs_in_params(eqn.params):
-                found += kernels(inner)
+                found += equations(inner, primitive)
     return found
 
 

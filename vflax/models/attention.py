@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
+from vflax.models.blockwise import blockwise
 from vflax.sharding import batch_shards
 
-BACKENDS = ("auto", "reference", "splash", "cudnn")
+BACKENDS = ("auto", "reference", "blockwise", "splash", "cudnn")
 
 # The name under which a remat policy finds what attention hands to its backward pass.
 OUTPUT = "attention_output"
@@ -36,6 +37,8 @@ _MASKED = -1e30
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 # The largest head that cuDNN's flash attention takes on every GPU generation since Ampere.
 _CUDNN_MAX_HEAD_DIM = 128
+# From as many tokens of a row on blocks are faster on a CPU (benchmarks/attention.py).
+_LONG = 512
 
 
 def attention(
@@ -56,21 +59,24 @@ def attention(
         q_segments, kv_segments: int [B, T] and [B, U]; a query sees keys of its own segment only.
             None (both): every key is seen.
         causal: a query also sees no key at a later index (T == U).
-        backend: "reference" (anywhere), "splash" (TPU; as many queries as keys), "cudnn" (GPU, bfloat16 or float16), or
-            "auto", the best that the platform of the mesh, or without one of this process, can run. By name, splash
-            also runs on a CPU, slowly, as its kernel's program step by step.
+        backend: "reference" (anywhere), "blockwise" (anywhere, causal, as many queries as keys; made for long rows on a
+            CPU), "splash" (TPU; as many queries as keys), "cudnn" (GPU, bfloat16 or float16), or "auto", the best that
+            the platform of the mesh, or without one of this process, can run. By name, splash also runs on a CPU,
+            slowly, as its kernel's program step by step.
 
     Returns:
         [B, T, H, K] in q's dtype.
 
     Raises:
-        UserError: an unknown backend, or "cudnn" where it cannot run.
+        UserError: an unknown backend, or one by name that cannot run this.
     """
     chosen = _choose(q, k, q_segments is not None, causal, backend)
     if chosen == "splash":
         from vflax.models.splash import splash  # Pallas takes a second to import
 
         return splash(q, k, v, q_segments, OUTPUT, causal=causal, interpret=platform() == "cpu")
+    if chosen == "blockwise":
+        return blockwise(q, k, v, q_segments, OUTPUT)
     mask = _mask(q, k, q_segments, kv_segments, causal)
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
@@ -125,17 +131,29 @@ def _choose(q: jax.Array, k: jax.Array, segments: bool, causal: bool, backend: s
     check_backend(backend)
     obstacles = {
         "cudnn": _cudnn_obstacle(q, segments or causal),
-        "splash": _splash_obstacle(q, k),
+        "splash": _obstacle_of_blocks(q, k),
+        "blockwise": _obstacle_of_blocks(q, k) if causal else "it is made for causal rows",
     }
     if backend == "auto":
-        best = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "reference")
+        best = _best(q.shape[1])
         return best if obstacles.get(best) is None else "reference"
     if obstacle := obstacles.get(backend):
         raise UserError(f"attention={backend!r} cannot run this: {obstacle}; use attention='auto'")
     return backend
 
 
-def _splash_obstacle(q: jax.Array, k: jax.Array) -> str | None:
+def _best(length: int) -> str:
+    """For rows of so many tokens on the platform at hand."""
+    on_cpu = "blockwise" if length >= _LONG else "reference"
+    return {"gpu": "cudnn", "tpu": "splash"}.get(platform(), on_cpu)
+
+
+def writes_scores(backend: str, length: int) -> bool:
+    """Whether the scores of whole causal rows of so many tokens are written to memory."""
+    return (_best(length) if backend == "auto" else backend) == "reference"
+
+
+def _obstacle_of_blocks(q: jax.Array, k: jax.Array) -> str | None:
     if q.shape[1] != k.shape[1]:
         return f"it needs as many queries as keys, there are {q.shape[1]} and {k.shape[1]}"
     mesh = jax.sharding.get_abstract_mesh()

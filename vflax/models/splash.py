@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec
 
 from vflax.constants import LANES
-from vflax.sharding import BATCH_AXES
+from vflax.sharding import on_own_rows_and_heads
 
 # Of what a row is filled up with: no segment has it, so nothing that counts sees it.
 _BEYOND = -1
@@ -58,13 +57,8 @@ def splash(
         segments = jnp.pad(segments, ((0, 0), (0, room)), constant_values=_BEYOND)
     # The kernel takes q as it is; scaled in float32, so that it is rounded once.
     q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
-    mesh = jax.sharding.get_abstract_mesh()
     run = functools.partial(_rows, name=name, block=block, causal=causal, interpret=interpret)
-    if not mesh.empty and mesh.size > 1:
-        tensor = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
-        rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
-        run = jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
-    return run(q, k, v, segments)[:, :length]
+    return on_own_rows_and_heads(run, k.shape[2])(q, k, v, segments)[:, :length]
 
 
 def beyond(length: int, causal: bool) -> int:
