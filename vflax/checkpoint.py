@@ -138,9 +138,13 @@ class Checkpointer:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish all saves and free the manager's threads."""
+        """Finish all saves, and the removal of those that were cut off, and free the manager's threads."""
         with reaching(self._folder):
             self._manager.close()
+            # Orbax does not wait for it, and a process that ends meanwhile prints the traceback of its thread.
+            removal = getattr(self._manager, "_cleanup_tmp_directory_future", None)
+            if removal is not None:
+                removal.result()
 
 
 def _stored_opt(state: TrainState) -> dict[str, Any]:
