@@ -28,9 +28,12 @@ from typing import Any
 
 from benchmarks import common
 from vflax.constants import GIB
+from vflax.hlo import Instruction, Program
 from vflax.planner.environment import ENVIRONMENT
 
 LENGTH, SLOTS, SUPERVISED = 2048, 3, 512
+# What a TPU's compiler calls a matrix product.
+PRODUCTS = ("convolution", "dot")
 ROOT = Path(__file__).parent.parent
 
 
@@ -223,12 +226,29 @@ def _vflax(case: Case) -> dict[str, Any]:
     for name in ("mfu_ceiling", "mfu_ceiling_with_kernels"):
         if plan.get(name):
             found[name] = round(plan[name], 4)
+    if compiled.program and target.slice:
+        chip, flops = target.slice.generation, plan["flops"]
+        at_peak = (flops["hardware"] - flops["kernels"]) / chip.peak * chip.clock
+        found["products"] = _products(compiled.program, at_peak)
     return found
+
+
+def _products(program: Program, at_peak: float) -> dict[str, float]:
+    """What limits a step: the share of its estimated cycles in which matrix products are made, and how near these come
+    to the chip's peak, which would make them in `at_peak` cycles."""
+    cycles = sum(found.cycles * times for found, times in program.walk() if _is_product(program, found))
+    return {"share_of_cycles": round(cycles / program.cycles, 4), "of_peak": round(at_peak / cycles, 4)}
+
+
+def _is_product(program: Program, instruction: Instruction) -> bool:
+    """A product, or a fusion with one in it."""
+    inside = program.computations.get(instruction.called("calls") or "", ())
+    return instruction.opcode in PRODUCTS or any(_is_product(program, found) for found in inside)
 
 
 def _whole_tower(program: Any, rows: int) -> bool:
     """Whether any product of the program is of all images of the step in one chip: [images, tokens, width]."""
-    shapes = (shape for opcode in ("convolution", "dot") for shape in program.shapes(opcode))
+    shapes = (shape for opcode in PRODUCTS for shape in program.shapes(opcode))
     return any(len(shape) == 3 and shape[0] == rows * SLOTS for shape in shapes)
 
 
@@ -237,7 +257,6 @@ def _maxtext(case: Case) -> dict[str, Any]:
     os.environ["DECOUPLE_GCLOUD"] = "TRUE"  # MaxText's own: without Google's services
     from maxtext.trainers.pre_train import train_compile  # type: ignore[import-not-found]
 
-    from vflax.hlo import Program
     from vflax.slices import parse
     from vflax.xla_options import compiler_options
 

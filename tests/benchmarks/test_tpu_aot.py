@@ -53,6 +53,37 @@ def test_a_comparison_of_which_a_side_does_not_fit_is_a_missed_mark(ours: dict, 
     assert [(mark["found"], mark["met"]) for mark in marks(results)] == [(None, False)] * 3
 
 
+PRODUCTS = """HloModule m
+
+%product (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  ROOT %convolution.1 = f32[8,8]{1,0} convolution(%a, %a), dim_labels=bf_io->bf
+}
+
+%scaled (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %inner = f32[8,8]{1,0} fusion(%a), kind=kOutput, calls=%product
+  ROOT %add.1 = f32[8,8]{1,0} add(%inner, %a)
+}
+
+%sum (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  ROOT %add.2 = f32[8,8]{1,0} add(%a, %a)
+}
+
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %one = f32[8,8]{1,0} fusion(%a), kind=kOutput, calls=%scaled, backend_config={"estimated_cycles":"600"}
+  %two = f32[8,8]{1,0} fusion(%one), kind=kLoop, calls=%sum, backend_config={"estimated_cycles":"150"}
+  ROOT %three = f32[8,8]{1,0} convolution(%two, %two), dim_labels=bf_io->bf, backend_config={"estimated_cycles":"250"}
+}
+"""
+
+
+def test_what_limits_a_step_is_told_by_the_products_in_it_and_in_its_fusions():
+    assert tpu_aot._products(Program(PRODUCTS), 680) == {"share_of_cycles": 0.85, "of_peak": 0.8}
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Of every environment; it may be changed."""
