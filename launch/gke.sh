@@ -4,9 +4,10 @@
 #   launch/gke.sh image --image=REGION-docker.pkg.dev/PROJECT/REPO/vflax:TAG     builds this checkout, pushes it
 #   launch/gke.sh pools NAME --accelerator=2xv5e-256 --cluster=C --location=L [--node-location=ZONE] [--spot]
 #   launch/gke.sh render NAME --accelerator=2xv5e-256 --image=I [--bucket=gs://B | --claim=PVC] [--mount=/mnt/vflax]
-#                 [--namespace=default] [--service-account=default] [--max-restarts=10]
+#                 [--namespace=default] [--service-account=default] [--max-restarts=10] [--env=NAME=VALUE ...] [--secret=S]
 #                 -- --config=configs/stage1.py:13b --workdir=gs://B/runs/a --config.mesh.data=2 ...
-#                 prints the manifest; a --workdir under --mount needs --bucket or --claim, mesh.data a multiple of the slices
+#                 prints the manifest; a --workdir under --mount needs --bucket or --claim, mesh.data a multiple of the slices;
+#                 --env is a variable that the run finds; --secret a Kubernetes Secret of them, for what others may not read
 #   launch/gke.sh apply NAME ...           the same, and hands it to the cluster
 #   launch/gke.sh status NAME [--namespace=N]
 #   launch/gke.sh logs NAME [--slice=0] [--worker=0] [--all] [--lines=50] [--follow] [--namespace=N]
@@ -89,7 +90,7 @@ pools() {
   say "$name: ${booked[chips]} chips in ${booked[slices]} node pools, which cost money until launch/gke.sh delete-pools"
 }
 
-render_options="accelerator image bucket claim mount namespace service-account max-restarts"
+render_options="accelerator image bucket claim mount namespace service-account max-restarts secret"
 
 # Prints the manifest.
 manifest() {
@@ -101,17 +102,18 @@ manifest() {
   for option in $render_options; do
     [ -z "${opt[$option]-}" ] || command+=(--"$option=${opt[$option]}")
   done
+  for option in "${environment[@]}"; do command+=(--env="$option"); done
   "${command[@]}" -- "${rest[@]}"
 }
 
 render() {
-  parse_options "dry-run" "$render_options" "$@"
+  parse_options "dry-run" "$render_options env" "$@"
   want_name
   manifest
 }
 
 apply() {
-  parse_options "dry-run" "$render_options context" "$@"
+  parse_options "dry-run" "$render_options env context" "$@"
   want_name
   begin_kubectl
   scratch=$(mktemp -d)

@@ -65,8 +65,9 @@ def render(arguments: argparse.Namespace, launch: Sequence[str]) -> str:
         "dns_policy": "ClusterFirstWithHostNet" if on_host else "ClusterFirst",
         "service_account": arguments.service_account,
         "image": arguments.image,
-        # Kubernetes replaces $(NAME) in arguments.
-        "args": [word.replace("$(", "$$(") for word in launch],
+        "args": [_as_it_is(word) for word in launch],
+        "env": [_variable(word) for word in arguments.env],
+        "env_from": [{"secretRef": {"name": arguments.secret}}] if arguments.secret else [],
         "mounts": mounts,
         "volumes": volumes,
         "gke_accelerator": facts["gke_accelerator"],
@@ -76,6 +77,18 @@ def render(arguments: argparse.Namespace, launch: Sequence[str]) -> str:
     text = string.Template(TEMPLATE.read_text()).substitute({k: json.dumps(v) for k, v in values.items()})
     _check_back(text, facts)
     return text
+
+
+def _as_it_is(text: str) -> str:
+    """Kubernetes replaces $(NAME) in arguments and variables."""
+    return text.replace("$(", "$$(")
+
+
+def _variable(word: str) -> dict[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise UserError(f"--env={name}: expected NAME=VALUE")
+    return {"name": name, "value": _as_it_is(value)}
 
 
 def _check_launch(launch: Sequence[str], arguments: argparse.Namespace, slices: int) -> None:
@@ -153,6 +166,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--namespace", default="default")
     found.add_argument("--service-account", default="default")
     found.add_argument("--max-restarts", type=int, default=10)
+    found.add_argument(
+        "--env", action="append", default=[], help="NAME=VALUE that the run finds; several times"
+    )
+    found.add_argument(
+        "--secret", default="", help="a Kubernetes Secret whose entries the run finds as variables"
+    )
     return found
 
 

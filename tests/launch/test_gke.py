@@ -72,7 +72,7 @@ def test_a_booked_name_becomes_gkes_labels_and_limits(desk, accelerator, label, 
     assert pod_of(manifest)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
 
 
-@pytest.mark.parametrize("words", [(), ("--claim=nfs",)])
+@pytest.mark.parametrize("words", [(), ("--claim=nfs",), ("--env=A=1", "--env=B=", "--secret=tokens")])
 def test_the_job_in_it_is_valid_in_kubernetes_own_schema(desk, words):
     job = job_of(rendered(desk, "2xv5e-16", *words))
     assert set(job) == {"name", "replicas", "template"}
@@ -85,6 +85,16 @@ def test_the_launchers_flags_arrive_as_they_were_given(desk):
     assert container["command"] == ["python", "-m", "vflax.launch", "--distributed"]
     # Kubernetes makes $(HOME) of $$(HOME), and a value of $(HOME).
     assert [word.replace("$$(", "$(") for word in container["args"]] == list(LAUNCH[1:])
+
+
+def test_a_run_finds_the_variables_that_it_is_given(desk):
+    values = {"VFLAX_CACHE": "/mnt/a b's $(HOME)=#", "NOTHING": ""}
+    words = [f"--env={name}={value}" for name, value in values.items()]
+    text = desk.good("render", *GOOD, *words, "--secret=tokens", *FLAGS, script="gke")
+    (container,) = pod_of(yaml.safe_load(text))["containers"]
+    found = {entry["name"]: entry["value"].replace("$$(", "$(") for entry in container["env"]}
+    assert found == values
+    assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
 
 
 def test_a_bucket_is_mounted_by_the_driver_and_keeps_the_pod_off_the_nodes_network(desk):
@@ -218,6 +228,7 @@ BAD = {
     "--claim=PVC, one": ("render", *GOOD, "--claim=c", *FLAGS),
     "expected gs://NAME, small letters": ("render", *GOOD[:3], "--bucket=bk", *FLAGS),
     "expected an absolute path": ("render", *GOOD, "--mount=mnt", *FLAGS),
+    "--env=TOKEN: expected NAME=VALUE": ("render", *GOOD, "--env=TOKEN", *FLAGS),
     "expected a whole number": ("render", *GOOD, "--max-restarts=few", *FLAGS),
     "after a lone --": ("apply", *GOOD),
     "expected gs://BUCKET/FOLDER": ("apply", *GOOD[:3], "--", "--config=c.py", "--workdir=gs://b"),
