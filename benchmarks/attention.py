@@ -33,7 +33,7 @@ def main() -> None:
     common.write(args.out, result)
 
 
-def measure(length: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(length: int) -> dict[str, Any]:
     """Milliseconds of output and gradients by backend, their ratio, and the largest difference."""
     keys = jax.random.split(jax.random.key(0), 4)
     given = [jax.random.normal(key, (ROWS, length, HEADS, HEAD_DIM)) for key in keys]
@@ -43,7 +43,7 @@ def measure(length: int, rounds: int = ROUNDS) -> dict[str, Any]:
     runs = {backend: both_ways(backend, segments) for backend in ("blockwise", "reference")}
     results = {name: run(*given) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds):
+    for number in range(ROUNDS):
         for name in common.turns(list(runs), number):
             began = time.perf_counter()
             jax.block_until_ready(runs[name](*given))

@@ -15,14 +15,12 @@ A padding query sees itself, so no row of the softmax is ever empty and nothing 
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vflax.errors import UserError
-from vflax.models.blockwise import blockwise
+from vflax.models.blockwise import MASKED, blockwise, scale
 from vflax.sharding import batch_shards
 
 BACKENDS = ("auto", "reference", "blockwise", "splash", "cudnn")
@@ -32,8 +30,6 @@ OUTPUT = "attention_output"
 # The operation by which it finds the same of cuDNN: JAX's own, in jax/_src/cudnn/fused_attention_stablehlo.py.
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 
-# Finite: a query that may look at nothing then gets a plain mean instead of 0/0.
-_MASKED = -1e30
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 # The largest head that cuDNN's flash attention takes on every GPU generation since Ampere.
 _CUDNN_MAX_HEAD_DIM = 128
@@ -231,7 +227,7 @@ def _mix_backward(residuals: _Residuals, grad: jax.Array) -> tuple[jax.Array, ja
     through_sum = (grad.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
     # [B, KV, G, T, K] x [B, KV, U, K] -> [B, KV, G, T, U]
     d_weights = jnp.einsum("bngtk,bnuk->bngtu", grad, v, preferred_element_type=jnp.float32)
-    d_scores = (weights * (d_weights - through_sum) * _scale(q)).astype(q.dtype)
+    d_scores = (weights * (d_weights - through_sum) * scale(q)).astype(q.dtype)
     # [B, KV, G, T, U] x [B, KV, G, T, K] -> [B, KV, U, K]
     d_v = jnp.einsum("bngtu,bngtk->bnuk", weights.astype(v.dtype), grad)
     d_k = jnp.einsum("bngtu,bngtk->bnuk", d_scores, q)
@@ -245,9 +241,5 @@ _mix.defvjp(_mix_forward, _mix_backward)
 
 def _scores(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
     # [B, KV, G, T, K] x [B, KV, U, K] -> float32 [B, KV, G, T, U]
-    scores = jnp.einsum("bngtk,bnuk->bngtu", q, k, preferred_element_type=jnp.float32) * _scale(q)
-    return scores if mask is None else jnp.where(mask[:, :, None], scores, _MASKED)
-
-
-def _scale(q: jax.Array) -> float:
-    return 1.0 / math.sqrt(q.shape[-1])
+    scores = jnp.einsum("bngtk,bnuk->bngtu", q, k, preferred_element_type=jnp.float32) * scale(q)
+    return scores if mask is None else jnp.where(mask[:, :, None], scores, MASKED)

@@ -20,8 +20,8 @@ from vflax.sharding import on_own_rows_and_heads
 
 # Tokens of a block: scores of one fit a core's cache, and products are still large.
 BLOCK = 128
-# Finite, as in the reference.
-_MASKED = -1e30
+# Finite: a query that may look at nothing, as in a block where it sees none, then gets a plain mean instead of 0/0.
+MASKED = -1e30
 # Of what a row is filled up with, and padding's when blocks are compared: behind all others, so that a block which ends
 # in padding does not seem to reach back to the first segment.
 _LAST = jnp.iinfo(jnp.int32).max
@@ -116,7 +116,7 @@ def _forward(
         # before is then shrunk to nothing.
         start = (
             jnp.zeros((*shape, q.shape[-1]), jnp.float32),
-            jnp.full(shape, _MASKED),
+            jnp.full(shape, MASKED),
             jnp.zeros(shape, jnp.float32),
         )
         mixed, largest, total = jax.lax.fori_loop(bounds.first[i], i + 1, keys, start)
@@ -145,7 +145,7 @@ def _backward(
             weights = jnp.exp(_scores(own_q, own_k, segments, i, j) - _block(log_sum, i, -1)[..., None])
             # [B, KV, G, t, K] x [B, KV, u, K] -> [B, KV, G, t, u]
             d_weights = jnp.einsum("bngtk,bnuk->bngtu", own_grad, own_v, preferred_element_type=jnp.float32)
-            d_scores = weights * (d_weights - _block(through_sum, i, -1)[..., None]) * _scale(q)
+            d_scores = weights * (d_weights - _block(through_sum, i, -1)[..., None]) * scale(q)
             d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
             # [B, KV, G, t, u] x [B, KV, G, t, K] -> [B, KV, u, K]
             d_v += jnp.einsum("bngtu,bngtk->bnuk", weights, own_grad, preferred_element_type=jnp.float32)
@@ -184,9 +184,10 @@ def _scores(q: jax.Array, k: jax.Array, segments: jax.Array, i: jax.Array, j: ja
     # [B, b, 1] == [B, 1, b] -> [B, 1, 1, b, b]
     same = _block(segments, i, -1)[:, :, None] == _block(segments, j, -1)[:, None]
     # [B, KV, G, t, K] x [B, KV, u, K] -> [B, KV, G, t, u]
-    scores = jnp.einsum("bngtk,bnuk->bngtu", q, k, preferred_element_type=jnp.float32) * _scale(q)
-    return jnp.where((same & order)[:, None, None], scores, _MASKED)
+    scores = jnp.einsum("bngtk,bnuk->bngtu", q, k, preferred_element_type=jnp.float32) * scale(q)
+    return jnp.where((same & order)[:, None, None], scores, MASKED)
 
 
-def _scale(q: jax.Array) -> float:
+def scale(q: jax.Array) -> float:
+    """What scores of queries [..., K] are multiplied with."""
     return 1.0 / math.sqrt(q.shape[-1])
