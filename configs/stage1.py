@@ -28,12 +28,11 @@ def get_config(variant: str = "13b") -> ConfigDict:
         common.tiny(config)
         config.init.checkpoint = "cache:stage0-tiny"  # made by the config below on first use, then kept
         config.init.make = "configs/stage0.py:tiny"
-        # How soon the look-ups (which colour is the heart) are learned depends on the order of the samples and on how a
-        # CPU rounds: in the order of seed 42 accuracy was 0.88 on one kind of CPU and 0.67 on another, where that of
-        # 43 gave 0.88.
-        config.seed, config.epochs = 43, 5
+        config.epochs = 5
         config.batch.samples = 32
-        config.optimizer.lr = 1.5e-3
+        # Half of what stage 0 takes. With 1.5e-3 it was chance, and a matter of how a CPU rounds, whether the look-ups
+        # (which color is the heart) were learned: accuracies from 0.68 to 0.90. 5e-4 to 1e-3 give 0.93 to 0.97.
+        config.optimizer.lr = 7e-4
         config.evaluate.tasks = ("loss", "accuracy")
         config.evaluate.max_new_tokens = 40
         return common.tiny_lora(config) if adapters else config

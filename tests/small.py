@@ -16,7 +16,7 @@ from vflax.metrics import read_metrics
 
 # What makes configs/stage1.py:tiny small; as flags for a subprocess and for a config in this process.
 CHANGES: dict[str, Any] = {
-    "seed": 42,
+    "optimizer.lr": 1.5e-3,
     "init.checkpoint": "",
     "init.make": "",
     "tokenizer": "mini:tokenizer",
