@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tests import small
 from vflax import aot
 from vflax.errors import UserError
+from vflax.hlo import BETWEEN_SLICES
 from vflax.known_models import model_of
 from vflax.slices import parse
 
@@ -176,6 +177,16 @@ def test_on_eight_chips_gradients_of_kernels_are_reduced_and_scattered(tpu_compi
     ]
     assert found["reduce-scatter"] >= sum(leaf.size for leaf in kernels) * 2  # bytes of a bfloat16
     assert found["all-reduce"] < found["reduce-scatter"] / 10
+
+
+@pytest.mark.slow
+def test_between_two_slices_a_chip_sends_its_share_of_the_gradients(tpu_compiler):
+    step = traced(aot.find_target("2xv5e-4"))
+    compiled = aot.compile_traced(step.traced, step.mesh)
+    assert isinstance(compiled, aot.Compiled) and compiled.program is not None
+    numbers = sum(leaf.size for leaf in step.arguments[0].trainable.values()) / 4  # chips of a slice
+    # Some are sent in bfloat16, some in float32.
+    assert 2 * numbers < compiled.program.collective_bytes()[BETWEEN_SLICES] < 4 * numbers
 
 
 def test_the_work_of_a_step_is_in_its_shapes():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vflax.hlo import Program, largest_bytes, shape_bytes
+from vflax.hlo import BETWEEN_SLICES, Program, largest_bytes, shape_bytes
 
 # A loop of 3 turns inside one of 5, a branch, a call, and a fusion's own cycles; as the TPU compiler prints them.
 LOOPS = """\
@@ -98,6 +98,25 @@ ENTRY %main (a: bf16[16,128]) -> bf16[16,128] {{
   %dn = bf16[16,128]{{1,0:T(8,128)(2,1)}} collective-permute-done(%st)
   %st.1 = {PERMUTE} collective-permute-start(%dn), channel_id=1
   ROOT %dn.1 = bf16[16,128]{{1,0:T(8,128)(2,1)}} collective-permute-done(%st.1)
+}}
+"""
+# A reduction over two slices and a callback to the host, as the TPU compiler prints them.
+SENT = "f32[16,128]{1,0:T(8,128)}"
+MEGASCALE = (
+    '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"'
+)
+SENDS = f"""\
+HloModule jit_s
+
+ENTRY %main (a: f32[16,128]) -> f32[16,128] {{
+  %a = {SENT} parameter(0)
+  %after-all = token[] after-all()
+  %send = ({SENT}, u32[], token[]) send(%a, %after-all), is_host_transfer=true, frontend_attributes={{{MEGASCALE}}}
+  %recv = ({SENT}, u32[], token[]) recv(%after-all), is_host_transfer=true, frontend_attributes={{{MEGASCALE}}}
+  %send-done = token[] send-done(%send), is_host_transfer=true, frontend_attributes={{{MEGASCALE}}}
+  %recv-done = ({SENT}, token[]) recv-done(%recv), is_host_transfer=true, frontend_attributes={{{MEGASCALE}}}
+  %send.1 = ({SENT}, u32[], token[]) send(%a, %after-all), is_host_transfer=true, frontend_attributes={{handler="x"}}
+  ROOT %r = {SENT} get-tuple-element(%recv-done), index=0
 }}
 """
 # A loop of 5 turns with the first peeled off, whose all-gather starts before another loop, goes on in it and ends after
@@ -228,6 +247,10 @@ def test_operands_may_be_printed_with_their_types():
 
 def test_each_permute_counts_its_operand_whatever_its_channel():
     assert Program(PERMUTES).collective_bytes() == {"collective-permute": 2 * 16 * 128 * 2}
+
+
+def test_what_is_sent_to_other_slices_counts_once_and_a_callback_does_not():
+    assert Program(SENDS).collective_bytes() == {BETWEEN_SLICES: 16 * 128 * 4}
 
 
 def test_a_peeled_turn_and_the_loops_other_turns_count_together_as_all_turns():

@@ -187,6 +187,11 @@ def test_the_mfu_formula_is_six_for_each_weight_and_causal_attention():
     assert target.slice is None
 
 
+def test_only_where_there_are_several_slices_the_limits_speak_of_what_lies_between_them():
+    assert not [line for line in figures.limits(1) if "slices" in line]
+    assert "The time that these take on the data center's network is in no figure" in figures.limits(2)[-1]
+
+
 def test_where_the_decoder_is_frozen_the_formula_says_nothing():
     config = small.config(freeze=((r"bridge/.*", "trainable"), (r".*", "frozen")))
     mesh, _ = aot.make_mesh(config, aot.find_target("cpu:1"))

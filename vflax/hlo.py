@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BETWEEN_SLICES = "between slices"
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
@@ -27,6 +28,8 @@ _ARRAY = re.compile(r"(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+# What carries between slices; other hosts' programs, such as callbacks, send as well.
+_MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -161,12 +164,16 @@ class Program:
         A collective may be taken apart into a chain of fusions, from the one that starts it to the one that ends it,
         with the loops between them: it counts once, as often as its start runs. Its channel does not tell it from
         others, for a turn that is peeled off a loop keeps the channels of the loop. An all-reduce of which only a
-        slice is kept, in one fusion, is a reduce-scatter. What goes from slice to slice does so by way of the hosts
-        (send, recv) and is not in it.
+        slice is kept, in one fusion, is a reduce-scatter. What is reduced over several slices is sent to the host,
+        which exchanges it over the data center's network: BETWEEN_SLICES counts what a chip sends there, and receives
+        as much.
         """
         total: Counter[str] = Counter()
         seen: set[str] = set()
         for instruction, times in self.walk():
+            if instruction.opcode == "send" and _MEGASCALE in instruction.line:
+                total[BETWEEN_SLICES] += shape_bytes(instruction.operands[0]) * times
+                continue
             inside = (
                 list(self._inside(instruction.called("calls") or ""))
                 if instruction.opcode == "fusion"

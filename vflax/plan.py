@@ -119,10 +119,11 @@ def _plan(config: Any, names: Sequence[str]) -> int:
         for line in [plan["reason"], *plan["flops"]["notes"]]:
             if line:
                 show.say(console, f"{plan['topology']}: {line}")
-    for line in figures.LIMITS:
+    limits = figures.limits(max(target.slices for target in targets))
+    for line in limits:
         show.say(console, line)
     if _JSON.value:
-        _write_json(Path(_JSON.value), {"sizes": sizes, "plans": plans, "limits": figures.LIMITS})
+        _write_json(Path(_JSON.value), {"sizes": sizes, "plans": plans, "limits": limits})
     return 0 if any(plan["fits"] for plan in plans) else 1
 
 
@@ -167,10 +168,11 @@ def _decode(config: Any, model: Any, sizes: str, names: Sequence[str], console: 
     )
     for line in [f"{plan['topology']}: {plan['reason']}" for plan in plans if plan["reason"]]:
         show.say(console, line)
-    for line in figures.LIMITS:
+    limits = figures.limits(max(target.slices for target in targets))
+    for line in limits:
         show.say(console, line)
     if _JSON.value:
-        _write_json(Path(_JSON.value), {"sizes": sizes, "decode": plans, "limits": figures.LIMITS})
+        _write_json(Path(_JSON.value), {"sizes": sizes, "decode": plans, "limits": limits})
     return 0 if any(plan["fits"] for plan in plans) else 1
 
 

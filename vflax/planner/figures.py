@@ -17,12 +17,21 @@ from vflax.planner.workload import Workload
 # Share of a chip's peak that a splash kernel is taken to reach; the compiler says nothing of its time.
 KERNEL_SHARE = 0.4
 
-LIMITS = (
+_LIMITS = (
     "Memory, collective bytes and cycles are the TPU compiler's own; nothing was run.",
     "Cycles are its cost model's: time spent waiting for the network, for the host and for data is not in them, nor "
     "are Pallas kernels. So times are lower bounds, and rates and MFU are ceilings.",
     f"Splash attention is counted by its products at {KERNEL_SHARE:.0%} of the chip's peak, an assumption.",
 )
+_BETWEEN_SLICES = (
+    "Between slices: the bytes are what a chip hands to its host for the others. The time that these take on the data "
+    "center's network is in no figure, so several slices look better than they are."
+)
+
+
+def limits(slices: int) -> tuple[str, ...]:
+    """What a person has to know of the figures; `slices`: of the target that has most of them."""
+    return _LIMITS if slices == 1 else (*_LIMITS, _BETWEEN_SLICES)
 
 
 def describe(

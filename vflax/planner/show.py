@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vflax.constants import GIB
+from vflax.hlo import BETWEEN_SLICES
 
 Plan = dict[str, Any]
 
@@ -82,6 +83,7 @@ LINES: tuple[tuple[str, Callable[[Plan], str]], ...] = (
     ("  reduce-scatter GB", _collectives("reduce-scatter")),
     ("  all-to-all GB", _collectives("all-to-all")),
     ("  collective-permute GB", _collectives("collective-permute")),
+    ("  between slices GB", _collectives(BETWEEN_SLICES)),
     ("  estimated Gcycles", _number(".3f", 1e-9, "cycles")),
     ("  and for Pallas kernels", _number(".3f", 1e-9, "kernel_cycles")),
     ("  MFU ceiling without them", _number(".1%", 1, "mfu_ceiling")),
