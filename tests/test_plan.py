@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -17,7 +19,7 @@ from rich.console import Console
 
 import vflax
 from tests import small
-from vflax import aot, saved_program, sharding
+from vflax import aot, checks, memory, saved_program, sharding
 from vflax.config import load_config
 from vflax.constants import GIB
 from vflax.errors import UserError
@@ -199,6 +201,41 @@ def test_where_the_decoder_is_frozen_the_formula_says_nothing():
     assert figures.dense_flops(model_of(config)[0], step, 3, 164) is None
 
 
+@pytest.mark.parametrize(("remat", "accumulation"), [("full", 1), ("none", 2)])
+def test_the_estimate_of_a_plan_is_the_one_that_launch_makes(monkeypatch, remat: str, accumulation: int):
+    config = small.config(remat=remat, batch__accumulation=accumulation)
+    model, _ = model_of(config)
+    mesh, _ = aot.make_mesh(config, target := aot.find_target("cpu:1"))
+    work = find_workload(config, model, 1, Given())
+    step = aot.trace_step(config, model, None, mesh, aot.Work(work.rows // accumulation, work.capacity, 6))
+    planned = figures.describe(config, model, target, step, aot.Overflow(None, None, "no room"), work)
+    made = []
+    monkeypatch.setattr(checks.memory, "check_fits", lambda sizes, limit, kind: made.append(sizes["total"]))
+    opened = SimpleNamespace(
+        files=SimpleNamespace(config=model), abstract=step.model.abstract, shardings=step.model.shardings,
+        verdict=step.model.verdict,
+    )  # fmt: skip
+    checks.check_fits(config, opened, SimpleNamespace(rows_per_step=work.rows, capacity=work.capacity), mesh)
+    assert [planned["memory"]["estimate"]] == made
+
+
+def test_a_plan_that_fits_and_that_launch_would_refuse_says_both():
+    config = small.config()
+    model, _ = model_of(config)
+    target = aot.Target("v5p-2", parse("v5p:1x1x1"), tuple(jax.devices()[:1]))
+    mesh, _ = aot.make_mesh(config, target)
+    work = find_workload(config, model, 1, Given(rows_per_chip=2))
+    step = aot.trace_step(config, model, None, mesh, aot.Work(2, 32, 6))
+    compiled = aot.Compiled(None, None, aot.Memory(GIB, 0), None, 1.0, 1.0)
+    assert figures.describe(config, model, target, step, compiled, work)["refused"] is None
+    many = dataclasses.replace(work, rows=1_000_000)
+    found = figures.describe(config, model, target, step, compiled, many)
+    assert found["fits"] and re.match(
+        r"launch would refuse it: it estimates [\d.]+ GiB and plans with 92% of a chip's 95", found["refused"]
+    )
+    assert "launch refuses" in printed(found)
+
+
 def test_kept_heads_are_counted_once_along_tensor(tpu_compiler):
     config = small.config(
         dtype="bfloat16", remat="attention", freeze=((r"vision/.*", "frozen"), (r".*", "trainable"))
@@ -299,10 +336,31 @@ def test_the_search_finds_the_fastest_that_fits(monkeypatch):
     assert best[0].burden == min(c.burden for c in fitting)
 
 
-def test_what_cannot_fit_by_formula_is_not_compiled(monkeypatch):
-    found, clock = searched(monkeypatch, lambda c: c.estimate)
+def test_what_launch_would_refuse_is_not_compiled_and_so_never_the_best(monkeypatch):
+    found, clock = searched(monkeypatch, lambda c: 1)
+    assert {c.estimate <= 95 * GIB * memory.USABLE for c in clock.compiled} == {True}
+    assert {c.estimate <= 95 * GIB * memory.USABLE for c in found.refused} == {False}
+
+
+def test_a_formula_that_was_too_low_rules_out_more_once_it_is_corrected(monkeypatch):
+    found, clock = searched(monkeypatch, lambda c: 2 * c.estimate)
     assert found.pruned > 0
-    assert all(c.estimate * 0.7 <= 95 * GIB for c in clock.compiled)
+    seen = set()
+    for candidate in clock.compiled:
+        assert candidate.remat not in seen or candidate.estimate * 2 * 0.95 <= 95 * GIB
+        if 2 * candidate.estimate <= 95 * GIB:
+            seen.add(candidate.remat)
+
+
+def test_where_launch_would_refuse_all_the_search_says_so_and_the_plan_fails(tpu_compiler, tmp_path: Path):
+    flags = ("--topology=v5e-1", "--search", "--rows-per-chip=8")
+    done = plan(tmp_path, *flags, config="configs/stage1.py:7b-lora")
+    assert done.returncode == 1, done.stderr
+    assert (
+        "not compiled, for launch would refuse them; of the smallest: launch would refuse it: it estimates"
+        in done.stdout
+    )
+    assert "best with the config's own batch: none" in done.stdout
 
 
 def test_the_search_ends_before_the_time_it_was_given(monkeypatch):

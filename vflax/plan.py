@@ -6,7 +6,7 @@
 
 Any machine with a CPU will do; nothing is downloaded, no array is made. A slice is named as it is booked (v4 and v5p
 count cores), or by its shape, v5e:2x4; cpu:N means N devices of this machine. docs/plan.md is the page on it.
-Exit status: 0 a plan was made, and at least one slice has room for it; 1 none has, or an error.
+Exit status: 0 a plan was made, and on at least one slice it fits and launch would start it; 1 on none, or an error.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ def _plan(config: Any, names: Sequence[str]) -> int:
         plans = [plan for target in targets for plan in _search(config, model, target, given, console)]
     else:
         plans = [_one(config, model, target, given, console) for target in targets]
-    console.print(show.table(plans, f"stage {config.stage} ({config.variant})"))
+    if plans:  # a search may have found nothing worth compiling
+        console.print(show.table(plans, f"stage {config.stage} ({config.variant})"))
     for plan in plans:
-        for line in [plan["reason"], *plan["flops"]["notes"]]:
+        for line in [plan["reason"], plan["refused"], *plan["flops"]["notes"]]:
             if line:
                 show.say(console, f"{plan['topology']}: {line}")
     limits = figures.limits(max(target.slices for target in targets))
@@ -124,7 +125,7 @@ def _plan(config: Any, names: Sequence[str]) -> int:
         show.say(console, line)
     if _JSON.value:
         _write_json(Path(_JSON.value), {"sizes": sizes, "plans": plans, "limits": limits})
-    return 0 if any(plan["fits"] for plan in plans) else 1
+    return 0 if any(plan["fits"] and not plan["refused"] for plan in plans) else 1
 
 
 def _one(config: Any, model: Any, target: Any, given: Any, console: Any) -> dict[str, Any]:
@@ -178,12 +179,16 @@ def _decode(config: Any, model: Any, sizes: str, names: Sequence[str], console: 
 
 def _search(config: Any, model: Any, target: Any, given: Any, console: Any) -> list[dict[str, Any]]:
     """The plan of the best candidate with the config's own batch, and of the best one of all where it is another."""
-    from vflax.planner import search, show
+    from vflax.planner import figures, search, show
 
     def tell(text: str) -> None:
         show.say(console, f"{target.name}: {text}")
 
     found = search.search(config, model, target, given, _MINUTES.value, tell, _PRICE.value)
+    if found.refused:
+        least = min(found.refused, key=lambda candidate: candidate.estimate)
+        why = figures.refusal(least.estimate, target.slice.generation.hbm)
+        tell(f"{len(found.refused)} not compiled, for launch would refuse them; of the smallest: {why}")
     tell(
         f"{len(found.tried)} compiled, {found.pruned} ruled out by formula"
         + (f", {len(found.left)} not reached in {_MINUTES.value:g} minutes" if found.left else "")

@@ -6,13 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vflax import aot, freeze, jaxpr_flops, kept, sharding
+from vflax import aot, freeze, jaxpr_flops, kept, memory, sharding
+from vflax.constants import GIB
 from vflax.flops import train_step_flops
 from vflax.memory import kept_width
+from vflax.models.attention import writes_scores
 from vflax.models.llava import LlavaConfig
 from vflax.planner.workload import Workload
+from vflax.step import ModelShapes
 
 # Share of a chip's peak that a splash kernel is taken to reach; the compiler says nothing of its time.
 KERNEL_SHARE = 0.4
@@ -32,6 +37,31 @@ _BETWEEN_SLICES = (
 def limits(slices: int) -> tuple[str, ...]:
     """What a person has to know of the figures; `slices`: of the target that has most of them."""
     return _LIMITS if slices == 1 else (*_LIMITS, _BETWEEN_SLICES)
+
+
+def launch_estimate(
+    config: ConfigDict, model: LlavaConfig, shapes: ModelShapes, mesh: Mesh, work: Workload, remat: str
+) -> int:
+    """Bytes of a chip by the formula that launch goes by before it allocates anything (checks.check_fits)."""
+    with jax.set_mesh(mesh):  # whose platform decides on attention
+        scores = writes_scores(config.attention, config.data.max_length)
+    sizes = memory.estimate(
+        model, shapes.abstract, shapes.shardings, shapes.verdict,
+        rows=work.rows // work.accumulation // sharding.batch_shards(mesh), max_length=config.data.max_length,
+        capacity=work.capacity, slots=config.data.slots, accumulation=work.accumulation, dtype=config.dtype,
+        moment_dtype=config.optimizer.moment_dtype, remat=remat, scores=scores,
+    )  # fmt: skip
+    return sizes["total"]
+
+
+def refusal(estimate: int, limit: int | None) -> str | None:
+    """Why launch would not start a step of that `launch_estimate`, whatever the compiler says of it; None: it would."""
+    if limit is None or estimate <= limit * memory.USABLE:
+        return None
+    return (
+        f"launch would refuse it: it estimates {estimate / GIB:.2f} GiB and plans with {memory.USABLE:.0%} of a chip's "
+        f"{limit / GIB:.2f} GiB"
+    )
 
 
 def describe(
@@ -65,6 +95,8 @@ def describe(
         model, step.model.abstract, step.model.verdict, tokens=work.tokens, supervised=work.supervised,
         context=work.context, images=work.images,
     )  # fmt: skip
+    estimate = launch_estimate(config, model, step.model, step.mesh, work, config.remat)
+    limit = target.slice.generation.hbm if target.slice else None
     result: dict[str, Any] = {
         "topology": target.name,
         "chips": target.chips,
@@ -86,7 +118,8 @@ def describe(
             "kernels": counted.in_kernels / target.chips,
             "notes": counted.notes,
         },
-        **_memory(target, aot.held(step), activations, compiled),
+        "refused": refusal(estimate, limit),
+        **_memory(limit, estimate, aot.held(step), activations, compiled),
     }
     if isinstance(compiled, aot.Compiled):
         result["compile"] = {"seconds": compiled.seconds, "cpu_seconds": compiled.cpu_seconds}
@@ -95,25 +128,35 @@ def describe(
 
 
 def _memory(
-    target: aot.Target, held: Mapping[str, int], activations: int, compiled: aot.Compiled | aot.Overflow
+    limit: int | None,
+    estimate: int,
+    held: Mapping[str, int],
+    activations: int,
+    compiled: aot.Compiled | aot.Overflow,
 ) -> dict[str, Any]:
-    limit = target.slice.generation.hbm if target.slice else None
     if isinstance(compiled, aot.Overflow):
         reason = f"does not fit: {compiled.message}"
-        known = {"limit": limit, "needs": compiled.needs, **held, "activations": activations}
+        known = {
+            "limit": limit,
+            "estimate": estimate,
+            "needs": compiled.needs,
+            **held,
+            "activations": activations,
+        }
         return {"fits": False, "reason": reason, "memory": known}
-    memory = compiled.memory
-    rest = max(0, memory.peak - sum(held.values()))
+    peak = compiled.memory.peak
+    rest = max(0, peak - sum(held.values()))
     return {
-        "fits": limit is None or memory.peak <= limit,
+        "fits": limit is None or peak <= limit,
         "reason": None,
         "memory": {
             "limit": limit,
-            "peak": memory.peak,
+            "estimate": estimate,
+            "peak": peak,
             **held,
             "activations": min(activations, rest),
             "temporaries": max(0, rest - activations),
-            "host": memory.host,
+            "host": compiled.memory.host,
         },
     }
 

@@ -1,8 +1,8 @@
 """Which rows per chip, rematerialisation and mesh suit a slice best, as far as a time limit lets one find out.
 
-Each candidate is first weighed by formulas (vflax/memory.py for its memory, work per token for its speed); those that
-cannot fit are never compiled, the others in the order of the speed that they promise. What the compiler says of one
-corrects the formula for those of its kind.
+Each candidate is first weighed by formulas (vflax/memory.py for its memory, work per token for its speed). Launch goes
+by that of the memory, too: those that it would refuse to start are never compiled, the others in the order of the
+speed that they promise. What the compiler says of one corrects the formula for those of its kind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vflax import aot, memory, sharding
+from vflax import aot, sharding
 from vflax import config as configs
 from vflax.constants import GIB
 from vflax.errors import UserError
@@ -26,7 +26,7 @@ from vflax.models.layers import REMAT_POLICIES
 from vflax.models.llava import LlavaConfig
 from vflax.planner import figures
 from vflax.planner.workload import Given, Workload, find_workload, on
-from vflax.step import ModelShapes, shape_model
+from vflax.step import shape_model
 
 # Rows per chip that are tried beyond those of the config's own batch, in multiples of them.
 _LARGER = (2, 4, 8)
@@ -38,8 +38,8 @@ _PASSES = {
     "none": 3.0, "dots": 3.1, "dots_no_batch": 3.2, "attention": 3.9, "full": 4.0, "offload_attention": 4.1,
     "offload": 4.2,
 }  # fmt: skip
-# A formula may be this much too high before it has been corrected by a compilation, and after.
-_DOUBT, _CORRECTED = 0.7, 0.95
+# A formula may be this much too high after it has been corrected by a compilation.
+_CORRECTED = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Candidate:
         remat: a policy.
         work: the step on it.
         same_batch: whether it learns from as many samples a step as the config says.
-        estimate: bytes of a chip, by formula.
+        estimate: bytes of a chip, by launch's formula.
     """
 
     mesh: tuple[int, int, int]
@@ -102,12 +102,14 @@ class Result:
     Attributes:
         tried: (candidate, plan) in the order of compilation.
         left: candidates that time did not reach.
-        pruned: how many the formulas ruled out.
+        pruned: how many the formulas ruled out, once they were corrected.
+        refused: those that launch would refuse to start.
     """
 
     tried: list[tuple[Candidate, dict[str, Any]]]
     left: list[Candidate]
     pruned: int
+    refused: list[Candidate]
 
     def best(self, *, same_batch: bool) -> tuple[Candidate, dict[str, Any]] | None:
         """The one that fits with the most tokens a second; of those with the config's batch, or of all.
@@ -148,9 +150,11 @@ def search(
             f"--search: {target.name} has no limit of memory and no cycles to search by; name a slice"
         )
     began, limit = time.monotonic(), target.slice.generation.hbm
-    waiting = sorted(_candidates(config, model, target, given), key=lambda c: (not c.same_batch, c.burden))
-    if not waiting:
+    found = sorted(_candidates(config, model, target, given), key=lambda c: (not c.same_batch, c.burden))
+    if not found:
         raise UserError(f"--search: no mesh of {target.chips} chips holds this model and its rows")
+    waiting = [candidate for candidate in found if figures.refusal(candidate.estimate, limit) is None]
+    refused = [candidate for candidate in found if figures.refusal(candidate.estimate, limit) is not None]
     ratio: dict[str, float] = {}
     too_large: list[Candidate] = []
     tried: list[tuple[Candidate, dict[str, Any]]] = []
@@ -159,7 +163,7 @@ def search(
     def hopeless(candidate: Candidate) -> bool:
         if any(_is_larger(candidate, other) for other in too_large):
             return True
-        factor = ratio[candidate.remat] * _CORRECTED if candidate.remat in ratio else _DOUBT
+        factor = ratio.get(candidate.remat, 1.0) * _CORRECTED
         return candidate.estimate * factor > limit
 
     while waiting:
@@ -186,7 +190,7 @@ def search(
             too_large.append(candidate)
         tell(_line(candidate, plan))
     left = [candidate for candidate in waiting if not hopeless(candidate)]
-    return Result(tried, left, pruned + len(waiting) - len(left))
+    return Result(tried, left, pruned + len(waiting) - len(left), refused)
 
 
 def _line(candidate: Candidate, plan: dict[str, Any]) -> str:
@@ -232,7 +236,7 @@ def _candidates(
             first = find_workload(config, model, shards, given)
         for work, same in _works(first, shards, given):
             for remat in REMAT_POLICIES:
-                estimate = _estimate(config, model, shapes, work, shards, remat)
+                estimate = figures.launch_estimate(config, model, shapes, mesh, work, remat)
                 yield Candidate(sizes, remat, work, same, estimate)
 
 
@@ -261,18 +265,6 @@ def _works(first: Workload, shards: int, given: Given) -> Iterator[tuple[Workloa
         accumulation *= 2
     for times in _LARGER:
         yield on(first, shards, 1, times * whole.rows // shards), False
-
-
-def _estimate(
-    config: ConfigDict, model: LlavaConfig, shapes: ModelShapes, work: Workload, shards: int, remat: str
-) -> int:
-    sizes = memory.estimate(
-        model, shapes.abstract, shapes.shardings, shapes.verdict, rows=work.rows // work.accumulation // shards,
-        max_length=config.data.max_length, capacity=work.capacity, slots=config.data.slots,
-        accumulation=work.accumulation, dtype=config.dtype, moment_dtype=config.optimizer.moment_dtype,
-        remat=remat, scores=config.attention == "reference",
-    )  # fmt: skip
-    return sizes["total"]
 
 
 def _compile(

@@ -40,6 +40,8 @@ def _gib(*keys: str) -> Callable[[Plan], str]:
 
 
 def _fits(plan: Plan) -> str:
+    if plan["fits"] and plan.get("refused"):  # answers have no such line: nothing is asked before they start
+        return "launch refuses"
     return "yes" if plan["fits"] else "no"
 
 
@@ -67,6 +69,7 @@ LINES: tuple[tuple[str, Callable[[Plan], str]], ...] = (
     ("  peak", _gib("memory", "peak")),
     ("  needed", _gib("memory", "needs")),
     ("  of", _gib("memory", "limit")),
+    ("  by launch's own estimate", _gib("memory", "estimate")),
     ("  trainable parameters", _gib("memory", "parameters")),
     ("  frozen parameters", _gib("memory", "frozen")),
     ("  optimizer", _gib("memory", "optimizer")),
