@@ -445,6 +445,42 @@ def test_a_candidate_says_which_flags_make_it(monkeypatch):
     ]
 
 
+def test_with_larger_batches_a_run_has_the_steps_that_its_config_says():
+    config = load_config("configs/stage1.py:7b-lora")
+    config.steps = 50
+    target = aot.Target("v5p-2", parse("v5p:1x1x1"), tuple(jax.devices()[:1]))
+    found = list(search._candidates(config, model_of(config)[0], target, Given()))
+    assert {(c.same_batch, c.work.steps) for c in found} == {(True, 50), (False, 50)}
+
+
+@pytest.mark.slow
+def test_the_flags_that_a_search_prints_make_the_plan_that_it_found(tpu_compiler, tmp_path: Path):
+    # Far from what is best, so that there are flags.
+    base = ("--topology=v5e:2x2", "--config.remat=full", "--config.mesh.data=1", "--config.mesh.fsdp=4")
+    file = tmp_path / "plan.json"
+
+    def planned(*flags: str) -> tuple[str, dict]:
+        done = plan(tmp_path, *base, *flags, f"--json={file}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads(file.read_text())["plans"][0]
+
+    def what(plan: dict) -> tuple:
+        return (*plan["mesh"].values(), plan["rows_per_chip"], plan["accumulation"], plan["remat"])
+
+    said, found = planned("--search", "--budget-minutes=0.4")
+    line = (
+        r"mesh (\d+) x (\d+) x (\d+), (\d+) rows per chip x (\d+), remat (\w+): .* ([\d,]+) tokens/s at most"
+    )
+    *best, speed = max(re.findall(line, said), key=lambda tried: int(tried[-1].replace(",", "")))
+    assert what(found) == (*map(int, best[:5]), best[5])
+    assert speed == f"{found['tokens_per_s']:,.0f}"
+    flags = re.search(r"best with the config's own batch: (--\S.*)", said)
+    assert flags is not None, said
+    _, again = planned(*flags[1].split())
+    assert what(again) == what(found)
+    assert (again["steps"], again["tokens_per_s"]) == (found["steps"], pytest.approx(found["tokens_per_s"]))
+
+
 def test_a_target_without_a_limit_cannot_be_searched():
     config = small.config()
     with pytest.raises(UserError, match="cpu:1 has no limit of memory"):

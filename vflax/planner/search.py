@@ -234,7 +234,7 @@ def _candidates(
         shards = sharding.batch_shards(mesh)
         if first is None:
             first = find_workload(config, model, shards, given)
-        for work, same in _works(first, shards, given):
+        for work, same in _works(config, first, shards, given):
             for remat in REMAT_POLICIES:
                 estimate = figures.launch_estimate(config, model, shapes, mesh, work, remat)
                 yield Candidate(sizes, remat, work, same, estimate)
@@ -253,7 +253,7 @@ def _meshes(config: ConfigDict, target: aot.Target) -> list[tuple[int, int, int]
     return list(dict.fromkeys(found))
 
 
-def _works(first: Workload, shards: int, given: Given) -> Iterator[tuple[Workload, bool]]:
+def _works(config: ConfigDict, first: Workload, shards: int, given: Given) -> Iterator[tuple[Workload, bool]]:
     """(the step with so many rows at a time, whether it is the config's batch)."""
     if given.rows_per_chip is not None:
         yield on(first, shards, first.accumulation, given.rows_per_chip), True
@@ -264,7 +264,9 @@ def _works(first: Workload, shards: int, given: Given) -> Iterator[tuple[Workloa
         yield on(first, shards, accumulation), True
         accumulation *= 2
     for times in _LARGER:
-        yield on(first, shards, 1, times * whole.rows // shards), False
+        larger = on(first, shards, 1, times * whole.rows // shards)
+        # As many steps as the config says, however much is learned in one.
+        yield dataclasses.replace(larger, steps=config.steps or larger.steps), False
 
 
 def _compile(
