@@ -19,7 +19,7 @@ from rich.console import Console
 
 import vflax
 from tests import small
-from vflax import aot, checks, memory, saved_program, sharding
+from vflax import aot, checks, memory, saved_program, sharding, train
 from vflax.config import load_config
 from vflax.constants import GIB
 from vflax.errors import UserError
@@ -618,6 +618,36 @@ def test_a_file_that_cannot_be_read_is_no_reason_to_stop(tmp_path: Path, content
         other.write_bytes(content)
     found, why = saved_program.load(other, step, arguments, mesh)
     assert found is None and message in why
+
+
+@pytest.fixture
+def step_on_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What launch does with config.compiled, given a path; gs://vflax/programs/step.bin is there."""
+    from tests import gcs
+
+    file, step, arguments, mesh = saved(tmp_path)
+    (tmp_path / "programs").mkdir()
+    file.rename(tmp_path / "programs" / file.name)
+    monkeypatch.setattr(train.aot, "step_arguments", lambda *_: arguments)
+    model = SimpleNamespace(files=SimpleNamespace(config=None), shapes=None)
+    with gcs.serving() as server:
+        gcs.use_here(server, tmp_path / "cache", monkeypatch)
+        server.upload(tmp_path / "programs", "programs")
+        yield lambda path: train._saved_step(
+            small.config(compiled=path), model, SimpleNamespace(rows_per_step=1), SimpleNamespace(step=step), mesh
+        )  # fmt: skip
+
+
+def test_a_program_on_a_bucket_is_fetched_and_loaded(step_on_bucket, capsys):
+    found = step_on_bucket("gs://vflax/programs/step.bin")
+    assert found(jax.numpy.arange(4.0)).tolist() == [0, 2, 4, 6]
+    assert "config.compiled=gs://vflax/programs/step.bin: loaded" in capsys.readouterr().out
+
+
+def test_a_program_that_is_not_on_its_bucket_is_no_reason_to_stop(step_on_bucket, capsys):
+    assert step_on_bucket("gs://vflax/programs/other.bin") is None
+    said = capsys.readouterr().out
+    assert "gs://vflax/programs/other.bin: not there" in said and "Compiling instead" in said
 
 
 def damage_deflated(file: Path) -> None:

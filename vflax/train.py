@@ -438,7 +438,12 @@ def _saved_step(
         return None
     rows = data.rows_per_step // config.batch.accumulation
     arguments = aot.step_arguments(config, model.files.config, model.shapes, program, mesh, rows)
-    step, why = saved_program.load(Path(config.compiled).expanduser(), program.step, arguments, mesh)
+    try:
+        file = resolve_path(config.compiled)
+    except UserError as error:  # as with a file that is not on the disk, the step can be compiled
+        step, why = None, str(error)
+    else:
+        step, why = saved_program.load(file, program.step, arguments, mesh)
     _say(f"config.compiled={config.compiled}: " + (f"{why}. Compiling instead" if why else "loaded"))
     return step
 
