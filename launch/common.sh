@@ -84,14 +84,24 @@ quoted() {
 # plan COMMAND ...: runs it; with --dry-run only prints it.
 plan() {
   if dry; then
-    quoted "$@" >&3
+    printf '%s%s\n' "$indent" "$(quoted "$@")" >&3
   else
     "$@"
   fi
 }
 
-# A line of a plan that is no command.
-remark() { if dry; then printf '# %s\n' "$*" >&3; fi; }
+# plan_line LINE: the same for a line of shell, with its pipes and redirections.
+plan_line() {
+  if dry; then
+    printf '%s%s\n' "$indent" "$1" >&3
+  else
+    eval "$1"
+  fi
+}
+
+# A line of a plan that is no command. What depends on it is further in: local indent="$indent  ".
+remark() { if dry; then printf '%s# %s\n' "$indent" "$*" >&3; fi; }
+indent=
 
 say() { dry || printf '%s %s\n' "$(date +%T)" "$*"; }
 

@@ -61,13 +61,8 @@ image() {
   need docker "docs.docker.com/get-docker, or use Cloud Shell"
   need git "it packs this checkout"
   git -C "$root" rev-parse --verify -q HEAD >/dev/null || die "$root is not a git checkout: clone the repository"
-  if dry; then
-    printf '%s | %s\n' "$(quoted git -C "$root" archive HEAD)" \
-      "$(quoted docker build --file=launch/Dockerfile --tag="${opt[image]}" -)" >&3
-  else
-    git -C "$root" archive HEAD | docker build --file=launch/Dockerfile --tag="${opt[image]}" - ||
-      die "docker did not build the image"
-  fi
+  plan_line "$(quoted git -C "$root" archive HEAD) |\
+ $(quoted docker build --file=launch/Dockerfile --tag="${opt[image]}" -)" || die "docker did not build the image"
   plan docker push "${opt[image]}" || die "docker did not push ${opt[image]}: gcloud auth configure-docker HOST lets it"
 }
 

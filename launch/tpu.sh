@@ -18,8 +18,8 @@
 #   launch/tpu.sh delete NAME [--yes]
 #
 # Each takes --project and --zone (default: gcloud's own configuration) and --dry-run, which prints the exact commands
-# and runs none. Names of slices are those of `python -m vflax.plan`: v5e-16, v6e-8, v4-32, v5p-16, v4:4x4x2.
-# NAME is both the queued resource and the TPU. The whole way, with costs: docs/pods.md.
+# and runs none; what stands further in, the workers would run. Names of slices are those of `python -m vflax.plan`:
+# v5e-16, v6e-8, v4-32, v5p-16, v4:4x4x2. NAME is both the queued resource and the TPU. The whole way, with costs: docs/pods.md.
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -73,7 +73,17 @@ on() {
   local which=$1
   shift
   plan "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker="$which" \
-    --command="$(quoted bash "$worker" "$@")"
+    --command="$(quoted bash "$worker" "$@")" || return
+  there "$which" "$@"
+}
+
+# there WORKER COMMAND ...: the lines of a plan that say what worker.sh runs there.
+there() {
+  local indent="    "
+  if dry; then
+    if [ "$1" = all ]; then remark "each worker runs:"; else remark "worker $1 runs:"; fi
+    bash "$root/launch/worker.sh" "$2" --dry-run "${@:3}" | sed "s/^/$indent/" >&3
+  fi
 }
 
 # --- the state of a slice ---
@@ -321,6 +331,8 @@ do_install() {
   plan "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker=all --command="{ $free; } && \
 rm -rf vflax/src && mkdir -p vflax/src && tar xzf vflax.tar.gz -C vflax/src && $(quoted bash "$worker" install "${asked[@]}")" ||
     die "the installation failed, see above which worker says why"
+  there all free
+  there all install "${asked[@]}"
   if dry; then
     on all chips
   else
@@ -446,7 +458,8 @@ status() {
 # worker.sh status everywhere; a worker on which nothing is installed says so too.
 on_installed() {
   plan "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker=all \
-    --command="if [ -f $worker ]; then bash $worker status; else echo '[worker ?] absent'; fi"
+    --command="if [ -f $worker ]; then bash $worker status; else echo '[worker ?] absent'; fi" || return
+  there all status
 }
 
 logs() {

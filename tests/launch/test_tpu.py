@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -642,6 +643,8 @@ def test_dry_run_prints_commands_and_calls_nothing(desk):
         out = desk.good(*words[:at], "--dry-run", *words[at:])
         assert "gcloud " in out, words
         assert "worker.sh" in out or words[0] in ("create", "delete", "fetch", "install"), words
+        if "--command=" in out:
+            assert "\n    # each worker runs:\n    " in out or "\n    # worker 0 runs:\n    " in out, words
     assert desk.calls() == []
     assert not (desk.folder / "o").exists() and not (desk.folder / "vflax.tar.gz").exists()
 
@@ -656,6 +659,57 @@ def test_what_a_dry_run_prints_is_what_a_run_calls(desk):
         ["bash", "-c", f"gcloud() {{ printf '%s\\0' gcloud \"$@\"; echo; }}\n{plan}"], capture_output=True, text=True
     ).stdout  # fmt: skip
     assert [line.rstrip("\0").split("\0") for line in printed.splitlines()] == called
+
+
+def test_what_the_plan_of_an_installation_says_of_a_worker_is_all_that_runs_there(desk):
+    """With everything to do that there can be: another bucket is mounted, and uv is not there."""
+    desk.installed()
+    home = desk.home(0)
+    for name in ("programs", ".local/bin/uv"):
+        (home / name).unlink()
+    (desk.world / "buckets/bk2/data").mkdir(parents=True)
+    words = ("install", "demo", "--bucket=gs://bk2", f"--mount={desk.mount}", "--data=gs://bk2/data")
+    words += (f"--data-dir={desk.folder}/disk",)
+    plan = desk.good(*words, "--dry-run")
+    before = len(desk.calls())
+    desk.good(*words)
+
+    planned = set()
+    for line in plan.splitlines():
+        if line.startswith("    ") and not line.strip().startswith("#"):
+            line = line.replace("$HOME", str(home)).replace(
+                "$(id -u):$(id -g)", f"{os.getuid()}:{os.getgid()}"
+            )
+            command = [
+                word for word in shlex.split(line) if word not in ("env", "PIP_BREAK_SYSTEM_PACKAGES=1")
+            ]
+            command[0] = Path(command[0]).name
+            planned.add(" ".join(command))
+            planned.add(" ".join(command).removeprefix("sudo "))  # which starts what follows it
+    ran = (home / "programs").read_text().splitlines()
+    ran += [" ".join(call) for call in desk.calls()[before:] if "rsync" in call]
+    assert {line.split()[0] for line in ran} == {"sudo", "umount", "gcsfuse", "python3", "uv", "gcloud"}
+    assert set(ran) <= planned, set(ran) - planned
+
+
+def test_the_plan_of_a_worker_can_be_made_on_any_machine(desk):
+    """It starts no program that changes or asks for something, and leaves nothing behind."""
+    for name in ("curl", "sudo", "uv", "findmnt", "mountpoint", "setsid"):
+        program = desk.folder / "bin" / name
+        program.write_text(f"#!/bin/sh\necho {name} >>{desk.folder}/started\n")
+        program.chmod(0o755)
+    storage = ("--bucket=gs://b", "--mount=/m", "--data=gs://b/d", "--data-dir=/d")
+    kept = sorted(desk.folder.iterdir())
+    for words in (
+        ("install", "--commit=abc", *storage), ("install", "--commit=abc", "--nfs=h:/s", "--mount=/m"), ("chips",),
+        ("mark", "/w", "t"), ("seen", "/w", "t"), ("unmark", "/w", "t"), ("free",), ("status",), ("log", "--follow"),
+        ("start", "--workdir=/w", "--", "--config=c", "--dry-run=no"), ("stop", "--kill"), ("have", "/w", "export"),
+    ):  # fmt: skip
+        at = words.index("--") if "--" in words else len(words)
+        ended = desk(*words[:at], "--dry-run", *words[at:], script="worker")
+        assert ended.status == 0 and ended.out and not ended.error, (words, ended.out, ended.error)
+        assert "[worker" not in ended.out and "error:" not in ended.out
+    assert sorted(desk.folder.iterdir()) == kept
 
 
 def test_the_command_for_the_workers_survives_both_shells(desk):

@@ -71,6 +71,7 @@ attributes/agent-worker-number" ] || wrong "not the worker's number"
     printf %s "$FAKE_WORKER"
     ;;
   sudo)
+    record
     [[ "$*" == *"${FAKE_WORLD%/*}"/* ]] || wrong "outside of the sandbox"
     exec "$@"
     ;;
@@ -86,6 +87,7 @@ attributes/agent-worker-number" ] || wrong "not the worker's number"
     rm "$HOME/mounted"
     ;;
   python3) # the image's Python 3.10: it can fetch uv
+    record
     [ "$*" = "-m pip install -q --user uv" ] || wrong "Python 3.10 is too old for this"
     [ -z "$no_network" ] || wrong "no network"
     program "$HOME/.local/bin/uv"
