@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from tests import small, toy
@@ -117,7 +118,7 @@ def equations(jaxpr: Any, primitive: str) -> list[Any]:
         if eqn.primitive.name == primitive:
             found.append(eqn)
         else:
-            for inner in jax.core.jaxprs_in_params(eqn.params):
+            for inner in core.jaxprs_in_params(eqn.params):
                 found += equations(inner, primitive)
     return found
 
