@@ -127,14 +127,15 @@ def kernels_of_a_layer(policy: str) -> int:
     """How often a layer's gradient runs one of the kernels: forward, dq, dk+dv."""
     q, k, v, _, segments = arrays(128, 4, 2, rows=4)
 
-    def loss(q: jax.Array) -> jax.Array:
-        def layer(q: jax.Array) -> jax.Array:
+    def loss(*qkv: jax.Array) -> jax.Array:
+        def layer(*qkv: jax.Array) -> jax.Array:
             own = {"q_segments": segments, "kv_segments": segments}
-            return attention(q, k, v, **own, causal=True, backend="splash")
+            return attention(*qkv, **own, causal=True, backend="splash")
 
-        return jnp.square(rematerialised(layer, policy)(q)).sum()
+        return jnp.square(rematerialised(layer, policy)(*qkv)).sum()
 
-    needed, _ = dce_jaxpr(jax.make_jaxpr(jax.grad(loss))(q).jaxpr, [True])
+    # All three gradients are wanted: a kernel whose results nobody reads may be left out.
+    needed, _ = dce_jaxpr(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, k, v).jaxpr, [True] * 3)
     return len(kernels(needed))
 
 
