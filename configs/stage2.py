@@ -30,7 +30,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         config.init.checkpoint = "runs/tiny"
         config.steps = 100
         config.batch.samples = 32
-        config.optimizer.lr = 1.5e-4
+        config.optimizer.lr = 1e-4
         config.evaluate.tasks = ("loss", "accuracy")
         # What stage 1 taught must stay; only how much is said when a sentence was asked for may change.
         config.evaluate.sources = (common.questions("mini:stage1", "test"),)
