@@ -26,7 +26,7 @@ ROUNDS = 15
 def main() -> None:
     args = common.parser(__doc__).parse_args()
     result = {
-        "machine": common.machine(),
+        **common.made(),
         "versions": common.versions("jax"),
         "lengths": {length: measure(length) for length in LENGTHS},
     }

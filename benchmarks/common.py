@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("vflax", "configs", "data_pipeline", "benchmarks")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -22,6 +29,50 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def machine() -> str:
     """Cores, architecture and Python of this machine."""
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def made() -> dict[str, str | None]:
+    """What every result says of where it is from: the machine, and the code, as `code` and git have it."""
+    return {"machine": machine(), "code": code(), "commit": commit()}
+
+
+def code(sources: Iterable[str] | None = None) -> str:
+    """A hash of sources, and not the commit alone: that changes with every page, and does not change with what is not
+    committed.
+
+    Args:
+        sources: paths in the project; None: all of its Python, where nobody knows which of it decides a figure.
+    """
+    if sources is None:
+        found = (path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
+        sources = (str(path.relative_to(ROOT)) for path in found)
+    result = hashlib.sha256()
+    for source in sorted(sources):
+        result.update(f"{source}\0".encode() + (ROOT / source).read_bytes() + b"\0")
+    return result.hexdigest()[:12]
+
+
+def imported(packages: Sequence[str], *modules: str) -> list[str]:
+    """The sources of these packages of the project that this process has imported, as paths in the project; `modules`
+    are imported first."""
+    for name in modules:
+        importlib.import_module(name)
+    files = (
+        module.__file__
+        for name, module in list(sys.modules.items())
+        if name.split(".")[0] in packages and getattr(module, "__file__", None)
+    )
+    return sorted(str(Path(file).resolve().relative_to(ROOT)) for file in files)
+
+
+def commit() -> str | None:
+    """As git describes the checkout; None where it is none."""
+    try:
+        asked = ["git", "describe", "--always", "--dirty"]
+        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -162,7 +162,7 @@ def main() -> None:
     per_row = (whole["peak_bytes"] - tenth["peak_bytes"]) / (whole["rows"] - tenth["rows"])
     result = {
         "command": f"python -m benchmarks.convert --rows={args.rows} --workers={args.workers}",
-        "machine": common.machine(),
+        **common.made(),
         "tenth": tenth,
         "whole": whole,
         "bytes_per_row_above_the_tenth": round(per_row, 1),

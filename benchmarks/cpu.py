@@ -80,7 +80,7 @@ def main() -> None:
     lengths = find_lengths()
     result: dict[str, Any] = {
         "command": "python -m benchmarks.cpu",
-        "machine": common.machine(),
+        **common.made(),
         "versions": common.versions("jax", "flax", "torch", "transformers"),
         "lengths": lengths.statistics(),
     }

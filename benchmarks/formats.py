@@ -130,7 +130,7 @@ def synthesis(work: Path, path: Path) -> dict[str, Any]:
 def main() -> None:
     args = common.parser(__doc__).parse_args()
     shared = Path(os.environ["VFLAX_SHARED_DATA"])
-    result: dict[str, Any] = {"command": "python -m benchmarks.formats"}
+    result: dict[str, Any] = {"command": "python -m benchmarks.formats", **common.made()}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         result["formats"] = formats(work / "formats")

@@ -149,7 +149,10 @@ def compare(args: argparse.Namespace, work: Path, result: dict[str, Any]) -> Non
     if result.setdefault("given", given) != given:
         sys.exit(f"{args.out} is of other options: {result['given']}")
     known = common.versions("jax", "flax", "torch", "transformers")
-    result |= {"command": "python -m benchmarks.gpu", "machine": common.machine(), "versions": known}
+    made = common.made()
+    if result.get("code", made["code"]) != made["code"]:
+        sys.exit(f"{args.out} is of other code ({result['code']}, {result['commit']}): name another --out")
+    result |= {"command": "python -m benchmarks.gpu", **made, "versions": known}
     if "ceiling" not in result:
         result["ceiling"] = {side: run("ceiling", side) for side in ("vflax", "eager")}
         common.save(args.out, result)

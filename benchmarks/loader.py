@@ -175,7 +175,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         result = {
             "command": "python -m benchmarks.loader",
-            "machine": common.machine(),
+            **common.made(),
             "decode": [decode_speed(files, mode, args.rounds) for mode in ("pad", "crop")],
             "loop": loop_speed(Path(temporary), shared, args.steps, args.rounds),
         }

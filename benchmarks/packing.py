@@ -224,7 +224,7 @@ def main() -> None:
         sets["captions"] = captions(SAMPLES, shared), STAGE_0
     result: dict[str, Any] = {
         "command": "python -m benchmarks.packing",
-        "machine": common.machine(),
+        **common.made(),
         "samples": SAMPLES,
         "samples_per_step": BATCH,
     }

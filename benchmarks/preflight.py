@@ -235,7 +235,7 @@ def main() -> None:
         folder = Path(temporary)
         result = {
             "command": "python -m benchmarks.preflight",
-            "machine": common.machine(),
+            **common.made(),
             "tokenising": tokenising(shared, folder),
             "preflight": whole_preflight(folder),
             "search": search(),

@@ -78,7 +78,7 @@ def main() -> None:
         prompts, different, near_ties = compare_greedy(workdir, PER_TASK, NEW_TOKENS, split="train")
         result = {
             "command": "python -m benchmarks.real_data",
-            "machine": common.machine(),
+            **common.made(),
             "converted": {key: report[key] for key in ("read", "written", "quarantined", "reasons")},
             "steps": facts["steps"],
             "samples_seen": facts["samples"],

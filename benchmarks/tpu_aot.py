@@ -6,23 +6,22 @@
 
 Rows of 2048 tokens with three images each (or none), fp32 masters and moments, a frozen tower, windowed einsum off in
 both. Every case is a process of its own and takes some minutes; what stands in --out is not compiled again, unless JAX,
-libtpu or (but for MaxText) vflax's code is another by now. Figures are the compiler's, nothing is run: peak memory of a
-chip, estimated cycles without Pallas kernels and waiting. The MFU ceiling is (6 N + causal attention) over estimated
-cycles at the chip's peak; the second one adds splash attention at an assumed share of the peak
-(vflax/planner/figures.py).
+libtpu or (but for MaxText) a source that a compilation imports is another by now. Figures are the compiler's, nothing
+is run: peak memory of a chip, estimated cycles without Pallas kernels and waiting, bytes of collectives. The MFU
+ceiling is (6 N + causal attention) over estimated cycles at the chip's peak; the second one adds splash attention at an
+assumed share of the peak (vflax/planner/figures.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,11 @@ from vflax.planner.environment import ENVIRONMENT
 LENGTH, SLOTS, SUPERVISED = 2048, 3, 512
 # What a TPU's compiler calls a matrix product.
 PRODUCTS = ("convolution", "dot")
-ROOT = Path(__file__).parent.parent
+# With these every source of vflax is imported that compiling a case imports; `_compile` checks it.
+ENTRIES = (
+    "configs.common", "vflax.aot", "vflax.config", "vflax.known_models", "vflax.models.splash",
+    "vflax.planner.figures", "vflax.planner.workload", "vflax.sharding",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,8 @@ OWN = (
     Case("vflax", "7b", "v5e-16", 4),
     Case("vflax", "13b", "v5e-64", 4, data=2),
 )
+# The same step on other meshes of a slice: what a smaller fsdp axis does to the reduction of gradients, and to memory.
+MESHES = tuple(dataclasses.replace(OWN[8], data=data) for data in (2, 4))
 # 13B with 4 and 8 rows per chip needs 64 chips in either system.
 PEERS = [
     Case(system, size, topology, rows, images=False, capacity=LENGTH)
@@ -110,7 +115,7 @@ def main() -> None:
     pythons = {"vflax": sys.executable}
     if options.maxtext is not None:
         pythons |= dict.fromkeys(("maxtext", "vflax-theirs"), str(options.maxtext))
-    for case in (*OWN, *PEERS, *WITH_IMAGES):
+    for case in (*OWN, *MESHES, *PEERS, *WITH_IMAGES):
         if case.system not in pythons or options.only not in case.name:
             continue
         if is_current(results.get(case.name), made_with(case, pythons[case.system])):
@@ -119,6 +124,7 @@ def main() -> None:
         print(f"{case.name}: {results[case.name]}", file=sys.stderr, flush=True)
         common.save(options.out, summary(results))
     common.write(options.out, summary(results))
+    print(table(results))
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,7 +134,17 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def made_with(case: Case, python: str) -> dict[str, str]:
     """What decides a case's figures: versions of JAX and libtpu in the environment for it, and vflax's code."""
-    return _installed(python) | ({} if case.system == "maxtext" else {"code": code()})
+    versions, sources = _environment(python)
+    return versions | ({} if case.system == "maxtext" else {"code": common.code(_deciding(case, sources))})
+
+
+def _deciding(case: Case, sources: Collection[str]) -> set[str]:
+    """What decides a case's figures: `sources`, the recipe, which is read and not imported, and this file."""
+    return {*sources, _recipe(case), "benchmarks/tpu_aot.py"}
+
+
+def _recipe(case: Case) -> str:
+    return f"configs/stage{case.stage}.py"
 
 
 def is_current(result: Mapping[str, Any] | None, now: Mapping[str, str]) -> bool:
@@ -137,37 +153,25 @@ def is_current(result: Mapping[str, Any] | None, now: Mapping[str, str]) -> bool
 
 
 @functools.cache
-def code() -> str:
-    """A hash of the sources that a case compiles, and not the commit: that changes with every page, and does not change
-    with what is not committed."""
-    found = hashlib.sha256()
-    for path in sorted(path for folder in ("vflax", "configs") for path in (ROOT / folder).rglob("*.py")):
-        found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()[:12]
-
-
-def _commit() -> str | None:
-    """As git describes the checkout; None where it is none."""
-    try:
-        asked = ["git", "describe", "--always", "--dirty"]
-        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
-
-
-@functools.cache
-def _installed(python: str) -> dict[str, str]:
+def _environment(python: str) -> tuple[dict[str, str], list[str]]:
+    """(versions, sources of vflax that compiling a case imports) in the environment of an interpreter."""
     program = (
-        "import json; from benchmarks import common; print(json.dumps(common.versions('jax', 'libtpu')))"
+        "import json; from benchmarks import common, tpu_aot; "
+        "print(json.dumps([common.versions('jax', 'libtpu'), tpu_aot.imported(*tpu_aot.ENTRIES)]))"
     )
-    return json.loads(_run(python, "-c", program).stdout)
+    versions, sources = json.loads(_run(python, "-c", program).stdout)
+    return versions, sources
+
+
+def imported(*modules: str) -> list[str]:
+    """The sources of vflax and its configs that this process has imported; `modules` are imported first."""
+    return common.imported(("vflax", "configs"), *modules)
 
 
 def _run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [python, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(common.ROOT)}, cwd=common.ROOT, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
@@ -193,7 +197,9 @@ def _compile(case: Case) -> dict[str, Any]:
     began, processor = time.perf_counter(), time.process_time()
     result = _maxtext(case) if case.system == "maxtext" else _vflax(case)
     spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - processor}
-    made = made_with(case, sys.executable) | {"commit": _commit()}
+    made = made_with(case, sys.executable) | {"commit": common.commit()}
+    if case.system != "maxtext" and (unknown := set(imported()) - set(_environment(sys.executable)[1])):
+        raise SystemExit(f"compiling imports what ENTRIES do not, so that no hash has it: {sorted(unknown)}")
     return {**result, **{k: round(value) for k, value in spent.items()}, **made}
 
 
@@ -204,7 +210,7 @@ def _vflax(case: Case) -> dict[str, Any]:
     from vflax.planner.figures import describe
     from vflax.planner.workload import Given, find_workload
 
-    config = load_config(f"configs/stage{case.stage}.py:{case.size}")
+    config = load_config(f"{_recipe(case)}:{case.size}")
     config.remat = case.remat
     config.mesh.data = case.data
     config.data.max_length, config.data.slots = LENGTH, SLOTS if case.images else 0
@@ -222,7 +228,8 @@ def _vflax(case: Case) -> dict[str, Any]:
     found = _figures(compiled.memory.peak, plan["collectives"], plan.get("cycles"))
     found["attention_kernels"] = compiled.program.kernels()["tpu_custom_call"] if compiled.program else None
     found["host_gib"] = round(compiled.memory.host / GIB, 3)
-    found["tower_is_sharded"] = not case.images or not _whole_tower(compiled.program, work.rows)
+    if case.images and compiled.program:
+        found["tower_is_sharded"] = _tower_is_sharded(compiled.program, model, case.rows * SLOTS)
     for name in ("mfu_ceiling", "mfu_ceiling_with_kernels"):
         if plan.get(name):
             found[name] = round(plan[name], 4)
@@ -246,10 +253,39 @@ def _is_product(program: Program, instruction: Instruction) -> bool:
     return instruction.opcode in PRODUCTS or any(_is_product(program, found) for found in inside)
 
 
-def _whole_tower(program: Any, rows: int) -> bool:
-    """Whether any product of the program is of all images of the step in one chip: [images, tokens, width]."""
-    shapes = (shape for opcode in PRODUCTS for shape in program.shapes(opcode))
-    return any(len(shape) == 3 and shape[0] == rows * SLOTS for shape in shapes)
+def _tower_is_sharded(program: Program, model: Any, own: int) -> bool:
+    """Whether all products of the tower in one chip are of the images in the chip's own rows.
+
+    Args:
+        program: that the chip runs.
+        model: its sizes.
+        own: how many images these are.
+
+    Raises:
+        SystemExit: no product is recognised as the tower's, so that nothing is known of it.
+    """
+    if not (found := _tower_images(program, model, own)):
+        raise SystemExit("none of the compiled products is recognised as the tower's: see _tower_images")
+    return found == {own}
+
+
+def _tower_images(program: Program, model: Any, own: int) -> set[int]:
+    """Of how many images the products of the tower are: [images, tokens, ...], or, for a multiple of the chip's own
+    images, with images and tokens in one dimension."""
+    from vflax.models.splash import beyond
+
+    patches = model.vision.num_patches
+    # Patches, with CLS before them, and filled up for attention.
+    tokens = {patches, patches + 1, patches + 1 + beyond(patches + 1, causal=False)}
+    widths = {model.vision.width, model.vision.mlp_dim}
+    found: set[int] = set()
+    for shape in (shape for opcode in PRODUCTS for shape in program.shapes(opcode)):
+        if len(shape) >= 3 and shape[1] in tokens:
+            found.add(shape[0])
+        elif len(shape) == 2 and shape[1] in widths:
+            # The decoder's products have other widths, or no such number of rows.
+            found |= {shape[0] // count for count in tokens if shape[0] % (count * own) == 0}
+    return found
 
 
 def _maxtext(case: Case) -> dict[str, Any]:
@@ -295,6 +331,40 @@ def _figures(peak: int, collectives: Mapping[str, int], cycles: int | None) -> d
         "gcycles": round(cycles / 1e9, 4) if cycles else None,
         "collectives_gb": {kind: round(size / 1e9, 2) for kind, size in collectives.items()},
     }
+
+
+# Of the table: the kinds by which a step moves much, in the order of COLLECTIVES.
+MOVED = ("all-gather", "all-reduce", "reduce-scatter")
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The cases of vflax alone as a table in Markdown."""
+    from vflax.slices import parse
+
+    columns = (
+        "what", "slice", "rows a chip", "remat", "peak, GiB of", "Gcycles", "MFU ceiling", "with attention",
+        *(f"{kind}, GB" for kind in MOVED),
+    )  # fmt: skip
+    lines = [columns, ["---"] * len(columns)]
+    for case in (*OWN, *MESHES):
+        if not (result := results.get(case.name)):
+            continue
+        what = case.size.upper()
+        what += f", stage {case.stage}" if case.stage != 1 else ""
+        what += f", data={case.data}" if case.data != 1 else ""
+        room = f"{parse(case.topology).generation.hbm / GIB:.2f}"
+        cells = [what, case.topology, str(case.rows), case.remat]
+        if not result["fits"]:
+            lines.append([*cells, result["reason"], *[""] * (len(columns) - len(cells) - 1)])
+            continue
+        host = f", and {result['host_gib']:.2f} of the host" if result["host_gib"] else ""
+        ceilings = (result.get(name) for name in ("mfu_ceiling", "mfu_ceiling_with_kernels"))
+        lines.append([
+            *cells, f"{result['peak_gib']:.2f} of {room}{host}", f"{result['gcycles']:.3f}",
+            *(f"{value:.3f}" if value else "" for value in ceilings),
+            *(f"{result['collectives_gb'].get(kind, 0):.2f}" for kind in MOVED),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def marks(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

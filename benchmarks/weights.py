@@ -179,7 +179,7 @@ def main() -> None:
         facts["times_the_seconds_of_a_copy"] = round(facts["seconds"] / copied, 2)
     result = {
         "command": f"python -m benchmarks.weights --size={args.size}",
-        "machine": common.machine(),
+        **common.made(),
         "parameters": size // 2,
         "bytes": size,
         "copy": {"seconds": copied, "bytes_per_second": round(size / copied)},
