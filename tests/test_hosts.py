@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,17 +25,67 @@ def losses(workdir: Path) -> list[float]:
     return [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
 
 
+# vflax.launch, which writes down each batch that it is given, as {step, process, rows: [[digest, ids of its samples],
+# ...]}, in the folder that its first argument names.
+RECORDING = """
+import hashlib, json, os, sys
+import jax
+from vflax import launch
+from vflax.data.loader import Loader
+from vflax.data.pipeline import Data
+
+file = open(f"{sys.argv.pop(1)}/{os.getpid()}", "w", buffering=1)
+
+class Recorded:
+    def __init__(self, data, loader):
+        self.data, self.loader, self.close = data, loader, loader.close
+
+    def __next__(self):
+        step, batch = self.loader.step, next(self.loader)
+        rows = [
+            [hashlib.sha256(b"".join(batch[name][r].tobytes() for name in sorted(batch))).hexdigest(), ids]
+            for r, ids in enumerate(self.data.sample_ids(step))
+        ]
+        assert len(rows) == len(batch["ids"])
+        print(json.dumps({"step": step, "process": jax.process_index(), "rows": rows}), file=file)
+        return batch
+
+loader = Data.loader
+Data.loader = lambda data, start=0: Recorded(data, loader(data, start))
+launch.cli()
+"""
+
+
+def fed(folder: Path, count: int) -> dict[int, list]:
+    """{step: rows} that `count` processes were given together, for the steps of which each of them was given its part.
+    Left out are the rows without a sample that fill up a step for its devices."""
+    parts: dict[int, dict[int, list]] = {}
+    for file in folder.iterdir():
+        # A process that is killed may leave half a line.
+        for line in (line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")):
+            found = json.loads(line)
+            parts.setdefault(found["step"], {})[found["process"]] = found["rows"]
+    return {
+        step: [row for process in range(count) for row in part[process] if row[1]]
+        for step, part in parts.items()
+        if len(part) == count
+    }
+
+
 def start(
-    folder: Path, workdir: Path, count: int, *flags: str, devices: int = 2, before: tuple[str, ...] = ()
-) -> list[subprocess.Popen[str]]:
-    """`count` processes of one run, each with so many devices; `before` stands before the command."""
+    folder: Path, workdir: Path, count: int, *flags: str, devices: int = 2, before: tuple[str, ...] = (),
+    record: Path | None = None,
+) -> list[subprocess.Popen[str]]:  # fmt: skip
+    """`count` processes of one run, each with so many devices; `before` stands before the command, and what each is
+    given is kept in the folder `record`, see RECORDING."""
     places = [f"--coordinator=localhost:{small.free_port()}", f"--num_processes={count}"] if count > 1 else []
+    command = small.command(folder, workdir, *FLAGS, *flags)
+    if record:
+        record.mkdir()
+        command = [sys.executable, "-c", RECORDING, str(record), *command[3:]]
     return [
         subprocess.Popen(
-            [
-                *before, *small.command(folder, workdir, *FLAGS, *flags), *places,
-                *([f"--process_id={i}"] if places else []),
-            ],
+            [*before, *command, *places, *([f"--process_id={i}"] if places else [])],
             env=small.environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(count)
@@ -103,11 +154,6 @@ def test_two_processes_evaluate_answer_and_export_together(tmp_path: Path):
 
 
 CHAIN = ("--config.mesh.data=-1", "--config.mesh.fsdp=1", "--config.steps=9", "--config.checkpoint.every=2")
-COUNTS = ("tokens", "supervised_tokens", "images")
-
-
-def steps(workdir: Path) -> list[dict]:
-    return [r for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
 
 
 def checkpoint(workdir: Path) -> int:
@@ -128,19 +174,29 @@ def kill_after_a_checkpoint(processes: list[subprocess.Popen[str]], workdir: Pat
 @pytest.mark.slow
 def test_a_chain_of_4_2_and_1_processes_killed_in_between_trains_what_one_process_trains(tmp_path: Path):
     workdir, alone = tmp_path / "chain", tmp_path / "alone"
-    result = small.launch(tmp_path, alone, *FLAGS, *CHAIN)
-    assert result.returncode == 0, result.stderr[-3000:]
-    kill_after_a_checkpoint(start(tmp_path, workdir, 4, *CHAIN, devices=1), workdir)
+
+    def begin(workdir: Path, name: str, count: int) -> list[subprocess.Popen[str]]:
+        return start(tmp_path, workdir, count, *CHAIN, devices=1, record=tmp_path / name)
+
+    [process] = begin(alone, "fed-alone", 1)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said[-3000:]
+    kill_after_a_checkpoint(begin(workdir, "fed-4", 4), workdir)
     first = checkpoint(workdir)
-    kill_after_a_checkpoint(start(tmp_path, workdir, 2, *CHAIN, devices=1), workdir)
+    kill_after_a_checkpoint(begin(workdir, "fed-2", 2), workdir)
     second = checkpoint(workdir)
     assert 0 < first < second < 9
-    result = small.launch(tmp_path, workdir, *FLAGS, *CHAIN)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert f"continuing from step {second}" in result.stdout
+    [process] = begin(workdir, "fed-1", 1)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said[-3000:]
+    assert f"continuing from step {second}" in said
 
-    expected, found = steps(alone), steps(workdir)
-    assert [[r[name] for name in COUNTS] for r in found] == [[r[name] for name in COUNTS] for r in expected]
+    expected = fed(tmp_path / "fed-alone", 1)
+    assert sorted(expected) == list(range(9))
+    for count, begun, saved in ((4, 0, first), (2, first, second), (1, second, 9)):
+        found = fed(tmp_path / f"fed-{count}", count)
+        assert set(range(begun, saved)) <= set(found)
+        assert found == {step: expected[step] for step in found}, f"the same samples, in {count} processes"
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
 
@@ -175,3 +231,25 @@ def test_under_supervisors_a_killed_host_is_named_and_the_run_ends_as_if_nothing
     assert noticed and 0 < noticed[0] < 20, text[0]
     assert "status 75" in text[0] and "status 137" in text[1]
     assert losses(workdir) == losses(whole), "bit for bit"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_in_a_run_is_named_by_the_other_which_ends_in_under_20_s(
+    tmp_path: Path, victim: int
+):
+    workdir = tmp_path / "run"
+    pair = start_pair(tmp_path, workdir, "--config.steps=4000")
+    try:
+        while all(p.poll() is None for p in pair) and len(losses(workdir)) < 3:
+            time.sleep(0.05)
+        pair[victim].send_signal(signal.SIGSTOP)
+        hung = time.monotonic()
+        said = pair[1 - victim].communicate(timeout=60)[0]
+        seconds = time.monotonic() - hung
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    assert pair[1 - victim].returncode == 75 and seconds < 20, (seconds, said)
+    assert f"error: process {victim} (host {socket.gethostname()}) " in said
