@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shlex
-import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
 
 from tests.launch.commands import refused as commands_refused
 from tests.launch.conftest import ROOT
@@ -210,31 +211,46 @@ def test_one_chip_comes_first_and_eight_are_called_no_colab() -> None:
     assert topologies == ["--topology=v5e-1", "--topology=v5e-1", "--topology=v5e-8"]
 
 
-def test_without_an_address_to_install_from_it_says_what_to_set() -> None:
+def install_where(driver: str = "", tpu: str = "", **settings: Any) -> list[tuple[str, ...]]:
+    """What the installation runs on a machine with such an NVIDIA driver or TPU that has no vflax."""
     [cell] = [cell for cell in CODE if "def find_extras" in cell.source]
-    names: dict[str, Any] = {name: None for name in ("run",)} | parameters()
-    names |= {"find_spec": lambda name: None, "Path": Path, "os": os, "subprocess": subprocess}
-    names["shutil"] = type("shutil", (), {"which": staticmethod(lambda name: None)})
+    asked: list[tuple[str, ...]] = []
+    names = parameters() | settings
+    names |= {"find_spec": lambda name: None, "run": lambda *words: asked.append(words)}
+    names["os"] = SimpleNamespace(environ={"TPU_ACCELERATOR_TYPE": tpu} if tpu else {})
+    names["shutil"] = SimpleNamespace(which=lambda name: driver or None)
+    names["subprocess"] = SimpleNamespace(run=lambda *a, **kw: SimpleNamespace(returncode=0, stdout=driver))
+    names["Path"] = lambda name: SimpleNamespace(glob=lambda pattern: [])
+    exec(cell.source, names)
+    return asked
+
+
+def test_without_an_address_to_install_from_it_says_what_to_set() -> None:
     with pytest.raises(RuntimeError, match="set REPOSITORY above"):
-        exec(cell.source, names)
+        install_where()
+    assert "`REPOSITORY`" in TEXT.split("\n\n")[1], "and the page says so first, for those who run all of it"
 
 
 @pytest.mark.parametrize(
-    ("driver", "wanted"),
-    [("580.65.06", ("cuda,plan", [])), ("550.54.15", ("plan", ["jax[cuda12]"])), (None, ("plan", []))],
+    ("machine", "extras", "others"),
+    [
+        ({"tpu": "v5e-1"}, {"tpu"}, ()),
+        ({"driver": "580.65.06"}, {"cuda", "plan"}, ()),
+        ({"driver": "550.54.15"}, {"plan"}, ("jax[cuda12]",)),
+        ({}, {"plan"}, ()),
+    ],
+    ids=["TPU", "GPU", "GPU with an older driver", "CPU"],
 )
-def test_the_extra_is_that_of_the_accelerator(driver: str | None, wanted: Any) -> None:
-    class Ended:
-        returncode, stdout = 0, driver
-
-    fake = type("subprocess", (), {"run": staticmethod(lambda *a, **kw: Ended)})
-    which = type("shutil", (), {"which": staticmethod(lambda name: driver)})
-    nothing = type("os", (), {"environ": {}})
-    names = functions("find_extras", subprocess=fake, shutil=which, os=nothing, Path=Path)
-    assert names["find_extras"]() == wanted
-    on_tpu = type("os", (), {"environ": {"TPU_ACCELERATOR_TYPE": "v5e-1"}})
-    names = functions("find_extras", subprocess=fake, shutil=which, os=on_tpu, Path=Path)
-    assert names["find_extras"]() == ("tpu", [])
+def test_what_is_installed_is_the_address_with_the_extras_of_the_accelerator(
+    machine: dict[str, str], extras: set[str], others: tuple[str, ...]
+) -> None:
+    address = "https://example.com/vflax"
+    [(program, verb, quiet, requirement, *rest)] = install_where(**machine, REPOSITORY=address, REF="v1")
+    assert (program, verb, quiet) == ("pip", "install", "-q") and tuple(rest) == others
+    wanted = Requirement(requirement)
+    assert (wanted.name, wanted.extras, wanted.url) == ("vflax", extras, f"git+{address}@v1")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert wanted.extras <= set(project["optional-dependencies"]), "which vflax has"
 
 
 # --- from top to bottom -------------------------------------------------------------------------------------
