@@ -361,5 +361,5 @@ fi
   # the connection open by it.
   if [ -z "$number" ]; then exec 3>&1; else exec 3>&-; fi
   main "$@"
-) 2>&1 | sed -u "$edit"
+) 2>&1 | sed ${number:+-u} "$edit" # a plan may be made by a sed that knows no -u
 exit "${PIPESTATUS[0]}"
