@@ -31,6 +31,7 @@ def estimate(
     lora: LoraConfig | None = None,
     tensor: int = 1,
     config: llava.LlavaConfig = toy.CONFIG,
+    moment_dtype: str = "float32",
 ) -> dict[str, int]:
     _, shapes = llava.abstract(config, lora=lora, **toy.KW)
     mesh = AbstractMesh((1, devices, tensor), sharding.AXES)
@@ -39,7 +40,8 @@ def estimate(
     }
     return memory.estimate(
         config, shapes, where, freeze.verdicts(shapes, rules), rows=4, max_length=24, slots=2,
-        capacity=capacity, accumulation=accumulation, dtype="float32", moment_dtype="float32", remat=remat, scores=True,
+        capacity=capacity, accumulation=accumulation, dtype="float32", moment_dtype=moment_dtype, remat=remat,
+        scores=True,
     )  # fmt: skip
 
 
@@ -48,6 +50,10 @@ def test_parameters_and_moments_are_counted_exactly():
     count = sum(x.size for x in shapes.values())
     sizes = estimate()
     assert (sizes["parameters"], sizes["optimizer"], sizes["gradients"]) == (4 * count, 8 * count, 4 * count)
+
+
+def test_moments_in_bfloat16_take_half():
+    assert estimate(moment_dtype="bfloat16")["optimizer"] * 2 == estimate()["optimizer"]
 
 
 def test_frozen_parameters_hold_no_optimizer_state():

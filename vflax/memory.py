@@ -64,7 +64,7 @@ def estimate(
     trainable = [path for path in params if verdict[path] == freeze.TRAINABLE]
     sizes = {
         "parameters": sum(local(path) * params[path].dtype.itemsize for path in params),
-        "optimizer": sum(local(path) * (4 + jnp.dtype(moment_dtype).itemsize) for path in trainable),
+        "optimizer": sum(local(path) * 2 * jnp.dtype(moment_dtype).itemsize for path in trainable),
         # Kernels' in the compute dtype (llava.cast_kernels); summed over micro-batches in that of the masters.
         "gradients": sum(
             local(path) * (item if path.endswith("/kernel") else params[path].dtype.itemsize)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -64,6 +65,47 @@ def make_schedules(optimizer: ConfigDict, total_steps: int) -> dict[str, Schedul
     }
 
 
+def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: jnp.dtype) -> optax.GradientTransformation:
+    """optax.scale_by_adam, its state too, but that both moments are kept in `moment_dtype` whatever the parameters' is.
+
+    An update is computed in float32 from what was kept. In float32 all numbers are those of optax.scale_by_adam. In
+    bfloat16 the first moment is rounded to the nearest, the second up or down by chance: a step changes it by no more
+    than 1 - b2 of itself and of the squared gradient, with b2 = 0.999 often less than half of what bfloat16's 8 bits
+    can tell apart, so that rounded to the nearest it would stop short of where the gradients lead it. The draw is a
+    function of the step and of the leaf's place among the leaves alone: a resumed run, or another mesh, draws the same.
+    """
+    adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        state = adam.init(params)
+        return state._replace(nu=optax.tree.zeros_like(params, dtype=moment_dtype))
+
+    def update(
+        grads: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        grads, mu, nu = optax.tree.cast((grads, state.mu, state.nu), jnp.float32)
+        updates, new = adam.update(grads, state._replace(mu=mu, nu=nu))
+        if moment_dtype == jnp.bfloat16:
+            leaves, treedef = jax.tree.flatten(new.nu)
+            # The only generator of which JAX promises the same bits under every sharding.
+            keys = jax.random.split(
+                jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), new.count), len(leaves)
+            )
+            rounded = map(round_by_chance, leaves, keys)
+            new = new._replace(nu=jax.tree.unflatten(treedef, rounded))
+        return updates, new
+
+    return optax.GradientTransformation(init, update)
+
+
+def round_by_chance(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Float32 to one of its two neighbours in bfloat16, the nearer the likelier: the mean over keys is x."""
+    # A bfloat16 is the upper half of a float32: a random number in the lower half carries over as often as x is far up.
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+
+
 def make_optimizer(
     optimizer: ConfigDict, trainable: Iterable[str], total_steps: int
 ) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
@@ -73,8 +115,7 @@ def make_optimizer(
     is clipped, is not decayed and holds no state.
 
     Args:
-        optimizer: config.optimizer. `moment_dtype` is that of the first moment; the second stays float32,
-            because its decay of 0.999 is lost in bfloat16's 8 bits.
+        optimizer: config.optimizer. `moment_dtype` is that in which both moments are kept, see `scale_by_adam`.
         trainable: paths of the trainable leaves.
         total_steps: optimizer steps of the whole run.
 
@@ -84,9 +125,7 @@ def make_optimizer(
     schedules = make_schedules(optimizer, total_steps)
     paths = list(trainable)
     steps = [
-        optax.scale_by_adam(
-            optimizer.b1, optimizer.b2, optimizer.eps, mu_dtype=jnp.dtype(optimizer.moment_dtype)
-        ),
+        scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, jnp.dtype(optimizer.moment_dtype)),
         optax.add_decayed_weights(optimizer.decay, mask={path: is_decayed(path) for path in paths}),
         optax.partition(
             {group: optax.scale_by_learning_rate(schedule) for group, schedule in schedules.items()},

@@ -22,7 +22,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
             "where an evaluation reads prompts; weights split along tensor, as for single answers, have no such loop",
         ),
     },
+    # Empty: vflax has not been measured on a GPU, and without that no option has a reason.
     "gpu": {},
+    # Empty: none has been looked for; CPUs run the tests and models small enough for XLA's defaults.
     "cpu": {},
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,16 +117,46 @@ def test_unknown_backend_is_refused_by_name() -> None:
         attention(heads(6, 4, 0), heads(6, 4, 1), heads(6, 4, 2), causal=True, backend="flash")
 
 
+@pytest.fixture
+def traced_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are made as for a GPU, and cannot run: all that JAX asks of one until then is which cuDNN it has."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
+    monkeypatch.setattr(module, "platform", lambda: "gpu")
+
+
+@pytest.mark.usefixtures("traced_for_a_gpu")
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "packed"])
+@pytest.mark.parametrize(("causal", "mask_type"), [(True, "CAUSAL"), (False, "NO_MASK")])
+def test_cudnn_is_told_the_order_and_gets_a_mask_for_segments_alone(
+    segments: np.ndarray | None, causal: bool, mask_type: str
+) -> None:
+    x = jnp.zeros((2, 6, 2, 8), jnp.bfloat16)
+
+    def run(x: jax.Array) -> jax.Array:
+        return attention(
+            x, x, x, q_segments=segments, kv_segments=segments, causal=causal, backend="auto"
+        ).sum()
+
+    program = str(jax.make_jaxpr(jax.grad(run))(x))
+    # Both of the forward and of the backward kernel.
+    assert re.findall(r"mask_type=MaskType\.(\w+)", program) == [mask_type] * 2
+    assert re.findall(r"variadic_args=\((\w+),", program) == [str(segments is not None)] * 2
+
+
+@pytest.mark.usefixtures("traced_for_a_gpu")
+@pytest.mark.parametrize("causal", [True, False])
+def test_cudnn_takes_an_odd_number_of_tokens_without_segments(causal: bool) -> None:
+    x = jnp.zeros((2, 5, 2, 8), jnp.bfloat16)
+    program = jax.make_jaxpr(lambda x: attention(x, x, x, causal=causal, backend="auto"))(x)
+    assert f"{CUDNN_FORWARD}[" in str(program)
+
+
+@pytest.mark.usefixtures("traced_for_a_gpu")
 @pytest.mark.parametrize(
     ("policy", "times"),
     [("none", 1), ("offload", 2), ("full", 2), ("offload_attention", 1), ("attention", 1), ("dots", 1)],
 )
-def test_on_a_gpu_cudnns_forward_kernel_runs_once_where_its_output_is_kept(
-    policy: str, times: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Traced, not run: all that JAX asks of a GPU until then is which cuDNN it has.
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
-    monkeypatch.setattr(module, "platform", lambda: "gpu")
+def test_on_a_gpu_cudnns_forward_kernel_runs_once_where_its_output_is_kept(policy: str, times: int) -> None:
     x, segments = jnp.zeros((2, 6, 2, 8), jnp.bfloat16), jnp.asarray(SEGMENTS)
 
     def layer(weight: jax.Array, x: jax.Array) -> jax.Array:

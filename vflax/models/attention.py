@@ -73,10 +73,12 @@ def attention(
         return splash(q, k, v, q_segments, OUTPUT, causal=causal, interpret=platform() == "cpu")
     if chosen == "blockwise":
         return blockwise(q, k, v, q_segments, OUTPUT)
-    mask = _mask(q, k, q_segments, kv_segments, causal)
     if chosen == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    return _reference(q, k, v, mask)
+        # What order forbids is not computed at all when it is named; what a mask forbids is computed and thrown away.
+        # (cuDNN has a layout for segments, too, but jax.nn does not pass it on.)
+        apart = _mask(q, k, q_segments, kv_segments, causal=False)
+        return jax.nn.dot_product_attention(q, k, v, mask=apart, is_causal=causal, implementation="cudnn")
+    return _reference(q, k, v, _mask(q, k, q_segments, kv_segments, causal))
 
 
 def filled(x: jax.Array, *, causal: bool, backend: str) -> tuple[jax.Array, jax.Array | None]:
@@ -126,7 +128,7 @@ def check_backend(backend: str) -> None:
 def _choose(q: jax.Array, k: jax.Array, segments: bool, causal: bool, backend: str) -> str:
     check_backend(backend)
     obstacles = {
-        "cudnn": _cudnn_obstacle(q, segments or causal),
+        "cudnn": _cudnn_obstacle(q, segments),
         "splash": _obstacle_of_blocks(q, k),
         "blockwise": _obstacle_of_blocks(q, k) if causal else "it is made for causal rows",
     }
@@ -158,13 +160,13 @@ def _obstacle_of_blocks(q: jax.Array, k: jax.Array) -> str | None:
     return None
 
 
-def _cudnn_obstacle(q: jax.Array, masked: bool) -> str | None:
+def _cudnn_obstacle(q: jax.Array, segments: bool) -> str | None:
     _, length, _, head_dim = q.shape
     if q.dtype not in _CUDNN_DTYPES:
         return f"it needs bfloat16 or float16, the model computes in {q.dtype}"
     if head_dim % 8 or head_dim > _CUDNN_MAX_HEAD_DIM:
         return f"head_dim must be a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}, it is {head_dim}"
-    if masked and length % 2:
+    if segments and length % 2:
         return f"with segments it needs an even number of tokens, there are {length}"
     return None
 
