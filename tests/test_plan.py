@@ -279,7 +279,7 @@ def printed(*plans) -> str:
 SHOWN = {
     "topology": "v5e-4", "chips": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1}, "remat": "full", "fits": True,
     "rows_per_chip": 2, "max_length": 2048, "accumulation": 3, "memory": {"peak": 3 * GIB, "limit": 16 * GIB},
-    "collectives": {"all-gather": 1_500_000}, "flops": {"notes": []},
+    "refused": None, "collectives": {"all-gather": 1_500_000}, "flops": {"notes": []},
 }  # fmt: skip
 
 

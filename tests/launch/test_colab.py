@@ -182,7 +182,7 @@ def test_what_fetches_7b_stands_behind_a_condition_that_tells_its_reason() -> No
     assert guarded == 2
 
 
-FITS = {"fits": True, "reason": None, "memory": {"peak": 14 * 2**30, "limit": 16 * 2**30}}
+FITS = {"fits": True, "reason": None, "refused": None, "memory": {"peak": 14 * 2**30, "limit": 16 * 2**30}}
 TPU = {"platform": "tpu", "bytes": 15 * 2**30}
 
 
@@ -194,6 +194,7 @@ TPU = {"platform": "tpu", "bytes": 15 * 2**30}
         ({"RUN_7B": False}, FITS, "RUN_7B is False"),
         ({"SIZE": "tiny"}, FITS, "SIZE is tiny"),
         ({}, FITS | {"fits": False, "reason": "does not fit: needs 17.00 GiB"}, "needs 17.00 GiB"),
+        ({}, FITS | {"refused": "launch would refuse it: it estimates 15.00 GiB"}, "estimates 15.00 GiB"),
         ({"DEVICE": TPU | {"bytes": 8 * 2**30}}, FITS, "14.00 GiB, a device has 8.00"),
     ],
 )  # fmt: skip

@@ -94,6 +94,7 @@ def describe(
     result: dict[str, Any] = {
         "topology": target.name, "chips": target.chips, "mesh": dict(mesh.shape), "rows": rows, "prompt": prompt,
         "images": images, "new_tokens": request.new_tokens, "fits": False, "reason": None,
+        "refused": None,  # nothing is asked before answers start
         "memory": {"limit": limit, "weights": weights, "cache": cache},
     }  # fmt: skip
     if isinstance(compiled, aot.Overflow):

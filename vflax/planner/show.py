@@ -40,7 +40,7 @@ def _gib(*keys: str) -> Callable[[Plan], str]:
 
 
 def _fits(plan: Plan) -> str:
-    if plan["fits"] and plan.get("refused"):  # answers have no such line: nothing is asked before they start
+    if plan["fits"] and plan["refused"]:
         return "launch refuses"
     return "yes" if plan["fits"] else "no"
 
