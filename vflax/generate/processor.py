@@ -88,7 +88,8 @@ class Processor:
             generation_prompt=True,
         )
         ids = talk.expand(rendered, self.image_tokens)[0]
-        return Prompt(ids, tuple(images.preprocess(picture, self.rules) for picture in pictures))
+        pixels = tuple(images.preprocess(picture, self.rules) for picture in pictures)
+        return Prompt(ids, pixels, chat=True)
 
     def text(self, text: str) -> Prompt:
         """Plain text that the model goes on with: no template, no images; BOS where the tokenizer has it in front."""

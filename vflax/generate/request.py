@@ -42,10 +42,12 @@ class Prompt:
 
     ids: int32 [n]; every image stands as N times IMAGE_TOKEN_ID.
     images: uint8 [size, size, 3] each, in order of appearance.
+    chat: the answer is a turn of a conversation: white space around it is not part of it.
     """
 
     ids: np.ndarray
     images: tuple[np.ndarray, ...] = ()
+    chat: bool = False
 
 
 @dataclass(frozen=True)

@@ -236,20 +236,37 @@ def adapt(model: nnx.Module, lora: LoraConfig, rngs: nnx.Rngs) -> None:
     Raises:
         UserError: for targets that are none.
     """
-    linears = {
-        "/".join(map(str, path)): found
-        for path, found in nnx.iter_modules(model)
-        if isinstance(found, nnx.Linear)
-    }
+    linears = _linears(model)
     check_targets(lora, linears)
     for path, linear in linears.items():
         adapted, quantised = lora.is_target(path), lora.is_quantised(path)
         if adapted or quantised:
-            *above, name = path.split("/")
-            parent: Any = model
-            for part in above:
-                parent = getattr(parent, part)
-            setattr(parent, name, LoraLinear(linear, lora, adapted=adapted, quantised=quantised, rngs=rngs))
+            _replace(model, path, LoraLinear(linear, lora, adapted=adapted, quantised=quantised, rngs=rngs))
+
+
+def hold_as_integers(module: nnx.Module) -> None:
+    """Put a LoraLinear without an adapter, whose kernel is integers, in the place of each linear of `module`."""
+    no_adapters = LoraConfig(rank=1, alpha=1.0, dropout=0.0, targets=("",), base="int8")
+    for path, linear in _linears(module).items():
+        held = LoraLinear(linear, no_adapters, adapted=False, quantised=True, rngs=nnx.Rngs(0))
+        _replace(module, path, held)
+
+
+def _linears(module: nnx.Module) -> dict[str, nnx.Linear]:
+    """{path: linear}"""
+    return {
+        "/".join(map(str, path)): found
+        for path, found in nnx.iter_modules(module)
+        if isinstance(found, nnx.Linear)
+    }
+
+
+def _replace(module: nnx.Module, path: str, new: nnx.Module) -> None:
+    *above, name = path.split("/")
+    parent: Any = module
+    for part in above:
+        parent = getattr(parent, part)
+    setattr(parent, name, new)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------

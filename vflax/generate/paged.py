@@ -1,0 +1,164 @@
+"""The key-value cache in pages, and the attention over it.
+
+A request's keys and values lie in pages of `page` tokens, anywhere in a pool; its table says where. Requests that begin
+alike have the same pages in their tables.
+
+    pool      page 0   page 1   page 2   page 3   page 4 ...     page 0 is nobody's: rows without a request write there
+    table     request A: 3 1 .      request B: 3 4 2             page 3 holds what both begin with
+
+Attention goes over blocks of pages of a fixed number of keys, with the softmax's maximum and sum carried along
+(Milakov and Gimelshein, arXiv 1805.02867). Blocks that lie behind a row's last token leave what it carries as it is,
+bit for bit, so a row does not depend on how long others are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_MASKED = -1e30
+_LEVELS = 127
+
+
+class Pool(NamedTuple):
+    """One layer's pages. Z shards of the mesh's `data` axis, P pages each.
+
+    k, v: [Z, P, KV, page, K], of the cache's dtype or int8.
+    k_scale, v_scale: float32 [Z, P, KV, page], of int8 (one for each token and head); else None.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
+
+    @property
+    def page(self) -> int:
+        return self.k.shape[3]
+
+
+def write_tokens(pool: Pool, k: jax.Array, v: jax.Array, pages: jax.Array, offsets: jax.Array) -> Pool:
+    """One token for each row.
+
+    Args:
+        pool: of a layer.
+        k, v: [Z, R, KV, K].
+        pages: int32 [Z, R], the page that the row's token goes to.
+        offsets: int32 [Z, R], its place there.
+    """
+    heads = jnp.arange(k.shape[2])
+
+    def put(of: jax.Array, new: jax.Array, pages: jax.Array, offsets: jax.Array) -> jax.Array:
+        return of.at[pages[:, None], heads, offsets[:, None]].set(new)
+
+    return _each(pool, k, v, lambda of, new: jax.vmap(put)(of, new, pages, offsets))
+
+
+def write_pages(pool: Pool, k: jax.Array, v: jax.Array, pages: jax.Array) -> Pool:
+    """Whole pages.
+
+    Args:
+        pool: of a layer.
+        k, v: [Z, T, KV, K], T tokens that fill pages.shape[1] pages.
+        pages: int32 [Z, T / page].
+    """
+
+    def put(of: jax.Array, new: jax.Array, pages: jax.Array) -> jax.Array:
+        # [T, KV, ...] -> [pages, page, KV, ...] -> [pages, KV, page, ...]
+        new = new.reshape(pages.shape[0], -1, *new.shape[1:])
+        return of.at[pages].set(jnp.moveaxis(new, 2, 1))
+
+    return _each(pool, k, v, lambda of, new: jax.vmap(put)(of, new, pages))
+
+
+def _each(pool: Pool, k: jax.Array, v: jax.Array, put: Callable[[jax.Array, jax.Array], jax.Array]) -> Pool:
+    if pool.k_scale is None or pool.v_scale is None:
+        return Pool(put(pool.k, k.astype(pool.k.dtype)), put(pool.v, v.astype(pool.v.dtype)))
+    (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
+    return Pool(put(pool.k, k), put(pool.v, v), put(pool.k_scale, k_scale), put(pool.v_scale, v_scale))
+
+
+def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[..., K] -> int8 [..., K] and a float32 scale [...], so that x is about int8 * scale; symmetric."""
+    x = x.astype(jnp.float32)
+    largest = jnp.abs(x).max(axis=-1)
+    scale = jnp.where(largest > 0, largest / _LEVELS, 1)
+    return jnp.rint(x / scale[..., None]).astype(jnp.int8), scale
+
+
+def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, block_pages: int) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v over the pages of each row; a query sees the keys up to its own position.
+
+    Args:
+        q: [Z, R, T, H, K]; H is a multiple of KV.
+        pool: of a layer; holds the keys of the queries themselves, too.
+        table: int32 [Z, R, J], the pages of each row; J is a multiple of block_pages.
+        positions: int32 [Z, R, T], rising along T.
+        block_pages: pages of a block.
+
+    Returns:
+        [Z, R, T, H, K] in q's dtype.
+    """
+    shards, rows, length, heads, head_dim = q.shape
+    kv_heads, page = pool.k.shape[2:4]
+    group, block = heads // kv_heads, block_pages * page
+    # [Z, R, T, H, K] -> [Z, R, T, KV, G, K] -> [Z, R, KV, G, T, K] -> [Z, R, KV, G * T, K]
+    q_rows = q.reshape(shards, rows, length, kv_heads, group, head_dim).transpose(0, 1, 3, 4, 2, 5)
+    q_rows = q_rows.reshape(shards, rows, kv_heads, group * length, head_dim) * head_dim**-0.5
+    # [Z, R, T] -> [Z, R, 1, G * T, 1]
+    last = jnp.tile(positions, (1, 1, group))[:, :, None, :, None]
+    end = positions.max(axis=-1)[:, :, None, None, None]
+
+    def body(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        largest, total, mixed = carry
+        pages = jax.lax.dynamic_slice_in_dim(table, j * block_pages, block_pages, axis=2)
+        k, v = (
+            _gather(x, scale, pages, q.dtype) for x, scale in ((pool.k, pool.k_scale), (pool.v, pool.v_scale))
+        )
+        index = j * block + jnp.arange(block)
+        # A key behind the row's end may be anything, even NaN, which a weight of zero would not take away.
+        v = jnp.where(index[:, None] <= end, v, 0)
+        # [Z, R, KV, G * T, K] x [Z, R, KV, block, K] -> [Z, R, KV, G * T, block]
+        scores = jnp.einsum("zrnqk,zrnck->zrnqc", q_rows, k, preferred_element_type=jnp.float32)
+        seen = index <= last
+        scores = jnp.where(seen, scores, _MASKED)
+        new_largest = jnp.maximum(largest, scores.max(axis=-1))
+        weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0)
+        kept = jnp.exp(largest - new_largest)
+        # [Z, R, KV, G * T, block] x [Z, R, KV, block, K] -> [Z, R, KV, G * T, K]
+        added = jnp.einsum(
+            "zrnqc,zrnck->zrnqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        )
+        return new_largest, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added
+
+    shape = (shards, rows, kv_heads, group * length)
+    start = (
+        jnp.full(shape, _MASKED, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, head_dim), jnp.float32),
+    )
+    blocks = positions.max() // block + 1
+    _, total, mixed = jax.lax.fori_loop(0, blocks, body, start)
+    out = (mixed / total[..., None]).astype(q.dtype)
+    # [Z, R, KV, G * T, K] -> [Z, R, KV, G, T, K] -> [Z, R, T, KV, G, K] -> [Z, R, T, H, K]
+    out = out.reshape(shards, rows, kv_heads, group, length, head_dim).transpose(0, 1, 4, 2, 3, 5)
+    return out.reshape(q.shape)
+
+
+def _gather(pages_of: jax.Array, scale: jax.Array | None, pages: jax.Array, dtype: Any) -> jax.Array:
+    """[Z, P, KV, page, K] and pages [Z, R, J] -> [Z, R, KV, J * page, K]."""
+
+    def own(x: jax.Array) -> jax.Array:
+        # Each shard's rows look into its own pages: [P, KV, page, ...], [R, J] -> [R, J, KV, page, ...]
+        found = jax.vmap(lambda of, at: of[at])(x, pages)
+        # -> [Z, R, KV, J, page, ...] -> [Z, R, KV, J * page, ...]
+        found = jnp.moveaxis(found, 2, 3)
+        return found.reshape(*found.shape[:3], -1, *found.shape[5:])
+
+    found = own(pages_of)
+    if scale is None:
+        return found.astype(dtype)
+    return (found.astype(jnp.float32) * own(scale)[..., None]).astype(dtype)

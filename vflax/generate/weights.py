@@ -1,0 +1,69 @@
+"""A model's weights in the form that an engine computes with: layer by layer, in one dtype or the layers in 8 bits."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vflax import sharding
+from vflax.generate.programs import Weights
+from vflax.models import llava
+from vflax.models.llava import LlavaConfig
+from vflax.models.lora import SCALE
+from vflax.weights.file_source import TensorSource
+from vflax.weights.load import load_params
+
+_LAYERS = "decoder/layers/"
+_KERNEL = re.compile(rf"{_LAYERS}.*/kernel")
+
+
+def load_weights(source: TensorSource, config: LlavaConfig, mesh: Mesh, dtype: Any, *, int8: bool) -> Weights:
+    """Load a model onto a mesh. Beside the weights, the devices hold one stacked leaf at a time.
+
+    Args:
+        source: the tensors.
+        config: the model they belong to.
+        mesh: (data, fsdp, tensor).
+        dtype: of all that is not int8.
+        int8: hold the kernels of the decoder's layers as integers, see vflax/models/lora.py.
+
+    Raises:
+        UserError: for tensors that are missing or do not fit the config.
+    """
+    with jax.set_mesh(mesh):
+        _, shapes = llava.abstract(config, dtype=dtype, param_dtype=dtype, remat="none", attention="auto")
+    if int8:
+        for path in [path for path in shapes if _KERNEL.fullmatch(path)]:
+            layers, _, fan_out = shapes[path].shape
+            shapes[path] = jax.ShapeDtypeStruct(shapes[path].shape, jnp.int8)
+            scale = f"{path.rpartition('/')[0]}/{SCALE}"
+            shapes[scale] = jax.ShapeDtypeStruct((layers, fan_out), jnp.float32)
+    where = sharding.param_shardings(shapes, mesh)
+    params = load_params(source, config, where, {path: leaf.dtype for path, leaf in shapes.items()})
+    return by_layer(params, config.decoder.num_layers)
+
+
+def by_layer(params: llava.Params, num_layers: int) -> Weights:
+    """Take the stacks of the decoder's layers apart; `params` is empty afterwards."""
+    layers: list[llava.Params] = [{} for _ in range(num_layers)]
+    rest = {}
+    for path in list(params):
+        leaf = params.pop(path)
+        if not path.startswith(_LAYERS):
+            rest[path] = leaf
+            continue
+        for layer, own in zip(layers, _unstack(leaf), strict=True):
+            layer[path.removeprefix(_LAYERS)] = own
+    return Weights(rest, tuple(layers))
+
+
+def _unstack(leaf: jax.Array) -> list[jax.Array]:
+    """[L, ...] -> L arrays that are spread like it."""
+    place = leaf.sharding
+    if isinstance(place, jax.sharding.NamedSharding):
+        place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
+    return jax.jit(lambda x: [x[i] for i in range(x.shape[0])], out_shardings=place)(leaf)
