@@ -14,6 +14,7 @@ engine tries when it starts (`row_sizes="equal"`).
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import threading
@@ -122,6 +123,8 @@ class Engine:
         self._step_seconds = _ROUND_SECONDS  # of one decoding step of one call, about
         self._thread = threading.Thread(target=self._loop, args=(mesh,), name="vflax-engine", daemon=True)
         self._thread.start()
+        # A thread that computes while the interpreter goes away brings the process down.
+        atexit.register(self.close)
 
     # --- from other threads -----------------------------------------------------------------------------------------
 
@@ -189,6 +192,7 @@ class Engine:
             self._closing = "drain" if drain else "now"
             self._lock.notify()
         self._thread.join(timeout)
+        atexit.unregister(self.close)
         if drain and self._thread.is_alive():
             self.close()
 

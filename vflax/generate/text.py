@@ -57,9 +57,9 @@ class StopFinder:
         if not self._stops:
             return text, False
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            text, self._held = self._held[: min(found)], ""
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:  # the one that was whole first, so that it does not matter in which pieces the text comes
+            text, self._held = self._held[: min(found)[1]], ""
             return text, True
         keep = max(_overlap(self._held, stop) for stop in self._stops)
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
