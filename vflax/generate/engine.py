@@ -2,8 +2,8 @@
 
     submit -> waiting -> a slot and pages are free -> prefill, chunk by chunk -> decode, some tokens at a time -> done
 
-One thread does all of it. In a round it begins what waits, reads one chunk of a prompt, and writes some tokens of
-every answer; so a long prompt never stops the answers of others for longer than one of its chunks takes.
+One thread does all of it. In a round it begins what waits, reads some chunks of prompts, and writes some tokens of
+every answer; so long prompts never stop the answers of others for longer than a tenth of a second, or one chunk.
 
 What an answer is does not depend on what else is answered. A row of a call never looks at another row; a chunk begins
 at a multiple of its size, whatever was known of the prompt before; keys of answers, which decode has written, are not
@@ -40,6 +40,8 @@ from vflax.models.llava import LlavaConfig
 
 log = logging.getLogger(__name__)
 
+# Prompts are read for about so long before answers go on.
+_READ_SECONDS = 0.1
 # A round of decode should take about so long: long enough that the host's work between calls does not count, short
 # enough that nobody sees tokens come in portions, or waits for a slot.
 _ROUND_SECONDS = 0.02
@@ -96,6 +98,7 @@ class Engine:
         self.layout = layout = self._runner.layout
         with jax.set_mesh(mesh):
             self.row_sizes = self._runner.start(settings.row_sizes)
+            self._chunks = max(1, int(_READ_SECONDS / self._runner.chunk_seconds()))
         # Prompts are read in whole chunks, so what is left over of the cache is of no use to a single one.
         room = (layout.pages - 1) * layout.page // layout.chunk * layout.chunk
         self.max_length = min(layout.max_length, room)
@@ -222,7 +225,9 @@ class Engine:
                     for run in [run for run in self._all() if run.cancelled]:
                         self._end(run, "cancelled")
                     self._begin()
-                    self._read()
+                    for _ in range(self._chunks):
+                        if not self._read():
+                            break
                     self._write()
         except BaseException:
             log.exception("the engine broke: all its requests fail, and it takes no more")
@@ -319,8 +324,12 @@ class Engine:
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
-    def _read(self) -> None:
-        """One chunk of the first prompt of each shard; prompts that were read begin to be answered."""
+    def _read(self) -> bool:
+        """One chunk of the first prompt of each shard; prompts that were read begin to be answered.
+
+        Returns:
+            whether there was something to read.
+        """
         layout = self.layout
         ids = np.zeros((layout.shards, layout.chunk), np.int32)
         features = np.full((layout.shards, layout.chunk), -1, np.int32)
@@ -339,13 +348,14 @@ class Engine:
                 start[shard] = run.chunk * layout.chunk
                 read.append(run)
         if not read:
-            return
+            return False
         self._runner.prefill(ids, features, table, start)
         for run in read:
             self._publish(run)
             run.chunk += 1
             if self._is_read(run):
                 self._answer(self._reading[run.shard].popleft())
+        return True
 
     def _is_read(self, run: Run) -> bool:
         """Whether a prompt is read but for its last token; chunks that others have read meanwhile are taken over."""

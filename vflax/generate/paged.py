@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vflax.models.product import on_one_cpu
+
 _MASKED = -1e30
 _LEVELS = 127
 
@@ -92,6 +94,10 @@ def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, block_pages: int) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v over the pages of each row; a query sees the keys up to its own position.
 
+    On one CPU device rows come one after the other, in one function that knows of no others: so their results are the
+    same bits however many there are, and each row takes its own number of blocks. It is no slower, since there XLA works
+    on a batch of products one by one as well. Elsewhere rows are one array, for as many blocks as the longest needs.
+
     Args:
         q: [Z, R, T, H, K]; H is a multiple of KV.
         pool: of a layer; holds the keys of the queries themselves, too.
@@ -104,61 +110,88 @@ def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, blo
     """
     shards, rows, length, heads, head_dim = q.shape
     kv_heads, page = pool.k.shape[2:4]
-    group, block = heads // kv_heads, block_pages * page
+    group = heads // kv_heads
     # [Z, R, T, H, K] -> [Z, R, T, KV, G, K] -> [Z, R, KV, G, T, K] -> [Z, R, KV, G * T, K]
-    q_rows = q.reshape(shards, rows, length, kv_heads, group, head_dim).transpose(0, 1, 3, 4, 2, 5)
-    q_rows = q_rows.reshape(shards, rows, kv_heads, group * length, head_dim) * head_dim**-0.5
+    grouped = q.reshape(shards, rows, length, kv_heads, group, head_dim).transpose(0, 1, 3, 4, 2, 5)
+    grouped = grouped.reshape(shards, rows, kv_heads, group * length, head_dim) * head_dim**-0.5
     # [Z, R, T] -> [Z, R, 1, G * T, 1]
     last = jnp.tile(positions, (1, 1, group))[:, :, None, :, None]
-    end = positions.max(axis=-1)[:, :, None, None, None]
 
-    def body(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        largest, total, mixed = carry
+    def mix(q: jax.Array, last: jax.Array, find: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+        """[..., KV, G * T, K] and [..., 1, G * T, 1] -> [..., KV, G * T, K]; find(x, j) is the j-th block of pages x."""
+
+        def block(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            k = _floats(find(pool.k, j), pool.k_scale, lambda scale: find(scale, j), q.dtype)
+            v = _floats(find(pool.v, j), pool.v_scale, lambda scale: find(scale, j), q.dtype)
+            return _add_block(carry, q, k, v, last, j * block_pages * page)
+
+        start = (
+            jnp.full(q.shape[:-1], _MASKED, jnp.float32),
+            jnp.zeros(q.shape[:-1], jnp.float32),
+            jnp.zeros(q.shape, jnp.float32),
+        )
+        _, total, mixed = jax.lax.fori_loop(0, last.max() // (block_pages * page) + 1, block, start)
+        return (mixed / total[..., None]).astype(q.dtype)
+
+    def row(of: tuple[jax.Array, ...]) -> jax.Array:
+        q, last, table = of
+
+        def find(x: jax.Array, j: jax.Array) -> jax.Array:
+            # [1, P, KV, page, ...] -> block_pages times [KV, page, ...] -> [KV, block, ...]
+            pages = jax.lax.dynamic_slice_in_dim(table, j * block_pages, block_pages)
+            found = [jax.lax.dynamic_index_in_dim(x[0], page, keepdims=False) for page in pages]
+            return jnp.concatenate(found, axis=1)
+
+        return mix(q, last, find)
+
+    def find(x: jax.Array, j: jax.Array) -> jax.Array:
         pages = jax.lax.dynamic_slice_in_dim(table, j * block_pages, block_pages, axis=2)
-        k, v = (
-            _gather(x, scale, pages, q.dtype) for x, scale in ((pool.k, pool.k_scale), (pool.v, pool.v_scale))
-        )
-        index = j * block + jnp.arange(block)
-        # A key behind the row's end may be anything, even NaN, which a weight of zero would not take away.
-        v = jnp.where(index[:, None] <= end, v, 0)
-        # [Z, R, KV, G * T, K] x [Z, R, KV, block, K] -> [Z, R, KV, G * T, block]
-        scores = jnp.einsum("zrnqk,zrnck->zrnqc", q_rows, k, preferred_element_type=jnp.float32)
-        seen = index <= last
-        scores = jnp.where(seen, scores, _MASKED)
-        new_largest = jnp.maximum(largest, scores.max(axis=-1))
-        weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0)
-        kept = jnp.exp(largest - new_largest)
-        # [Z, R, KV, G * T, block] x [Z, R, KV, block, K] -> [Z, R, KV, G * T, K]
-        added = jnp.einsum(
-            "zrnqc,zrnck->zrnqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-        return new_largest, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added
+        # Each shard's rows look into its own pages: [P, KV, page, ...], [R, J] -> [R, J, KV, page, ...]
+        found = jnp.moveaxis(jax.vmap(lambda of, at: of[at])(x, pages), 2, 3)
+        # [Z, R, KV, J, page, ...] -> [Z, R, KV, block, ...]
+        return found.reshape(*found.shape[:3], -1, *found.shape[5:])
 
-    shape = (shards, rows, kv_heads, group * length)
-    start = (
-        jnp.full(shape, _MASKED, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, head_dim), jnp.float32),
-    )
-    blocks = positions.max() // block + 1
-    _, total, mixed = jax.lax.fori_loop(0, blocks, body, start)
-    out = (mixed / total[..., None]).astype(q.dtype)
+    if on_one_cpu():
+        out = jax.lax.map(row, (grouped[0], last[0], table[0]))[None]
+    else:
+        out = mix(grouped, last, find)
     # [Z, R, KV, G * T, K] -> [Z, R, KV, G, T, K] -> [Z, R, T, KV, G, K] -> [Z, R, T, H, K]
     out = out.reshape(shards, rows, kv_heads, group, length, head_dim).transpose(0, 1, 4, 2, 3, 5)
     return out.reshape(q.shape)
 
 
-def _gather(pages_of: jax.Array, scale: jax.Array | None, pages: jax.Array, dtype: Any) -> jax.Array:
-    """[Z, P, KV, page, K] and pages [Z, R, J] -> [Z, R, KV, J * page, K]."""
-
-    def own(x: jax.Array) -> jax.Array:
-        # Each shard's rows look into its own pages: [P, KV, page, ...], [R, J] -> [R, J, KV, page, ...]
-        found = jax.vmap(lambda of, at: of[at])(x, pages)
-        # -> [Z, R, KV, J, page, ...] -> [Z, R, KV, J * page, ...]
-        found = jnp.moveaxis(found, 2, 3)
-        return found.reshape(*found.shape[:3], -1, *found.shape[5:])
-
-    found = own(pages_of)
+def _floats(
+    x: jax.Array, scale: jax.Array | None, find: Callable[[jax.Array], jax.Array], dtype: Any
+) -> jax.Array:
+    """A block of keys or values; of integers times its scales."""
     if scale is None:
-        return found.astype(dtype)
-    return (found.astype(jnp.float32) * own(scale)[..., None]).astype(dtype)
+        return x.astype(dtype)
+    return (x.astype(jnp.float32) * find(scale)[..., None]).astype(dtype)
+
+
+def _add_block(
+    carry: tuple[jax.Array, ...], q: jax.Array, k: jax.Array, v: jax.Array, last: jax.Array, first: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The softmax's maximum and sum [..., KV, Q], and what it mixes [..., KV, Q, K], with another block of keys.
+
+    Args:
+        carry: of the blocks before.
+        q: [..., KV, Q, K].
+        k, v: [..., KV, block, K].
+        last: int [..., 1, Q, 1], the last key that each query sees.
+        first: int, the block's first key.
+    """
+    largest, total, mixed = carry
+    index = first + jnp.arange(k.shape[-2])
+    # A key behind the row's end may be anything, even NaN, which a weight of zero would not take away.
+    v = jnp.where(index[:, None] <= last.max(axis=-2, keepdims=True), v, 0)
+    # [..., KV, Q, K] x [..., KV, block, K] -> [..., KV, Q, block]
+    scores = jnp.einsum("...qk,...ck->...qc", q, k, preferred_element_type=jnp.float32)
+    seen = index <= last
+    scores = jnp.where(seen, scores, _MASKED)
+    new_largest = jnp.maximum(largest, scores.max(axis=-1))
+    weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0)
+    kept = jnp.exp(largest - new_largest)
+    # [..., KV, Q, block] x [..., KV, block, K] -> [..., KV, Q, K]
+    added = jnp.einsum("...qc,...ck->...qk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return new_largest, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added

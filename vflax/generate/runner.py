@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,6 +141,16 @@ class Runner:
         reference = self._logits(table, tokens, max(size for size in sizes if size <= 8 or size == sizes[0]))
         equal = [size for size in sizes if np.array_equal(self._logits(table, tokens, size), reference)]
         return tuple(sizes if which == "any" else equal)
+
+    def chunk_seconds(self) -> float:
+        """How long it takes to read the first chunk of a prompt."""
+        layout = self.layout
+        ids = np.zeros((layout.shards, layout.chunk), np.int32)
+        nobody = np.zeros((layout.shards, layout.table), np.int32)
+        began = time.perf_counter()
+        self.prefill(ids, ids - 1, nobody, np.zeros(layout.shards, np.int32))
+        jax.block_until_ready(self._pools)
+        return time.perf_counter() - began
 
     def _logits(self, table: Table, tokens: np.ndarray, size: int) -> np.ndarray:
         """Logits after a chunk and one token in each slot, computed `size` rows at a time: float32 [Z, S, V]."""

@@ -13,12 +13,15 @@ from jax.ad_checkpoint import checkpoint_name
 from vflax.errors import UserError
 from vflax.models.attention import CUDNN_FORWARD, OUTPUT, platform
 from vflax.models.lora import with_keys
-from vflax.models.product import product
+from vflax.models.product import on_one_cpu, product
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 # One object, not one per module: a graphdef compares its static parts, and two calls of normal() differ.
 KERNEL_INIT = nnx.initializers.normal(stddev=0.02)
+
+# See _mean.
+_FEW_ROWS = 8
 
 # The name under which a remat policy finds what goes into a layer.
 INPUT = "layer_input"
@@ -101,8 +104,22 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        x = x * jax.lax.rsqrt(_mean(jnp.square(x)) + self.eps)
         return (x * self.scale[...].astype(jnp.float32)).astype(self.dtype)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., 1].
+
+    For a CPU XLA writes the sums of a few rows as another loop than those of many, which adds up in another order. A few
+    rows are filled up, so that a row's mean is the same bits in an answer that is written alone and in one of several.
+    """
+    rows = x.size // x.shape[-1]
+    if rows >= _FEW_ROWS or not on_one_cpu():
+        return x.mean(-1, keepdims=True)
+    # [..., D] -> [_FEW_ROWS, D]
+    filled_up = jnp.pad(x.reshape(rows, -1), ((0, _FEW_ROWS - rows), (0, 0)))
+    return filled_up.mean(-1)[:rows].reshape(*x.shape[:-1], 1)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
