@@ -94,8 +94,8 @@ def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, block_pages: int) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v over the pages of each row; a query sees the keys up to its own position.
 
-    On one CPU device rows come one after the other, in one function that knows of no others: so their results are the
-    same bits however many there are, and each row takes its own number of blocks. It is no slower, since there XLA works
+    On one CPU device rows come one after the other, in one function that knows of no others: their results are the same
+    bits however many there are, and each row takes its own number of blocks. It is no slower, since there XLA works
     on a batch of products one by one as well. Elsewhere rows are one array, for as many blocks as the longest needs.
 
     Args:
@@ -118,7 +118,7 @@ def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, blo
     last = jnp.tile(positions, (1, 1, group))[:, :, None, :, None]
 
     def mix(q: jax.Array, last: jax.Array, find: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-        """[..., KV, G * T, K] and [..., 1, G * T, 1] -> [..., KV, G * T, K]; find(x, j) is the j-th block of pages x."""
+        """[..., KV, G * T, K] and [..., 1, G * T, 1] -> [..., KV, G * T, K]; find(x, j): the j-th block of pages x."""
 
         def block(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             k = _floats(find(pool.k, j), pool.k_scale, lambda scale: find(scale, j), q.dtype)

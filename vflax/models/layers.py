@@ -111,7 +111,7 @@ class RMSNorm(nnx.Module):
 def _mean(x: jax.Array) -> jax.Array:
     """[..., D] -> [..., 1].
 
-    For a CPU XLA writes the sums of a few rows as another loop than those of many, which adds up in another order. A few
+    For a CPU XLA writes the sums of a few rows as another loop than those of many, which adds up in another order. Few
     rows are filled up, so that a row's mean is the same bits in an answer that is written alone and in one of several.
     """
     rows = x.size // x.shape[-1]
