@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,9 +59,24 @@ def engine(
     """An engine of random weights; larger ones than at the start of training, so that logits differ."""
     mesh = answer_mesh(config, devices or jax.local_devices()[:1])
     weights = load_weights(source or Source(config), config, mesh, dtype, int8=int8)
-    return Engine(
-        processor(folder, config), config, weights, mesh, dtype, EngineSettings(**{**SETTINGS, **settings})
-    )
+    own = EngineSettings(**{**SETTINGS, **settings})
+    with compiled_once():
+        return Engine(processor(folder, config), config, weights, mesh, dtype, own)
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """What is compiled in here is kept for other engines of the same sizes, in this process and in others."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    folder = Path(tempfile.gettempdir()) / f"vflax-test-engines-{os.getuid()}-{jax.__version__}"
+    for name, value in zip(names, (str(folder), 0), strict=True):
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
 
 
 class Source(RandomSource):
