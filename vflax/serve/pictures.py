@@ -52,7 +52,7 @@ def _look(where: str, data: bytes, max_pixels: int) -> None:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
     except Image.DecompressionBombError as error:
-        raise _refused(where, f"decompression bomb: {error}") from None
+        raise bad(f"{where}: decompression bomb: {error}", where, "image_too_large") from None
     except Exception:  # as with `images.load`, plugins raise what they like
         raise _refused(
             where, f"not a picture that can be read ({len(data)} bytes); send {', '.join(FORMATS)}"

@@ -180,7 +180,9 @@ class Service:
         conversation, sources = await self._in_pool(read)
         asked.messages.clear()  # an answer takes long, and its question's pictures are large
         self._check_characters(messages.num_characters(conversation), "messages")
-        encoded = [(one.where, one.data or await self._fetch(one, take)) for one in sources]
+        encoded = [
+            (one.where, await self._fetch(one, take) if one.data is None else one.data) for one in sources
+        ]
 
         def make() -> Prompt:
             return self.processor.chat(conversation, Pictures(encoded, limits.max_image_pixels))
