@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -166,6 +167,13 @@ def test_unknown_places_and_methods_are_errors_of_the_same_shape(server: Running
     refused(httpx.post(f"{server.url}/v1/embeddings", json={}), 404)
 
 
+@pytest.fixture(scope="module")
+def strict(tiny: Processor) -> Iterator[Running]:
+    """A server that takes small pictures only."""
+    with running(FakeEngine(tiny), max_image_pixels=40_000, max_image_bytes=100_000) as found:
+        yield found
+
+
 def bomb() -> bytes:
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
@@ -193,12 +201,11 @@ def bomb() -> bytes:
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )  # fmt: skip
-def test_a_picture_that_cannot_be_used_is_named(tiny: Processor, url: str, code: str) -> None:
-    with running(FakeEngine(tiny), max_image_pixels=40_000, max_image_bytes=100_000) as s:
-        content = [image_part(png()), {"type": "image_url", "image_url": {"url": url}}]
-        error = refused(post(s, {"messages": [{"role": "user", "content": content}]}))
-        assert error["code"] == code and error["param"] == "messages[0].content[1].image_url"
-        assert not s.engine.submitted
+def test_a_picture_that_cannot_be_used_is_named(strict: Running, url: str, code: str) -> None:
+    content = [image_part(png()), {"type": "image_url", "image_url": {"url": url}}]
+    error = refused(post(strict, {"messages": [{"role": "user", "content": content}]}))
+    assert error["code"] == code and error["param"] == "messages[0].content[1].image_url"
+    assert not strict.engine.submitted
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])

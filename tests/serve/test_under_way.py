@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -266,3 +267,16 @@ def test_what_has_not_ended_when_the_drain_is_over_is_cancelled(tiny: Processor)
             list(stream)
         until(lambda: free(server.engine))
         assert time.monotonic() - begun >= 0.3
+
+
+def test_told_to_end_twice_the_server_ends_at_once(tiny: Processor) -> None:
+    with running(slow(tiny), drain_timeout=1000) as server:
+        with server.connect() as sock:
+            sock.sendall(raw({"messages": asks(), "stream": True}))
+            until(lambda: server.engine.stats().running == 1)
+            server.server.handle_exit(signal.SIGTERM, None)
+            until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+            assert not server.server.should_exit
+            server.server.handle_exit(signal.SIGTERM, None)
+            answer_end(sock)
+        until(lambda: free(server.engine))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from typing import Any, TextIO
 
@@ -27,7 +26,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=True, default=str)
 
 
-def write_to(stream: TextIO = sys.stderr) -> None:
+def write_to(stream: TextIO) -> None:
     """Send this server's log, and uvicorn's warnings, to a stream."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())

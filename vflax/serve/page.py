@@ -37,7 +37,7 @@ class PageFiles(StaticFiles):
         return response
 
 
-def add_routes(app: FastAPI, service: Service, folder: Path = FOLDER) -> None:
+def add_routes(app: FastAPI, service: Service) -> None:
     """`/`, `/page/config.json` and all else under `/page/`. Where the folder has no page, only the configuration."""
 
     @app.get("/page/config.json")
@@ -58,9 +58,9 @@ def add_routes(app: FastAPI, service: Service, folder: Path = FOLDER) -> None:
             "needs_key": bool(service.keys),
         }
 
-    if not (folder / "index.html").is_file():
+    if not (FOLDER / "index.html").is_file():
         return
-    files = PageFiles(directory=folder)
+    files = PageFiles(directory=FOLDER)
     app.mount("/page", files)
 
     @app.get("/")

@@ -98,6 +98,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: naming the flags.
     """
+    if not 0 <= port < 65536:
+        raise UserError(f"--port={port}: from 0 (any that is free) to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -105,11 +107,8 @@ def listen(host: str, port: int) -> socket.socket:
         # Connections inherit it. What a client does not read then soon holds up what is sent, and is noticed.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         sock.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--host={host} --port={port}: cannot listen there ({reason}); take another port"
-        ) from None
+    except OSError as error:
+        raise UserError(f"--host={host} --port={port}: cannot listen there ({error.strerror})") from None
     return sock
 
 
