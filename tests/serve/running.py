@@ -111,3 +111,11 @@ def image_part(data: bytes) -> dict[str, Any]:
 def asks(text: str = "What is this?", *pictures: bytes) -> list[Any]:
     """The messages of a question."""
     return [{"role": "user", "content": [{"type": "text", "text": text}, *map(image_part, pictures)]}]
+
+
+def answer_end(sock: Any) -> bytes:
+    """All that comes until the other side closes."""
+    data = b""
+    while piece := sock.recv(65536):
+        data += piece
+    return data

@@ -24,10 +24,8 @@ from vflax.serve.__main__ import main
 ROOT = Path(__file__).parents[2]
 # In place of the engine: the fake one, which opens when a file is there.
 ENGINE = """
-import argparse, pathlib, sys, time, types
+import pathlib, sys, time, types
 
-from tests.generate.fake_engine import FakeEngine
-from tests.serve.running import processor
 from vflax.errors import UserError
 
 def add_engine_flags(parser):
@@ -41,6 +39,9 @@ def open_engine(args):
         raise RuntimeError("the weights are on fire")
     while args.wait_for and not pathlib.Path(args.wait_for).exists():
         time.sleep(0.01)
+    from tests.generate.fake_engine import FakeEngine
+    from tests.serve.running import processor
+
     tiny = processor(pathlib.Path(args.model))
     return FakeEngine(tiny, pace=args.pace), tiny
 

@@ -98,6 +98,7 @@ def test_a_field_that_cannot_be_is_named(server: Running, fields: dict[str, Any]
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "logprobs": True}, "logprobs"),
         ({"prompt": ["a"] * 9, "n": 2}, "n"),
+        ({"prompt": ["a"] * 17}, "prompt"),
     ],
 )
 def test_a_field_of_a_text_that_cannot_be_is_named(
@@ -110,7 +111,7 @@ def test_fields_that_ask_for_nothing_and_fields_that_nobody_knows_are_let_pass(s
     fields = {
         "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": None, "functions": None,
         "modalities": ["text"], "parallel_tool_calls": True, "store": False, "metadata": {"a": "b"}, "min_p": 0.0,
-        "service_tier": "auto", "some_clients_own": {"x": [1]}, "top_k": -1, "temperature": None, "stop": None,
+        "service_tier": "auto", "some_clients_own": {"x": [1]}, "top_k": -1, "temperature": 0, "top_p": 1, "stop": None,
         "n": None, "stream": None, "stream_options": None, "max_tokens": None, "logprobs": None, "seed": None,
     }  # fmt: skip
     assert post(server, {"messages": asks(), **fields}).status_code == 200

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.generate.fake_engine import FakeEngine
-from tests.serve.running import Running, asks, free, running, until
+from tests.serve.running import Running, answer_end, asks, free, running, until
 from vflax.generate.processor import Processor
 from vflax.generate.request import Delta, OnDelta, Prompt, Sampling
 
@@ -31,14 +31,6 @@ def raw(body: dict[str, Any], path: str = "/v1/chat/completions", headers: str =
 def slow(tiny: Processor, **kw: Any) -> FakeEngine:
     """An engine whose answers take longer than any test."""
     return FakeEngine(tiny, lambda prompt: LONG, pace=0.2, max_length=8000, **kw)
-
-
-def answer_end(sock: Any) -> bytes:
-    """All that comes until the other side closes."""
-    data = b""
-    while piece := sock.recv(65536):
-        data += piece
-    return data
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -89,7 +81,8 @@ def test_a_full_queue_says_when_to_come_back(tiny: Processor) -> None:
 
 
 def test_never_more_requests_are_taken_than_there_are_places(tiny: Processor) -> None:
-    with running(slow(tiny, slots=2), max_queue=3) as server:
+    engine = FakeEngine(tiny, pace=0.05, slots=2)
+    with running(engine, max_queue=3) as server:
 
         def status(_: int) -> int:
             body = {"messages": asks(), "max_tokens": 3}

@@ -39,6 +39,7 @@ T = TypeVar("T")
 # A token of common vocabularies is rarely longer than 16 characters. A text that would not fit at this many a token
 # is refused before time goes into its tokens.
 _MOST_CHARACTERS = 64
+_TEXT_WORKERS = 4
 
 
 class Service:
@@ -56,7 +57,10 @@ class Service:
         self._places = Places(engine.stats().slots + settings.max_queue)
         self._buffers = Buffers(settings.max_buffered_bytes)
         self.fetcher: Fetcher | None = None
-        self._pool = ThreadPoolExecutor(settings.image_workers, "vflax-prompt")
+        # Two pools, so that texts do not wait for pictures. Neither is the event loop's own: there a slow name server,
+        # asked for a remote picture, could take all threads.
+        self._pictures = ThreadPoolExecutor(settings.image_workers, "vflax-pictures")
+        self._texts = ThreadPoolExecutor(_TEXT_WORKERS, "vflax-texts")
         self._spelling = Spelling(processor.tokenizer)
         self._bundles: WeakSet[Bundle] = WeakSet()
         self._mail: Mail | None = None
@@ -75,7 +79,8 @@ class Service:
 
     def close(self) -> None:
         """Give back the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pictures, self._texts):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # ----------------------------------------------------------------------------------------------
     # A request
@@ -98,7 +103,7 @@ class Service:
             body = await read_body(
                 request, most=most, seconds=min(seconds, end - time.monotonic()), take=take
             )
-            asked = await self._in_pool(parse, kind, body)
+            asked = await _in(self._texts, parse, kind, body)
             end = min(end, record.start + (asked.deadline or math.inf))
             self._note(asked, record)
             bundle = await unless_gone(request.receive, _by(end, self._submitted(asked, take, record)))
@@ -150,10 +155,11 @@ class Service:
         return bundle
 
     def _bundle(self, asked: ChatAsked | TextAsked, record: Record) -> Bundle:
-        number = asked.choices * (len(asked.prompts) if isinstance(asked, TextAsked) else 1)
-        most = min(self.settings.max_choices, self._places.most)
+        prompts = len(asked.prompts) if isinstance(asked, TextAsked) else 1
+        number, most = prompts * asked.choices, min(self.settings.max_choices, self._places.most)
         if number > most:
-            raise bad(f"n: {number} answers to one request, and {most} are the most", "n")
+            field = "prompt" if prompts > most else "n"
+            raise bad(f"{field}: {number} answers to one request, and {most} are the most", field)
         if self._mail is None or self._mail.loop is not asyncio.get_running_loop():
             self._mail = Mail()
         bundle = Bundle(self._mail, self._places, number, Pace(self.metrics, record))
@@ -177,7 +183,7 @@ class Service:
             messages.read, asked.messages, max_images=limits.max_images,
             max_image_bytes=limits.max_image_bytes, remote=limits.allow_remote_images,
         )  # fmt: skip
-        conversation, sources = await self._in_pool(read)
+        conversation, sources = await _in(self._texts, read)
         asked.messages.clear()  # an answer takes long, and its question's pictures are large
         self._check_characters(messages.num_characters(conversation), "messages")
         encoded = [
@@ -188,7 +194,7 @@ class Service:
             return self.processor.chat(conversation, Pictures(encoded, limits.max_image_pixels))
 
         try:
-            return await self._in_pool(make)
+            return await _in(self._pictures if encoded else self._texts, make)
         except UserError as error:  # a conversation that the model's template does not take
             raise bad(f"messages: {error}", "messages") from None
 
@@ -196,7 +202,7 @@ class Service:
         if not asked.prompts or not all(asked.prompts):
             raise bad("prompt: is empty", "prompt")
         self._check_characters(max(map(len, asked.prompts)), "prompt")
-        return [await self._in_pool(self.processor.text, text) for text in asked.prompts]
+        return [await _in(self._texts, self.processor.text, text) for text in asked.prompts]
 
     def _check_characters(self, number: int, field: str) -> None:
         most = self.engine.max_length * _MOST_CHARACTERS
@@ -211,10 +217,6 @@ class Service:
         if self.fetcher is None:
             self.fetcher = Fetcher(self.settings.max_image_bytes, self.settings.fetch_timeout)
         return await self.fetcher.fetch(source.url, source.where, take)
-
-    async def _in_pool(self, function: Callable[..., T], *args: Any) -> T:
-        """In one of the few threads that may be busy with prompts."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def _closed(self) -> ApiError:
         if self.state == "draining":
@@ -282,7 +284,15 @@ class Service:
         asked_once = bundle.tickets[:: asked.choices]
         usage.prompt = sum(ticket.prompt_tokens for ticket in asked_once)
         usage.cached = sum(ticket.cached_tokens for ticket in asked_once)
-        record.facts |= {**dataclasses.asdict(usage), "finish": reasons}
+        record.facts |= {
+            "prompt_tokens": usage.prompt, "cached_tokens": usage.cached, "completion_tokens": usage.answer,
+            "finish": reasons,
+        }  # fmt: skip
+
+
+async def _in(pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
+    """What a function gives that would hold up the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
 
 async def _by(end: float, work: Coroutine[Any, Any, T]) -> T:
