@@ -1,0 +1,86 @@
+"""The HTTP side of a connection: a client that is slow to ask, or to take its answer, does not keep it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from vflax.serve.errors import ApiError
+from vflax.serve.settings import Settings
+
+# Of the lines before a body, and of what may come between its chunks and behind it.
+MAX_HEADER_BYTES = 64 * 1024
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, with limits. `sweep` must be called a few times a second."""
+
+    def __init__(self, *args: Any, settings: Settings, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self._settings = settings
+        self._asking_since: float | None = None  # a request's headers are awaited
+        self._stuck_since: float | None = None  # what was sent has not been taken
+        self._unread = 0  # bytes since the last that were headers' end, or a body's
+        self._thrown_away = 0  # bytes of a body whose request was answered before
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._asking_since = time.monotonic()
+        if len(self.connections) > self._settings.max_connections:
+            self.refuse(ApiError(429, "too many connections", code="busy", retry_after=1))
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._asking_since is None and (self.cycle is None or self.cycle.response_complete):
+            self._asking_since = time.monotonic()
+        self._unread += len(data)
+        super().data_received(data)
+        if self._unread > MAX_HEADER_BYTES:
+            self.refuse(ApiError(431, f"headers of more than {MAX_HEADER_BYTES} bytes"))
+
+    def on_headers_complete(self) -> None:
+        self._asking_since, self._unread, self._thrown_away = None, 0, 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        if self.cycle.response_complete:
+            self._thrown_away += len(body)
+            if self._thrown_away > self._settings.max_body_bytes:
+                self.transport.abort()
+                return
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(ApiError(400, msg))
+
+    def refuse(self, error: ApiError) -> None:
+        """Answer what never became a request, and close."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            content = json.dumps(error.body()).encode()
+            headers = {**error.headers, "content-type": "application/json", "connection": "close"}
+            headers["content-length"] = str(len(content))
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+            self.transport.write(STATUS_LINE[error.status] + lines.encode() + content)
+        self.transport.close()
+
+    def sweep(self, now: float) -> None:
+        """End what takes too long. now: of time.monotonic."""
+        if self._asking_since is not None and now - self._asking_since > self._settings.header_timeout:
+            self.refuse(ApiError(408, "the request's headers did not come in time", code="too_slow"))
+        if not self.transport.get_write_buffer_size():
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = now
+        elif now - self._stuck_since > self._settings.write_timeout:
+            self.transport.abort()
