@@ -29,6 +29,7 @@ import pathlib, sys, time, types
 from vflax.errors import UserError
 
 def add_engine_flags(parser):
+    parser.add_argument("--model")
     parser.add_argument("--wait-for")
     parser.add_argument("--pace", type=float, default=0)
 
@@ -45,9 +46,9 @@ def open_engine(args):
     tiny = processor(pathlib.Path(args.model))
     return FakeEngine(tiny, pace=args.pace), tiny
 
-engine = types.ModuleType("vflax.generate.engine")
+engine = types.ModuleType("vflax.generate.open")
 engine.add_engine_flags, engine.open_engine = add_engine_flags, open_engine
-sys.modules["vflax.generate.engine"] = engine
+sys.modules["vflax.generate.open"] = engine
 """
 START = ENGINE + "\nfrom vflax.serve.__main__ import main\nsys.exit(main())\n"
 
@@ -127,7 +128,7 @@ def test_ctrl_c_before_the_model_is_there_ends_it(tmp_path: Path) -> None:
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake engine, for a command in this process, whose log goes nowhere."""
     monkeypatch.setattr(log, "write_to", lambda stream: None)
-    monkeypatch.setitem(sys.modules, "vflax.generate.engine", sys)  # put back afterwards
+    monkeypatch.setitem(sys.modules, "vflax.generate.open", sys)  # put back afterwards
     exec(ENGINE, {})
 
 

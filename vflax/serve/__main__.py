@@ -36,14 +36,12 @@ def _run(argv: Sequence[str] | None) -> int:
         import fastapi, httptools, httpx, prometheus_client, uvicorn  # noqa: E401, F401, I001
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'vflax[serve]'") from None
-    from vflax.generate.engine import add_engine_flags
+    from vflax.generate.open import add_engine_flags
     from vflax.serve import log, settings
-    from vflax.weights.export import add_model_flags
 
     parser = argparse.ArgumentParser(
         prog="python -m vflax.serve", description="Serve a model in OpenAI's protocol, with a chat page."
     )
-    add_model_flags(parser)
     add_engine_flags(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)"
@@ -91,7 +89,7 @@ class _Loading(threading.Thread):
         self._doorway, self._server = doorway, server
 
     def run(self) -> None:
-        from vflax.generate.engine import open_engine
+        from vflax.generate.open import open_engine
         from vflax.serve.app import build_app
 
         try:
