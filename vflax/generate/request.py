@@ -142,14 +142,15 @@ OnDelta = Callable[[Delta], None]
 
 
 class Ticket(Protocol):
-    """A request that was taken.
+    """A request that was taken."""
 
-    prompt_tokens: of its prompt, images included.
-    cached_tokens: of those, how many were known from earlier requests; 0 until it begins.
-    """
+    @property
+    def prompt_tokens(self) -> int:
+        """Of its prompt, images included."""
 
-    prompt_tokens: int
-    cached_tokens: int
+    @property
+    def cached_tokens(self) -> int:
+        """Of those, how many were known from earlier requests; 0 until it begins."""
 
     def cancel(self) -> None:
         """End the answer; its slot is free at once. Of no effect on one that has ended. Any thread may call it."""

@@ -93,8 +93,9 @@ class _Loading(threading.Thread):
         from vflax.serve.app import build_app
 
         try:
-            self.engine, processor = open_engine(self._args)
-            app = build_app(self.engine, processor, self._settings)
+            engine, processor = open_engine(self._args)
+            self.engine = engine
+            app = build_app(engine, processor, self._settings)
         except BaseException as error:  # told by the main thread
             self.error = error
             self._server.should_exit = True
