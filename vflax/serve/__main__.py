@@ -91,10 +91,10 @@ class _Loading(threading.Thread):
         self._doorway, self._server = doorway, server
 
     def run(self) -> None:
-        from vflax.generate.engine import open_engine
-        from vflax.serve.app import build_app
-
         try:
+            from vflax.generate.engine import open_engine
+            from vflax.serve.app import build_app
+
             self.engine, processor = open_engine(self._args)
             app = build_app(self.engine, processor, self._settings)
         except BaseException as error:  # told by the main thread
