@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import socket
 import threading
 import time
@@ -119,3 +120,10 @@ def answer_end(sock: Any) -> bytes:
     while piece := sock.recv(65536):
         data += piece
     return data
+
+
+def raw(body: dict[str, Any], path: str = "/v1/chat/completions") -> bytes:
+    """A request as it goes over the wire."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
+    return (head + "\r\n").encode() + content

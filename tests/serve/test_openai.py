@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from tests.generate.fake_engine import FakeEngine
 from tests.serve.running import IMAGE_TOKENS, Running, asks, free, png, running, until
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.generate.processor import Processor
+from vflax.generate.request import Token
 
 ANSWER = "It is a red circle."
 
@@ -230,3 +233,27 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(tiny: Processor)
         assert 1 <= int(error.value.response.headers["retry-after"]) <= 30
         assert error.value.code == "rate_limit_exceeded"
         assert server.client("two").chat.completions.create(model="tiny", messages=asks()).choices
+
+
+def test_addresses_are_those_that_a_trusted_proxy_tells(tiny: Processor) -> None:
+    def ask(server: Running, address: str) -> int:
+        headers = {"x-forwarded-for": address}
+        return httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}, headers=headers).status_code
+
+    with running(FakeEngine(tiny), rate_limit=1, trusted_proxies=("127.0.0.1",)) as server:
+        assert [ask(server, address) for address in ("10.0.0.1", "10.0.0.2", "10.0.0.1")] == [200, 200, 429]
+    with running(FakeEngine(tiny), rate_limit=1) as server:
+        assert [ask(server, address) for address in ("10.0.0.1", "10.0.0.2")] == [200, 429]
+
+
+def test_the_logarithm_of_an_impossible_tokens_probability_is_a_number(tiny: Processor) -> None:
+    class Impossible(FakeEngine):
+        def submit(self, prompt: Any, sampling: Any, on_delta: Any) -> Any:
+            token = Token(5, -math.inf, ((6, -math.inf),))
+            return super().submit(prompt, sampling, lambda delta: on_delta(replace(delta, tokens=(token,))))
+
+    with running(Impossible(tiny)) as server:
+        kw: Any = {"model": "tiny", "messages": asks(), "logprobs": True, "top_logprobs": 1}
+        told = server.client().chat.completions.create(**kw).choices[0].logprobs
+        assert told is not None and told.content is not None and told.content[0].logprob == -9999
+        assert told.content[0].top_logprobs[0].logprob == -9999

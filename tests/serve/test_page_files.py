@@ -10,7 +10,7 @@ import pytest
 from tests.generate.fake_engine import FakeEngine
 from tests.serve.running import answer_end, asks, running
 from vflax.generate.processor import Processor
-from vflax.serve import page
+from vflax.serve import page_files
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "vendor" / "marked.js").write_text("export const a = 1")
     (folder / "style.css").write_text("a {}")
     (tmp_path / "secret").write_text("no page")
-    monkeypatch.setattr(page, "FOLDER", folder)
+    monkeypatch.setattr(page_files, "FOLDER", folder)
     return folder
 
 

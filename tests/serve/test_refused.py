@@ -151,15 +151,15 @@ def test_a_request_of_more_values_than_a_conversation_has_is_refused(server: Run
     assert "values" in error["message"]
 
 
-def test_another_type_than_json_is_refused(server: Running) -> None:
-    url, body = f"{server.url}/v1/chat/completions", b'{"messages": [{"role": "user", "content": "x"}]}'
-    assert (
-        "application/json"
-        in refused(httpx.post(url, content=body, headers={"content-type": "text/plain"}), 415)["message"]
-    )
-    assert httpx.post(
-        url, content=body, headers={"content-type": "application/json; charset=utf-8"}
-    ).is_success
+def test_another_type_than_json_or_none_is_refused(server: Running) -> None:
+    body = b'{"messages": [{"role": "user", "content": "x"}]}'
+
+    def send(**headers: str) -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
+
+    for headers in ({}, {"content-type": "text/plain"}):
+        assert "application/json" in refused(send(**headers), 415)["message"]
+    assert send(**{"content-type": "application/json; charset=utf-8"}).is_success
 
 
 def test_unknown_places_and_methods_are_errors_of_the_same_shape(server: Running) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -14,18 +13,11 @@ import openai
 import pytest
 
 from tests.generate.fake_engine import FakeEngine
-from tests.serve.running import Running, answer_end, asks, free, running, until
+from tests.serve.running import Running, answer_end, asks, free, raw, running, until
 from vflax.generate.processor import Processor
 from vflax.generate.request import Delta, OnDelta, Prompt, Sampling
 
 LONG = "There are dogs and cats and birds. " * 40
-
-
-def raw(body: dict[str, Any], path: str = "/v1/chat/completions", headers: str = "") -> bytes:
-    """A request as it goes over the wire."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
-    return (head + headers + "\r\n").encode() + content
 
 
 def slow(tiny: Processor, **kw: Any) -> FakeEngine:
@@ -159,6 +151,17 @@ def test_what_is_not_http_is_refused_in_the_same_shape(server: Running) -> None:
         sock.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         found = answer_end(sock)
         assert found.startswith(b"HTTP/1.1 400") and b'{"error": {"message"' in found
+
+
+def test_a_body_that_nobody_reads_is_not_taken_for_ever(tiny: Processor) -> None:
+    with running(FakeEngine(tiny), max_body_bytes=100_000, max_buffered_bytes=100_000) as server:
+        sock = server.connect()
+        sock.sendall(b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 404")
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                sock.sendall(bytes(1_000_000))
+        sock.close()
 
 
 def test_connections_are_limited(tiny: Processor) -> None:

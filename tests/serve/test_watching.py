@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.generate.fake_engine import FakeEngine
-from tests.serve.running import Running, asks, png, running, until
+from tests.serve.running import Running, asks, png, raw, running, until
 from vflax.generate.processor import Processor
 from vflax.serve import log
 
@@ -75,10 +75,8 @@ def test_metrics_count_requests_tokens_images_and_times(tiny: Processor) -> None
 
 def test_metrics_tell_what_runs_and_who_went_away(tiny: Processor) -> None:
     with running(FakeEngine(tiny, pace=0.1, slots=1)) as server:
-        body = json.dumps({"messages": asks(), "n": 2}).encode()
         with server.connect() as sock:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-            sock.sendall(head.encode() + body)
+            sock.sendall(raw({"messages": asks(), "n": 2}))
             until(lambda: server.engine.stats().running == 1)
             found = metrics(server)
             assert found["vflax_running", ()] == 1 and found["vflax_waiting", ()] == 1
@@ -106,7 +104,7 @@ def test_a_request_is_one_line_of_json_without_what_was_asked(tiny: Processor, l
     assert one["level"] == "info" and one["status"] == 200 and one["path"] == "/v1/chat/completions"
     assert one["prompt_tokens"] == usage["prompt_tokens"]
     assert one["completion_tokens"] == usage["completion_tokens"]
-    assert one["finish"] == ["stop"] and one["images"] == 1 and one["ignored"] == ["clients_own"]
+    assert one["finish"] == ["stop"] and one["images"] == 1 and one["ignored"] == ["clients_own", "user"]
     assert one["seconds"] >= one["first_token_seconds"] > 0 and one["client"].startswith("key:")
     two = found["id-2"]
     assert two["status"] == 400 and two["param"] == "top_k" and two["error"] == "invalid_request"

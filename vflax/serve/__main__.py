@@ -89,10 +89,10 @@ class _Loading(threading.Thread):
         self._doorway, self._server = doorway, server
 
     def run(self) -> None:
-        from vflax.generate.open import open_engine
-        from vflax.serve.app import build_app
-
         try:
+            from vflax.generate.open import open_engine
+            from vflax.serve.app import build_app
+
             engine, processor = open_engine(self._args)
             self.engine = engine
             app = build_app(engine, processor, self._settings)

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vflax.generate.processor import Processor
 from vflax.generate.request import Answering
-from vflax.serve import page
+from vflax.serve import page_files
 from vflax.serve.errors import ApiError, ClientGone, as_api_error
 from vflax.serve.log import LOG
 from vflax.serve.record import CLIENT_GONE, Record
@@ -28,7 +28,7 @@ def build_app(engine: Answering, processor: Processor, settings: Settings) -> Fa
     app.add_exception_handler(HTTPException, _not_found)
     _add_routes(app, service)
     if settings.page:
-        page.add_routes(app, service)
+        page_files.add_routes(app, service)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

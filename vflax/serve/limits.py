@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from vflax.serve.errors import ApiError, ClientGone, bad
 
@@ -141,39 +141,39 @@ async def read_body(request: Request, *, most: int, seconds: float, take: Callab
         ApiError: 413 over `most`, 408 when it takes longer, 415 for another type than JSON.
         ClientGone: the client went away.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if (
-        kind != "application/json"
-    ):  # also: a page of another origin could send other types without being asked
+    # Any page of the web may send other types, or none, to a server on its reader's own machine. For this one a browser
+    # asks first (CORS).
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
         raise ApiError(415, "content-type: send application/json", code="unsupported_media_type")
     length = request.headers.get("content-length", "0")
     if not (length.isdecimal() and len(length) < 19):
         raise bad("content-length: expected a number of bytes")
-    chunks, size = [], 0
+    chunks, size, more = [], 0, True
     try:
         async with asyncio.timeout(seconds):
-            if int(length) > most:
-                await _discard(request, most)
-                raise _too_large(most)
-            async for chunk in request.stream():
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 size += len(chunk)
-                if size > most:
-                    await _discard(request, most)
-                    raise _too_large(most)
+                if max(size, int(length)) > most:
+                    await _discard(request, most if more else 0)
+                    raise ApiError(
+                        413, f"the request is larger than {most} bytes", code="request_too_large", close=True
+                    )
                 take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise ApiError(
             408, f"the request did not come within {seconds:g} s", code="too_slow", close=True
         ) from None
-    except ClientDisconnect:
-        raise ClientGone from None
     return b"".join(chunks)
 
 
-async def _discard(request: Request, most: int) -> None:
+async def _discard(request: Request, left: int) -> None:
     """Read on for a moment: most clients look for an answer only when they have sent all."""
-    left = most
     try:
         async with asyncio.timeout(2):
             while left > 0:
@@ -183,10 +183,6 @@ async def _discard(request: Request, most: int) -> None:
                     return
     except TimeoutError:
         return
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the request is larger than {most} bytes", code="request_too_large", close=True)
 
 
 def _digest(key: bytes) -> str:

@@ -129,7 +129,6 @@ class Asked(_Fields):
     max_tokens: int | None = None
     n: int | None = Field(None, ge=1)
     ignore_eos: bool | None = None
-    user: str | None = None
     deadline: float | None = Field(None, gt=0)
 
     @property

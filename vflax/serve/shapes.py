@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from vflax.generate.request import Delta, Token
 from vflax.tokenizer import Tokenizer
 
+_IMPOSSIBLE = -9999.0
+
 
 @dataclass
 class Choice:
@@ -127,7 +129,8 @@ class ChatShape:
         return {"content": content, "refusal": None}
 
     def _spelled(self, token: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": self._spelling.text(token), "logprob": logprob, "bytes": self._spelling.bytes(token)}
+        text, spelled = self._spelling.text(token), self._spelling.bytes(token)
+        return {"token": text, "logprob": _number(logprob), "bytes": spelled}
 
 
 class TextShape:
@@ -167,11 +170,16 @@ class TextShape:
             self._offsets[index] = offsets[-1] + len(text)
         return {
             "tokens": texts,
-            "token_logprobs": [token.logprob for token in tokens],
+            "token_logprobs": [_number(token.logprob) for token in tokens],
             "top_logprobs": [self._top(token) for token in tokens],
             "text_offset": offsets,
         }
 
-    def _top(self, token: Token) -> dict[str, float]:
+    def _top(self, token: Token) -> dict[str, float | None]:
         """By spelling, which tokens may share: the likeliest has it."""
-        return {self._spelling.text(one): logprob for one, logprob in reversed(token.top)}
+        return {self._spelling.text(one): _number(logprob) for one, logprob in reversed(token.top)}
+
+
+def _number(logprob: float | None) -> float | None:
+    """As OpenAI writes that of the impossible: JSON has no infinity."""
+    return None if logprob is None else logprob if logprob > _IMPOSSIBLE else _IMPOSSIBLE

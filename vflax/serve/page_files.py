@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -32,6 +33,8 @@ class PageFiles(StaticFiles):
     """Static files with the headers that keep strangers out of the page."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        if "\0" in path:  # older Starlettes ask the file system, which raises ValueError
+            raise HTTPException(404)
         response = await super().get_response(path, scope)
         response.headers.update(_HEADERS)
         return response
