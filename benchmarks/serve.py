@@ -6,7 +6,7 @@ Each of the streams asks one question after another, with a picture of its own, 
 requests and tokens per second, the time to the first token and between tokens, as the client sees them (a piece may
 hold several tokens, so the time between pieces is told with the number of tokens in one), and what is lost of the
 tokens per second of the engine when the same requests are given to it without a server. Client, server and engine share
-the cores of this machine. The model is that of benchmarks.generate: random weights, whose answers do not end by themselves.
+the cores of this machine. The model is that of benchmarks.generate, with random weights; no answer ends by itself.
 """
 
 from __future__ import annotations
