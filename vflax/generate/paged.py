@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vflax.models import lora
+from vflax.models.blockwise import MASKED, scale
 from vflax.models.product import on_one_cpu
-
-_MASKED = -1e30
-_LEVELS = 127
 
 
 class Pool(NamedTuple):
@@ -84,11 +83,9 @@ def _each(pool: Pool, k: jax.Array, v: jax.Array, put: Callable[[jax.Array, jax.
 
 
 def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[..., K] -> int8 [..., K] and a float32 scale [...], so that x is about int8 * scale; symmetric."""
-    x = x.astype(jnp.float32)
-    largest = jnp.abs(x).max(axis=-1)
-    scale = jnp.where(largest > 0, largest / _LEVELS, 1)
-    return jnp.rint(x / scale[..., None]).astype(jnp.int8), scale
+    """[..., K] -> int8 [..., K] and a float32 scale [...], so that x is about int8 * scale."""
+    integers, scales = lora.quantise(x[..., None], jnp)
+    return integers[..., 0], scales[..., 0]
 
 
 def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, block_pages: int) -> jax.Array:
@@ -113,7 +110,7 @@ def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, blo
     group = heads // kv_heads
     # [Z, R, T, H, K] -> [Z, R, T, KV, G, K] -> [Z, R, KV, G, T, K] -> [Z, R, KV, G * T, K]
     grouped = q.reshape(shards, rows, length, kv_heads, group, head_dim).transpose(0, 1, 3, 4, 2, 5)
-    grouped = grouped.reshape(shards, rows, kv_heads, group * length, head_dim) * head_dim**-0.5
+    grouped = grouped.reshape(shards, rows, kv_heads, group * length, head_dim)
     # [Z, R, T] -> [Z, R, 1, G * T, 1]
     last = jnp.tile(positions, (1, 1, group))[:, :, None, :, None]
 
@@ -126,7 +123,7 @@ def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, blo
             return _add_block(carry, q, k, v, last, j * block_pages * page)
 
         start = (
-            jnp.full(q.shape[:-1], _MASKED, jnp.float32),
+            jnp.full(q.shape[:-1], MASKED, jnp.float32),
             jnp.zeros(q.shape[:-1], jnp.float32),
             jnp.zeros(q.shape, jnp.float32),
         )
@@ -186,9 +183,9 @@ def _add_block(
     # A key behind the row's end may be anything, even NaN, which a weight of zero would not take away.
     v = jnp.where(index[:, None] <= last.max(axis=-2, keepdims=True), v, 0)
     # [..., KV, Q, K] x [..., KV, block, K] -> [..., KV, Q, block]
-    scores = jnp.einsum("...qk,...ck->...qc", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...qk,...ck->...qc", q, k, preferred_element_type=jnp.float32) * scale(q)
     seen = index <= last
-    scores = jnp.where(seen, scores, _MASKED)
+    scores = jnp.where(seen, scores, MASKED)
     new_largest = jnp.maximum(largest, scores.max(axis=-1))
     weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0)
     kept = jnp.exp(largest - new_largest)
