@@ -10,7 +10,7 @@ decode works on decides how a matrix product is computed, hence the last bits of
 rows that do not look at each other, make a request's logits the same whatever else is answered; `Runner.start` finds
 out which other numbers do.
 
-Shapes: Z shards of the mesh's `data` axis, S slots of each, P pages of each, J pages of a slot's table, R rows of a
+Shapes: Z shards of the mesh's data axes, S slots of each, P pages of each, J pages of a slot's table, R rows of a
 call per shard, C tokens of a chunk. Slot S belongs to nobody: calls are filled up with it.
 """
 
@@ -33,7 +33,7 @@ from vflax.models import llava
 from vflax.models.llama import DecoderLayer, rope_tables
 from vflax.models.llava import Llava, LlavaConfig, Params
 from vflax.models.lora import hold_as_integers
-from vflax.sharding import constrain, platform
+from vflax.sharding import BATCH_AXES, constrain, platform
 from vflax.xla_options import compiler_options
 
 Array = Any  # jax.Array inside programs, NumPy's on the way in
@@ -203,7 +203,7 @@ class Programs:
         words = model.decoder.embed_tokens(jnp.maximum(ids, 0))
         # [store, N, D] -> [store * N, D] gathered by [Z, C] -> [Z, C, D]
         seen = store.reshape(-1, store.shape[-1])[jnp.maximum(features, 0)]
-        x = constrain(jnp.where(features[..., None] >= 0, seen, words), "data")
+        x = constrain(jnp.where(features[..., None] >= 0, seen, words), BATCH_AXES)
         rope = rope_tables(self.config.decoder, positions)
         first = start // layout.page
         pages = jax.vmap(lambda own, at: jax.lax.dynamic_slice_in_dim(own, at, layout.chunk // layout.page))(
@@ -217,7 +217,7 @@ class Programs:
             written.append(pool)
             # [Z, C, H, K] as one row of C tokens
             mixed = attend(q[:, None], pool, table[:, None], positions[:, None], layout.block_pages)[:, 0]
-            x = constrain(layer.finish(x, mixed), "data")
+            x = constrain(layer.finish(x, mixed), BATCH_AXES)
         return tuple(written)
 
     # --- slots ------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ class Programs:
         shards, rows = mine.token.shape
         # Rows are one axis for the layers: [Z, R] -> [Z * R, 1]
         positions = mine.position.reshape(-1, 1)
-        x = constrain(model.decoder.embed_tokens(mine.token.reshape(-1, 1)), "data")
+        x = constrain(model.decoder.embed_tokens(mine.token.reshape(-1, 1)), BATCH_AXES)
         rope = rope_tables(self.config.decoder, positions)
         pages = jnp.take_along_axis(tables, (mine.position // layout.page)[..., None], axis=2)[..., 0]
         offsets = mine.position % layout.page
@@ -313,7 +313,7 @@ class Programs:
                 mine.position[..., None],
                 layout.block_pages,
             )
-            x = constrain(layer.finish(x, mixed.reshape(q.shape)), "data")
+            x = constrain(layer.finish(x, mixed.reshape(q.shape)), BATCH_AXES)
         logits = model.decoder.logits(model.decoder.norm(x[:, 0]))
         return logits.reshape(shards, rows, -1), tuple(written)
 

@@ -14,12 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.generate.paged import Pool
-from vflax.generate.programs import Programs, Slots, Weights, Written, take_apart
+from vflax.generate.programs import Layout, Programs, Slots, Weights, Written, take_apart
 from vflax.generate.request import Sampling
 from vflax.generate.sample import Settings
 from vflax.generate.sizes import EngineSettings, layout_of, row_sizes
 from vflax.models.llava import LlavaConfig
-from vflax.sharding import platform
+from vflax.sharding import BATCH_AXES, platform
 
 Table = np.ndarray
 """int32 [Z, S + 1, J]: the pages of each slot; those of slot S are zeros."""
@@ -56,8 +56,9 @@ class Runner:
         int8 = any(leaf.dtype == jnp.int8 for layer in weights.layers for leaf in layer.values())
         with jax.set_mesh(mesh):
             model = take_apart(config, dtype, int8=int8)
-        self._store, self._pools, self._slots = self._allocate(dtype, settings.int8_cache)
-        places = jax.tree.map(lambda x: x.sharding, (self._store, self._pools, self._slots))
+        shapes = state_of(config, self.layout, mesh, dtype, int8_cache=settings.int8_cache)
+        self._store, self._pools, self._slots = jax.tree.map(_zeros, shapes)
+        places = jax.tree.map(lambda x: x.sharding, shapes)
         self._programs = Programs(config, model, self.layout, stops, *places)
 
     @property
@@ -89,31 +90,6 @@ class Runner:
             self._weights, self._pools, self._slots, table, rows, np.int32(steps)
         )
         return written
-
-    def _allocate(self, dtype: Any, int8_cache: bool) -> tuple[jax.Array, tuple[Pool, ...], Slots]:
-        """Store, pools and slots, all zeros."""
-        layout, decoder = self.layout, self.config.decoder
-        tensor = "tensor" if decoder.num_kv_heads % self.mesh.shape["tensor"] == 0 else None
-
-        def zeros(*shape: int, of: Any, spec: tuple[Any, ...]) -> jax.Array:
-            place = NamedSharding(self.mesh, PartitionSpec(*spec))
-            return jax.jit(lambda: jnp.zeros(shape, of), out_shardings=place)()
-
-        def pool() -> Pool:
-            shape = (layout.shards, layout.pages, decoder.num_kv_heads, layout.page, decoder.head_dim)
-            spec = ("data", None, tensor)
-            kind = jnp.int8 if int8_cache else dtype
-            k, v = (zeros(*shape, of=kind, spec=spec) for _ in range(2))
-            if not int8_cache:
-                return Pool(k, v)
-            return Pool(k, v, *(zeros(*shape[:-1], of=jnp.float32, spec=spec) for _ in range(2)))
-
-        store = zeros(layout.store, self.config.vision.num_tokens, decoder.width, of=dtype, spec=())
-        empty = _slot_values(np.zeros(1, np.int32), Sampling(), 0, decoder.vocab_size)
-        slots: Slots = jax.tree.map(
-            lambda x: zeros(layout.shards, layout.slots + 1, *x.shape, of=x.dtype, spec=("data",)), empty
-        )
-        return store, tuple(pool() for _ in range(decoder.num_layers)), slots
 
     # --- row sizes --------------------------------------------------------------------------------------------------
 
@@ -163,6 +139,44 @@ class Runner:
             written = self.decode(table, [slots] * layout.shards, size, 1)
             found.append(np.asarray(written.logits)[:, : len(slots)])
         return np.concatenate(found, axis=1)
+
+
+def state_of(
+    config: LlavaConfig, layout: Layout, mesh: Mesh, dtype: Any, *, int8_cache: bool
+) -> tuple[Any, tuple[Pool, ...], Slots]:
+    """Store, pools and slots, as `Programs` knows them: jax.ShapeDtypeStruct with where they lie; nothing is allocated.
+
+    Args:
+        config: the model.
+        layout: sizes.
+        mesh: slots and pages are spread over its data axes, key heads over `tensor` where it divides them.
+        dtype: of features, and of keys and values unless these have 8 bits.
+        int8_cache: they do.
+    """
+    decoder = config.decoder
+    tensor = "tensor" if decoder.num_kv_heads % mesh.shape["tensor"] == 0 else None
+
+    def array(shape: tuple[int, ...], of: Any, *spec: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, of, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def pool() -> Pool:
+        shape = (layout.shards, layout.pages, decoder.num_kv_heads, layout.page, decoder.head_dim)
+        kind = jnp.int8 if int8_cache else dtype
+        k, v = (array(shape, kind, BATCH_AXES, None, tensor) for _ in range(2))
+        if not int8_cache:
+            return Pool(k, v)
+        return Pool(k, v, *(array(shape[:-1], jnp.float32, BATCH_AXES, None, tensor) for _ in range(2)))
+
+    store = array((layout.store, config.vision.num_tokens, decoder.width), dtype)
+    empty = _slot_values(np.zeros(1, np.int32), Sampling(), 0, decoder.vocab_size)
+    slots: Slots = jax.tree.map(
+        lambda x: array((layout.shards, layout.slots + 1, *x.shape), x.dtype, BATCH_AXES), empty
+    )
+    return store, tuple(pool() for _ in range(decoder.num_layers)), slots
+
+
+def _zeros(shape: Any) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=shape.sharding)()
 
 
 def _slot_values(ids: np.ndarray, sampling: Sampling, most: int, vocab: int) -> Slots:
