@@ -62,9 +62,9 @@ def layout_of(settings: EngineSettings, config: LlavaConfig, mesh: Mesh, dtype: 
         UserError: naming every setting that is impossible.
     """
     cpu = platform(mesh) == "cpu"
-    page = settings.page or (64 if cpu else 128)
-    chunk = settings.chunk or (64 if cpu else 512)
-    block = settings.block or (64 if cpu else 1024)
+    # A block of several pages is put together before it is used: on a TPU that takes as long as the attention itself.
+    usual = 64 if cpu else 512
+    page, chunk, block = (size or usual for size in (settings.page, settings.chunk, settings.block))
     max_length = settings.max_length or min(config.decoder.max_positions, 4096)
     shards = batch_shards(mesh)
     slots = -(-settings.slots // shards)
