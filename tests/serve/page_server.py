@@ -37,7 +37,7 @@ class Answer:
 
     pieces: of its text; hold: so many of them are sent, then `PageServer.release` is waited for; None: all at once.
     end: how a stream ends: well, with an event that holds an error, or with the connection cut off.
-    status, message, code, headers: of an error that comes in place of a stream.
+    status, message, param, code, headers: of an error that comes in place of a stream.
     """
 
     pieces: Sequence[str] = ("It is ", "a **red** ", "circle.")
@@ -46,6 +46,7 @@ class Answer:
     finish: str = "stop"
     status: int = 200
     message: str = "it failed"
+    param: str | None = None
     code: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -108,10 +109,6 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/page/config.json":
             return self._send_json(200, self.server.config)
-        if path == "/v1/models":
-            return self._send_json(
-                200, {"object": "list", "data": [{"id": CONFIG["model"], "object": "model"}]}
-            )
         file = FOLDER / (path.removeprefix("/page/") if path != "/" else "index.html")
         if not file.is_file() or FOLDER not in file.resolve().parents:
             return self._send_json(404, {"error": {"message": f"{path}: not found"}})
@@ -125,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.asked.append(Asked(body, self.headers.get("authorization")))
         answer = server.answers.pop(0) if server.answers else Answer()
         if answer.status != 200:
-            error = {"message": answer.message, "type": "error", "param": None, "code": answer.code}
+            error = {"message": answer.message, "type": "error", "param": answer.param, "code": answer.code}
             return self._send_json(answer.status, {"error": error}, answer.headers)
         try:
             return self._stream(answer)

@@ -44,8 +44,8 @@ async function failureOf(response) {
 
 // The server's error in plain words, its own words included where they help.
 function explain(status, error, wait = 0) {
-  const said = sentence(error.message ?? `status ${status}`);
-  if (status === 401) return new Failure("key", `The server wants an API key. ${said}`);
+  const said = sentence(error, status);
+  if (status === 401) return new Failure("key", "The server wants an API key that it knows.");
   if (status === 429) return new Failure("busy", `The server is busy. ${said}`, wait);
   if (status === 413) return new Failure("large", `The request is too large for this server. ${said}`);
   if (error.code === "context_length_exceeded") {
@@ -57,8 +57,10 @@ function explain(status, error, wait = 0) {
   return new Failure("refused", `The server did not take the question. ${said}`);
 }
 
-function sentence(text) {
-  const trimmed = String(text).trim().slice(0, 600);
+// The server's own words, without the field of the request that they may begin with.
+function sentence({ message, param }, status) {
+  const text = String(message || `status ${status}`);
+  const trimmed = (text.startsWith(`${param}: `) ? text.slice(param.length + 2) : text).trim().slice(0, 600);
   return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
 }
 

@@ -69,7 +69,11 @@ async function find(id) {
   const last = conversation.turns.at(-1);
   if (last?.state === "writing" && !(await store.writtenElsewhere(id))) {
     last.state = "stopped"; // its tab was closed
-    await keep(found);
+    try {
+      await store.save(conversation);
+    } catch (error) {
+      if (error instanceof store.Conflict) return find(id); // another tab has found it, too
+    }
   }
   return found;
 }
@@ -131,6 +135,7 @@ async function send({ text, pictures }) {
   if (talk.job || !(await isOurs())) return;
   composer.clear();
   closeEditor();
+  focusComposer(); // the button that had the focus is not there now
   await askWith(text, pictures);
 }
 

@@ -13,6 +13,7 @@ export class Draft {
   #onSend;
   #others;
   #busy = 0; // files that are being read
+  #waits = false; // it is to be sent once they are
 
   // onSend({text, pictures}): the person sends it. others(): pictures elsewhere in the conversation.
   constructor(onSend, others) {
@@ -78,10 +79,12 @@ export class Draft {
     }
     this.#busy -= 1;
     this.#show();
+    if (this.#waits && !this.#busy) this.send();
   }
 
   send() {
-    if (this.isEmpty || this.#busy || this.sendButton.disabled) return;
+    this.#waits = this.#busy > 0;
+    if (this.#waits || this.isEmpty || this.sendButton.disabled) return;
     this.#onSend({ text: this.text.trim(), pictures: [...this.#pictures] });
   }
 
@@ -107,7 +110,9 @@ export class Draft {
 
   #show() {
     this.grow();
-    this.sendButton.classList.toggle("idle", this.isEmpty || this.#busy > 0);
+    const idle = this.isEmpty || this.#busy > 0;
+    this.sendButton.classList.toggle("idle", idle);
+    this.sendButton.setAttribute("aria-disabled", String(idle));
     this.node.classList.toggle("reading", this.#busy > 0);
     const gone = [...this.#urls.keys()].filter((id) => !this.#pictures.some((picture) => picture.id === id));
     for (const id of gone) {

@@ -5,6 +5,7 @@ import { Growing, render } from "./markdown.js";
 import { Addresses } from "./pictures.js";
 
 const NEAR = 48; // so many pixels from the end count as being there
+const SMALL = 96; // pictures of so many pixels or fewer are shown enlarged, their pixels sharp
 
 export class View {
   #nodes = new Map(); // turn -> node
@@ -101,8 +102,8 @@ export class View {
   #picture(id, n) {
     const record = this.#pictures.get(id);
     const name = `Picture ${n + 1}, ${record.width} by ${record.height} pixels`;
-    const image = make("img", { src: this.#addresses.of(record), alt: name });
-    image.classList.toggle("small", Math.max(record.width, record.height) <= 96);
+    const image = make("img", { src: this.#addresses.of(record), alt: name, ...shownSize(record) });
+    image.classList.toggle("small", isSmall(record));
     const button = make("button", { type: "button", className: "picture", title: "Show it large" }, image);
     button.onclick = () => {
       Object.assign($("large"), { src: image.src, alt: name, className: image.className });
@@ -155,6 +156,15 @@ export class View {
     }
     return box;
   }
+}
+
+const isSmall = ({ width, height }) => Math.max(width, height) <= SMALL;
+
+// In pixels of the page, known before the picture is loaded: nothing moves then.
+function shownSize(record) {
+  const { width, height } = record;
+  const scale = isSmall(record) ? 128 / Math.max(width, height) : Math.min(1, 300 / width, 260 / height);
+  return { width: Math.max(24, width * scale), height: Math.max(24, height * scale) };
 }
 
 // What is told below an answer: how it ended, tokens and their pace.
