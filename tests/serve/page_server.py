@@ -35,7 +35,8 @@ CONFIG = {
 class Answer:
     """One answer to /v1/chat/completions.
 
-    pieces: of its text; hold: so many of them are sent, then `PageServer.release` is waited for; None: all at once.
+    pieces: of its text; each counts as a token. hold: so many of them are sent, then `PageServer.release` is waited
+        for; None: all at once.
     end: how a stream ends: well, with an event that holds an error, or with the connection cut off.
     status, message, param, code, headers: of an error that comes in place of a stream.
     """
@@ -150,7 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"error": {"message": answer.message, "type": "server_error", "code": answer.code}})
         else:
             self._event(_chunk({}, answer.finish))
-            usage = {"prompt_tokens": 70, "completion_tokens": 12, "total_tokens": 82}
+            number = len(answer.pieces)
+            usage = {"prompt_tokens": 70, "completion_tokens": number, "total_tokens": 70 + number}
             self._event({"object": "chat.completion.chunk", "choices": [], "usage": usage})
             self._write(b"data: [DONE]\n\n")
         self._write(b"")
