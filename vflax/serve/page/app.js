@@ -27,7 +27,8 @@ const composer = new Draft(send, () => countPictures(talk.conversation.turns));
 
 function newTalk() {
   const now = Date.now();
-  const conversation = { id: newId(), title: "New conversation", named: false, created: now, updated: now, revision: 0, turns: [] };
+  const title = "New conversation";
+  const conversation = { id: newId(), title, named: false, created: now, updated: now, revision: 0, turns: [] };
   return { conversation, pictures: new Map(), job: null };
 }
 

@@ -80,7 +80,7 @@ export function askUser({ title, text = "", field = "", value = "", type = "text
   });
 }
 
-export async function copyText(text) {
+async function copyText(text) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(text);
     return;
