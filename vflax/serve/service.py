@@ -262,25 +262,18 @@ class Service:
     async def _pieces(
         self, bundle: Bundle, asked: Asked, usage: Usage, record: Record
     ) -> AsyncGenerator[tuple[int, Delta], None]:
-        """What has come of each choice, as it is shown; `usage` is whole at the end.
-
-        The space in front of an answer is the template's (vflax/conversation.py), and an end token is no text.
-        """
+        """What has come of each choice, as it is shown; `usage` is whole at the end. An end token is no text."""
         bare = asked.num_logprobs() is None
         hidden = () if asked.ignore_eos else self.processor.stops
-        begun = set() if isinstance(asked, ChatAsked) else set(range(len(bundle.tickets)))
         reasons = []
         async for arrivals in bundle.arrivals():
             for arrival in arrivals:
                 index, delta = arrival.index, arrival.delta
                 usage.answer += len(delta.tokens)
-                text = delta.text if index in begun else delta.text.removeprefix(" ")
-                if delta.text:
-                    begun.add(index)
                 if delta.finish:
                     reasons.append(delta.finish)
                 tokens = () if bare else tuple(one for one in delta.tokens if one.id not in hidden)
-                yield index, Delta(text, tokens, delta.finish)
+                yield index, Delta(delta.text, tokens, delta.finish)
         asked_once = bundle.tickets[:: asked.choices]
         usage.prompt = sum(ticket.prompt_tokens for ticket in asked_once)
         usage.cached = sum(ticket.cached_tokens for ticket in asked_once)
