@@ -57,6 +57,43 @@ def test_a_half_closed_connection_is_one_that_has_gone(tiny: Processor) -> None:
         until(lambda: free(server.engine))
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_client_that_goes_away_behind_a_second_request_frees_its_slot(
+    tiny: Processor, together: bool
+) -> None:
+    with running(slow(tiny)) as server, server.connect() as sock:
+        one = raw({"messages": asks()})
+        sock.sendall(one + one if together else one)
+        until(lambda: server.engine.stats().running == 1)
+        sock.sendall(one)
+        until(lambda: all(connection._early for connection in server.server.server_state.connections))
+        sock.close()
+        until(lambda: free(server.engine))
+        assert server.engine.stats().finished == {"cancelled": 1}
+
+
+def test_a_request_before_the_answer_to_the_one_before_is_not_taken_and_the_connection_says_so(
+    tiny: Processor,
+) -> None:
+    engine = FakeEngine(tiny, pace=0.02)
+    with running(engine) as server, server.connect() as sock:
+        sock.sendall(raw({"messages": asks()}) * 3)
+        found = answer_end(sock)
+        assert found.count(b"HTTP/1.1 ") == 1 and b"It is a red circle." in found
+        assert b"connection: close\r\n" in found
+        assert len(engine.submitted) == 1
+
+
+def test_what_is_sent_before_an_answer_is_not_taken_for_ever(tiny: Processor) -> None:
+    with running(slow(tiny), max_body_bytes=100_000) as server, server.connect() as sock:
+        sock.sendall(raw({"messages": asks()}) * 2)
+        until(lambda: server.engine.stats().running == 1)
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                sock.sendall(bytes(1_000_000))
+        until(lambda: free(server.engine))
+
+
 def test_a_full_queue_says_when_to_come_back(tiny: Processor) -> None:
     with running(slow(tiny, slots=1), max_queue=1) as server:
         socks = [server.connect() for _ in range(2)]

@@ -113,7 +113,9 @@ def truncated(x: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
     def enough(threshold: jax.Array) -> jax.Array:
         return jnp.where(keys >= threshold, probabilities, 0).sum(axis=-1) >= top_p
 
-    kept = (keys >= _largest(enough, k)[:, None]) | (top_p >= 1)[:, None]
+    # A top-p that is nothing in 32 bits is reached by no token at all: the likeliest stays.
+    least = jnp.minimum(_largest(enough, k), keys.max(axis=-1))
+    kept = (keys >= least[:, None]) | (top_p >= 1)[:, None]
     return jnp.where(kept, x, -jnp.inf)
 
 

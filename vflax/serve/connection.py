@@ -16,7 +16,11 @@ MAX_HEADER_BYTES = 64 * 1024
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with limits. `sweep` must be called a few times a second."""
+    """uvicorn's, with limits. `sweep` must be called a few times a second.
+
+    A request that comes before the one before it is answered is not taken (the connection ends with that answer, and
+    the client asks again): for one that waits uvicorn stops reading, and then does not see that the client goes away.
+    """
 
     def __init__(self, *args: Any, settings: Settings, **kw: Any) -> None:
         super().__init__(*args, **kw)
@@ -24,7 +28,8 @@ class Connection(HttpToolsProtocol):
         self._asking_since: float | None = None  # a request's headers are awaited
         self._stuck_since: float | None = None  # what was sent has not been taken
         self._unread = 0  # bytes since the last that were headers' end, or a body's
-        self._thrown_away = 0  # bytes of a body whose request was answered before
+        self._early = False  # a request came before the one before was answered; nothing more is taken
+        self._thrown_away = 0  # bytes that came early, or of a body whose request was answered before
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -35,6 +40,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        if self._early:
+            self._throw_away(len(data))
+            return
         if self._asking_since is None and (self.cycle is None or self.cycle.response_complete):
             self._asking_since = time.monotonic()
         self._unread += len(data)
@@ -44,20 +52,27 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._asking_since, self._unread, self._thrown_away = None, 0, 0
-        super().on_headers_complete()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._early, self.cycle.keep_alive = True, False
+        else:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
         if self.cycle.response_complete:
-            self._thrown_away += len(body)
-            if self._thrown_away > self._settings.max_body_bytes:
-                self.transport.abort()
-                return
-        super().on_body(body)
+            self._throw_away(len(body))
+        elif not self._early:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unread = 0
-        super().on_message_complete()
+        if not self._early:
+            super().on_message_complete()
+
+    def _throw_away(self, size: int) -> None:
+        self._thrown_away += size
+        if self._thrown_away > self._settings.max_body_bytes:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(ApiError(400, msg))
