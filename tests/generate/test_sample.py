@@ -85,7 +85,7 @@ def test_draws_follow_the_distribution(
     assert chi2 < degrees + 7 * degrees**0.5 + 20
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (7, 1), (3, 0.5), (0, 1e-6), (VOCAB, 0.999), (1, 1)])
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (7, 1), (3, 0.5), (0, 1e-9), (VOCAB, 0.999), (1, 1)])
 def test_what_is_cut_off_is_what_a_sort_cuts_off(top_k: int, top_p: float) -> None:
     rows = np.random.default_rng(1).normal(0, 3, (200, VOCAB)).astype(np.float32)
     kept = sample.truncated(
