@@ -86,7 +86,7 @@ def test_draws_follow_the_distribution(
 
 
 @pytest.mark.parametrize(
-    "top_k, top_p", [(0, 0.9), (7, 1), (3, 0.5), (0, 1e-6), (0, 1e-300), (VOCAB, 0.999), (1, 1)]
+    "top_k, top_p", [(0, 0.9), (7, 1), (3, 0.5), (0, 1e-9), (0, 1e-300), (VOCAB, 0.999), (1, 1)]
 )
 def test_what_is_cut_off_is_what_a_sort_cuts_off(top_k: int, top_p: float) -> None:
     rows = np.random.default_rng(1).normal(0, 3, (200, VOCAB)).astype(np.float32)

@@ -83,6 +83,12 @@ def test_all_settings_of_a_request_reach_the_engine(server: Running) -> None:
     assert (how.stop, how.max_tokens, how.logprobs, how.ignore_eos) == (("\n\n", "END"), 9, 3, True)
 
 
+def test_a_top_p_of_0_leaves_the_likeliest_token_alone(server: Running) -> None:
+    server.client().chat.completions.create(model="tiny", messages=asks(), temperature=2, top_p=0)
+    # tests/generate/test_sample.py draws with it: nothing but the likeliest.
+    assert 0 < server.engine.submitted[-1][1].top_p <= 1e-9
+
+
 def test_a_request_that_says_nothing_gets_the_servers_defaults_and_a_seed_of_its_own(server: Running) -> None:
     for _ in range(2):
         server.client().chat.completions.create(model="tiny", messages=asks())

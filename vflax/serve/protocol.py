@@ -17,6 +17,8 @@ MAX_VALUES = 100_000
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024
 _SEEDS = 2**63
+# A share of the probability that any likeliest token has: what top_p=0 means, which OpenAI allows and harnesses send.
+_LEAST_TOP_P = 1e-9
 
 # What would change the answer, and cannot be done here: {field: values that ask for nothing}. All else that is not
 # known is ignored, as other servers do, and named in the log.
@@ -229,7 +231,7 @@ def sampling(asked: Asked, settings: Settings, room: int, seed: int) -> Sampling
             max_tokens=most,
             temperature=_or(asked.temperature, settings.default_temperature),
             top_k=0 if top_k == -1 else top_k,  # vLLM's way of saying "all"
-            top_p=_or(asked.top_p, settings.default_top_p),
+            top_p=_or(asked.top_p, settings.default_top_p) or _LEAST_TOP_P,
             repetition_penalty=_or(asked.repetition_penalty, 1.0),
             presence_penalty=_or(asked.presence_penalty, 0.0),
             frequency_penalty=_or(asked.frequency_penalty, 0.0),
