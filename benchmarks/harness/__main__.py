@@ -29,6 +29,7 @@ from benchmarks.harness import dataset
 from benchmarks.harness.dataset import Row
 from vflax.errors import UserError
 from vflax.evaluate.heldout import matches
+from vflax.workdir import read_json
 
 TASK = Path(__file__).parent / "task"
 TASK_NAME, METRIC = "vflax_mini", "exact_match,none"
@@ -71,8 +72,10 @@ def run(model: Path, harness: Path, per_task: int) -> dict[str, Any]:
     """Ask both ways, and compare.
 
     Raises:
-        UserError: the questions cannot be written, or the server or the harness does not run to its end.
+        UserError: `model` is no WORKDIR, the questions cannot be written, or server or harness do not run to their
+            end.
     """
+    summary = read_json(model / "summary.json")
     versions = harness_versions(harness)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -84,6 +87,7 @@ def run(model: Path, harness: Path, per_task: int) -> dict[str, Any]:
         "command": "python -m benchmarks.harness --model=WORKDIR --harness=VENV/bin/python",
         **common.made(),
         "versions": {"harness": versions, "here": common.versions("jax", "fastapi", "uvicorn", "openai")},
+        "model": {key: summary.get(key) for key in ("stage", "variant", "steps")},
         "questions": len(rows),
         "tasks": len({row.task for row in rows}),
         **compared(by_harness, by_client),
@@ -170,7 +174,7 @@ def through_harness(harness: Path, url: str, rows: Sequence[Row], work: Path) ->
     """
     out = work / "out"
     command = [
-        str(harness), "-m", "lmms_eval", "eval", "--model=openai",
+        str(harness.absolute()), "-m", "lmms_eval", "eval", "--model=openai",
         f"--model_args=model={MODEL_NAME},base_url={url}/v1,num_concurrent={SLOTS}", f"--include_path={TASK}",
         f"--tasks={TASK_NAME}", "--log_samples", f"--output_path={out}",
     ]  # fmt: skip

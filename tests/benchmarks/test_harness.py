@@ -139,6 +139,21 @@ def test_the_harness_tells_its_answers_in_the_order_of_the_questions(data: MiniD
     assert found == Found(["yes 0", "yes 1", "yes 2", "yes 3"], 0.25)
 
 
+def test_the_harnesss_python_may_be_named_from_where_one_stands(
+    data: MiniData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = dataset.write(tmp_path / "work", 3, data)
+    stand_in(tmp_path, 4)
+    monkeypatch.chdir(tmp_path)
+    found = harness.through_harness(Path("python"), "http://unused", rows, tmp_path / "work")
+    assert len(found.answers) == 4
+
+
+def test_a_model_that_is_no_workdir_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness.main([f"--model={tmp_path}", f"--harness={sys.executable}"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'summary.json'}: not there")
+
+
 def test_a_harness_that_asked_something_else_is_not_compared(data: MiniData, tmp_path: Path) -> None:
     rows = dataset.write(tmp_path, 3, data)
     with pytest.raises(UserError, match="asked other questions"):
