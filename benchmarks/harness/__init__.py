@@ -1,0 +1,1 @@
+"""vflax's server under a public evaluation harness (README.md)."""
