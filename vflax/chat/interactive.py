@@ -17,7 +17,7 @@ from vflax.errors import UserError
 from vflax.generate.request import PromptTooLong
 from vflax.tokenizer import replace_surrogates
 
-_COMMAND = re.compile(r"/([a-z]*)(?:\s+(.*))?", re.DOTALL)
+_COMMAND = re.compile(r"/([A-Za-z]+)(?:\s+(.*))?", re.DOTALL)
 
 KEYS = """\
 A picture that is dragged into the terminal, or a line of nothing but paths of
@@ -70,7 +70,7 @@ class Chat:
             if paths := pictures.dragged(line):
                 self._add(paths)
             elif match := _COMMAND.fullmatch(line):
-                self._command(match[1], (match[2] or "").strip())
+                self._command(match[1].lower(), (match[2] or "").strip())
             elif question := replace_surrogates(line).strip():
                 self._answer(lambda on_text: self._session.ask(question, on_text))
         except UserError as error:
