@@ -136,7 +136,7 @@ def test_a_line_that_is_too_long_is_said_and_the_others_are_answered(command: Co
 
 def test_a_prompt_that_is_too_long_is_named_and_none_is_answered(command: Command) -> None:
     said = command.refused("--max-length=250", "--prompt=one", f"--prompt={'long ' * 200}")
-    assert "question 2, 'long long" in said and "more than 250" in said
+    assert "question 2, 'long long" in said and "more than 250" in said and "--max-tokens" in said
 
 
 def test_bytes_that_are_no_text_do_no_harm(command: Command) -> None:

@@ -111,6 +111,16 @@ def test_interrupted_twice_it_does_not_wait_for_an_engine_that_does_not_stop(tin
         asked.ask("Hello.", silent)
 
 
+def test_started_in_the_background_it_ignores_interrupts(tiny: Processor) -> None:
+    asked, _ = session(tiny)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        answer = asked.ask("Hello.", lambda text: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert answer.finish == "stop"
+
+
 def test_after_an_answer_an_interrupt_is_pythons_own_again(tiny: Processor) -> None:
     asked, _ = session(tiny)
     before = signal.getsignal(signal.SIGINT)

@@ -78,7 +78,9 @@ def _flags() -> argparse.ArgumentParser:
         "--system", type=replace_surrogates, help='system text in place of the template\'s own ("": none)'
     )
     parser.add_argument(
-        "--no-history", action="store_true", help=f"do not keep what is typed (in {history_file()})"
+        "--no-history",
+        action="store_true",
+        help="do not keep what is typed (else in ~/.local/state/vflax, or where XDG_STATE_HOME says)",
     )
     add_sampling_flags(parser)
     add_engine_flags(parser)

@@ -13,7 +13,7 @@ from vflax.chat.session import Session, question_parts
 from vflax.chat.writing import Answer, OnText, Writing
 from vflax.errors import UserError
 from vflax.generate.processor import Processor
-from vflax.generate.request import Answering, Sampling
+from vflax.generate.request import Answering, PromptTooLong, Sampling
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def one_shot(
             try:
                 writing.begin(engine)
             except UserError as error:
-                raise UserError(f"question {number}, {one.question[:60]!r}: {error}") from None
+                raise UserError(_said(number, one.question, error)) from None
             on_way.append(writing)
         for one, writing in zip(asked, on_way, strict=True):
             printer.end(one, writing.read(printer.on_text))
@@ -122,7 +122,7 @@ def piped(session: Session, questions: Iterable[str], printer: Printer, console:
             answer = session.ask(question, printer.on_text)
         except UserError as error:
             console.end_line()
-            console.error(f"question {number}, {question[:60]!r}: {error}")
+            console.error(_said(number, question, error))
             status = 1
             continue
         if answer.finish == "cancelled":
@@ -131,3 +131,10 @@ def piped(session: Session, questions: Iterable[str], printer: Printer, console:
     if not number:
         raise UserError("no question came on stdin; give one there, or with --prompt")
     return status
+
+
+def _said(number: int, question: str, error: UserError) -> str:
+    remedy = (
+        "; ask for less, or for a shorter answer (--max-tokens)" if isinstance(error, PromptTooLong) else ""
+    )
+    return f"question {number}, {question[:60]!r}: {error}{remedy}"

@@ -133,7 +133,14 @@ def answer(engine: Answering, prompt: Prompt, sampling: Sampling, on_text: OnTex
 
 @contextlib.contextmanager
 def _on_interrupt(call: Callable[[], None]) -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, lambda number, frame: call())
+    before = signal.getsignal(signal.SIGINT)
+    if before in (
+        None,
+        signal.SIG_IGN,
+    ):  # started so that Ctrl-C is not for it: in the background of a script
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: call())
     try:
         yield
     finally:
