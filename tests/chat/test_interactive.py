@@ -182,8 +182,14 @@ def test_a_question_that_is_too_long_is_said_with_the_numbers(talk: Talk) -> Non
     talk.engine.max_length = 200
     talk.type("long " * 200, "Hello.")
     assert "error: the prompt is " in talk.err and "more than 200" in talk.err
-    assert "The question was taken back." in talk.err
+    assert "[the question was taken back; /reset begins anew]" in talk.err
     assert talk.out == "0 seen: Hello.\n"
+
+
+def test_a_question_that_is_too_long_comes_with_ways_out(talk: Talk, cat: Path) -> None:
+    talk.engine.max_length = 200
+    talk.type(str(cat), "/set max_tokens=150", "Hello.")
+    assert "/image - takes a picture back, /set max_tokens=N allows a shorter answer" in talk.err
 
 
 def test_an_answer_that_was_stopped_is_marked(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:

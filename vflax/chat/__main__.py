@@ -101,6 +101,9 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     sampling = sampling_of(args)
     shown = [pictures.read(path, called=f"--image={path}") for path in args.image]
     asked = paired(args.prompt, shown) if args.prompt else []
+    at_terminal = not asked and not in_pipe
+    if at_terminal:
+        console.note(f"opening {_model(args)} ...")
     engine, processor = open_engine(args, console.note)
     try:
         printer = Printer(console, as_json=args.json)
@@ -109,11 +112,16 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             return 0
         session = Session(engine, processor, sampling, args.system)
         session.add(shown)
-        if in_pipe:
-            return piped(session, _questions(args.stdin), printer, console)
-        return _talk(session, args, console)
+        if at_terminal:
+            return _talk(session, args, console)
+        return piped(session, _questions(args.stdin), printer, console)
     finally:
         engine.close()
+
+
+def _model(args: argparse.Namespace) -> str:
+    """What the model was called; one in parts is named by its decoder, and one without a name is refused later."""
+    return args.model or args.decoder or "a model"
 
 
 def _questions(how: str | None) -> Iterable[str]:
@@ -125,7 +133,7 @@ def _questions(how: str | None) -> Iterable[str]:
 def _talk(session: Session, args: argparse.Namespace, console: Console) -> int:
     reader = open_reader(arguments(), None if args.no_history else history_file(), console)
     console.note(f"{session.processor.name}: /help tells what you can do, Ctrl-D quits.\n")
-    Chat(session, console, args.model or args.decoder).run(reader)
+    Chat(session, console, _model(args)).run(reader)
     return 0
 
 

@@ -76,10 +76,16 @@ class Chat:
         except UserError as error:
             self._console.error(error)
             if isinstance(error, PromptTooLong):
-                self._console.note(
-                    "The question was taken back. /reset begins anew; /image - takes a picture back; "
-                    "/set max_tokens=N asks for a shorter answer."
-                )
+                self._console.note(f"[the question was taken back; {self._ways_out()}]")
+
+    def _ways_out(self) -> str:
+        """What makes room for a question that was too long."""
+        ways = ["/reset begins anew"]
+        if self._session.waiting:
+            ways.append("/image - takes a picture back")
+        if self._session.sampling.max_tokens is not None:
+            ways.append("/set max_tokens=N allows a shorter answer")
+        return ", ".join(ways)
 
     def _prompt(self) -> str:
         waiting = len(self._session.waiting)
