@@ -196,10 +196,10 @@ def test_an_answer_that_was_stopped_is_marked(talk: Talk, monkeypatch: pytest.Mo
     write = Console.write
 
     def write_and_interrupt(console: Console, text: str) -> None:
+        if not console._in_line:  # at the first piece
+            signal.raise_signal(signal.SIGINT)
         write(console, text)
-        signal.raise_signal(signal.SIGINT)
 
-    talk.engine.pace = 0.005
     monkeypatch.setattr(Console, "write", write_and_interrupt)
     talk.type("go on")
     assert talk.out.startswith("w") and talk.out.endswith("\n") and "[stopped]" in talk.err

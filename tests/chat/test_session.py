@@ -69,9 +69,21 @@ def test_pieces_come_as_they_are_written_and_make_the_answer(tiny: Processor) ->
 
 
 def test_interrupted_the_part_that_was_written_stays_and_is_marked(tiny: Processor) -> None:
-    asked, engine = session(tiny, pace=0.005)
-    answer = asked.ask("go on", lambda text: signal.raise_signal(signal.SIGINT))
-    assert answer.finish == "cancelled" and small.LONG.startswith(answer.text) and answer.text
+    asked, engine = session(tiny)
+    pieces: list[str] = []
+
+    def interrupt_at_first(text: str) -> None:
+        pieces.append(text)
+        if len(pieces) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    answer = asked.ask("go on", interrupt_at_first)
+    assert (
+        answer.finish == "cancelled"
+        and "".join(pieces) == answer.text
+        and small.LONG.startswith(answer.text)
+        and answer.text
+    )
     assert [one.answer for one in asked.exchanges] == [answer]
     asked.ask("And then?", silent)
     assert f"ASSISTANT: {answer.text}" in small.read_by(tiny, engine.submitted[-1][0])
