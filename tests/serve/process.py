@@ -31,43 +31,46 @@ def write_model(folder: Path) -> None:
 
 
 class ServerProcess:
-    """A server, from `with` on.
+    """A server, which listens from `with` on, or from `start` and `wait`.
 
     Args:
         model: a directory, see `write_model`.
         log: a file for what it writes to stderr.
         flags: of vflax.serve; without --port it takes any that is free.
+        cache: where it keeps what is compiled; None: a folder that all tests share.
     """
 
-    def __init__(self, model: Path, log: Path, *flags: str) -> None:
+    def __init__(self, model: Path, log: Path, *flags: str, cache: Path | None = None) -> None:
         self._command = [
             sys.executable, "-m", "vflax.serve", f"--model={model}", "--template=vicuna_v1", "--port=0",
             "--cache-tokens=4096", "--pictures=8", *flags,
         ]  # fmt: skip
-        self._log = log
+        shared = Path(tempfile.gettempdir()) / f"vflax-test-servers-{os.getuid()}-{jax.__version__}"
+        self._log, self._cache = log, cache or shared
         self._out: IO[bytes] | None = None
         self.process: subprocess.Popen[str]
         self.url = ""
 
     def __enter__(self) -> ServerProcess:
-        # What is compiled is kept for the next one.
-        cache = Path(tempfile.gettempdir()) / f"vflax-test-servers-{os.getuid()}-{jax.__version__}"
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "VFLAX_CACHE": str(cache),
-        }
+        self.start()
+        self.wait()
+        return self
+
+    def start(self) -> None:
+        environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(self._cache)}
         self._out = self._log.open("ab")
         self.process = subprocess.Popen(
-            self._command, env=environment, stdout=subprocess.PIPE, stderr=self._out, text=True
+            self._command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=self._out, text=True
         )
+
+    def wait(self) -> None:
+        """Until it takes requests."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if " is served at " not in line:
             self.kill()
             raise AssertionError(f"it did not start: {self._log.read_text()[-3000:]}")
         self.url = line.split()[-1]
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,9 +84,10 @@ class ServerProcess:
     def kill(self) -> None:
         """With SIGKILL; of no effect on one that has ended."""
         self.process.kill()
-        self.process.communicate()
-        if self._out is not None:
-            self._out.close()
+        self.process.wait()
+        for file in (self.process.stdout, self._out):
+            if file is not None:
+                file.close()
 
     def end(self) -> int:
         """With SIGTERM; its exit status."""
