@@ -440,7 +440,7 @@ _PATHS = [
     b"/v1/chat/completions?a=%ff", b"/%ed%a0%80", b"x:1", b"/health#x", b"?", b"/\xff", b"/docs", b"/openapi.json",
 ]  # fmt: skip
 _ODD_HEADERS = [
-    b"expect: 100-continue\r\n", b"upgrade: h2c\r\n", b"content-encoding: gzip\r\n",
+    b"expect: 100-continue\r\n", b"connection: upgrade\r\nupgrade: h2c\r\n", b"content-encoding: gzip\r\n",
     b"x-request-id: \x01\r\n", b"x-request-id: " + b"a" * 200 + b"\r\n", b"authorization: Bearer \xff\xfe\r\n",
     b"authorization: Basic\r\n", b"x-forwarded-for: ::1, x\r\n", b"origin: null\r\n", b"host: y\r\n", b": x\r\n",
     b"a b: c\r\n", b"x: \x00\r\n", b"x:\r\n y\r\n", b"accept: application/openmetrics-text;q=x\r\n",
