@@ -153,7 +153,15 @@ def problem_of(own: Attack, answer: bytes) -> str | None:
     streams = b"content-type: text/event-stream" in answer
     if streams and not any(end in answer for end in (b"data: [DONE]\n", b'data: {"error": ')):
         return "a stream without end"
-    body = answer.partition(b"\r\n\r\n")[2]
-    if found[0] >= 400 and "message" not in json.loads(body).get("error", {}):
+    if found[0] >= 400 and not _has_shape(answer):
         return "an error of another shape"
     return None
+
+
+def _has_shape(answer: bytes) -> bool:
+    """Whether the first answer is an error of OpenAI's protocol; others may follow it."""
+    body = answer.partition(b"\r\n\r\n")[2].decode(errors="replace")
+    try:
+        return "message" in json.JSONDecoder().raw_decode(body)[0]["error"]
+    except (ValueError, LookupError, TypeError):
+        return False

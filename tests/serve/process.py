@@ -57,7 +57,11 @@ class ServerProcess:
         return self
 
     def start(self) -> None:
-        environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(self._cache)}
+        environment = {
+            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(self._cache),
+            # Else glibc now keeps and now gives back freed pictures, and memory goes up and down by more than a leak.
+            "MALLOC_MMAP_THRESHOLD_": "200000",
+        }  # fmt: skip
         self._out = self._log.open("ab")
         self.process = subprocess.Popen(
             self._command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=self._out, text=True
