@@ -190,6 +190,29 @@ def test_what_is_not_http_is_refused_in_the_same_shape(server: Running) -> None:
         assert found.startswith(b"HTTP/1.1 400") and b'{"error": {"message"' in found
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 400])
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(server: Running, pieces: int) -> None:
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    request = raw({"messages": asks()}).replace(b"host: x\r\n", b"host: x\r\n" + offer)
+    size = -(-len(request) // pieces)
+    with server.connect() as sock:
+        for _ in range(2):  # its connection goes on
+            for begin in range(0, len(request), size):
+                sock.sendall(request[begin : begin + size])
+            found = b""
+            while not found.endswith(b"}}}"):
+                piece = sock.recv(65536)
+                assert piece, found
+                found += piece
+            assert found.startswith(b"HTTP/1.1 200") and b"It is a red circle." in found
+
+
+def test_a_tunnel_is_refused(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert answer_end(sock).startswith(b"HTTP/1.1 400")
+
+
 def test_a_body_that_nobody_reads_is_not_taken_for_ever(tiny: Processor) -> None:
     with running(FakeEngine(tiny), max_body_bytes=100_000, max_buffered_bytes=100_000) as server:
         sock = server.connect()

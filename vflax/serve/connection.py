@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from vflax.serve.errors import ApiError
@@ -24,6 +25,9 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, settings: Settings, **kw: Any) -> None:
         super().__init__(*args, **kw)
+        self.parser: _Parser = _Parser(self)
+        # As uvicorn has it: what comes behind a last request is no error.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._settings = settings
         self._asking_since: float | None = None  # a request's headers are awaited
         self._stuck_since: float | None = None  # what was sent has not been taken
@@ -51,6 +55,8 @@ class Connection(HttpToolsProtocol):
             self.refuse(ApiError(431, f"headers of more than {MAX_HEADER_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
+        if self.parser.offers_upgrade():  # it comes again without
+            return
         self._asking_since, self._unread, self._thrown_away = None, 0, 0
         if self.cycle is not None and not self.cycle.response_complete:
             self._early, self.cycle.keep_alive = True, False
@@ -66,8 +72,14 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unread = 0
-        if not self._early:
+        if not (self._early or self.parser.offers_upgrade()):
             super().on_message_complete()
+
+    def head_without_upgrade(self) -> bytes:
+        """The request's lines before its body, but for the one that offers another protocol."""
+        kept = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(kept))
 
     def _throw_away(self, size: int) -> None:
         self._thrown_away += size
@@ -99,3 +111,27 @@ class Connection(HttpToolsProtocol):
             self._stuck_since = now
         elif now - self._stuck_since > self._settings.write_timeout:
             self.transport.abort()
+
+
+class _Parser(httptools.HttpRequestParser):
+    """httptools', for which a request that offers another protocol is one like any other.
+
+    httptools takes what follows such a head for that protocol, so a body is lost. Clients do offer, as Java's own does
+    HTTP/2 with its first request.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._connection = connection
+
+    def offers_upgrade(self) -> bool:
+        return self.should_upgrade() and self.get_method() != b"CONNECT"
+
+    def feed_data(self, data: Any) -> None:
+        while True:
+            try:
+                return super().feed_data(data)
+            except httptools.HttpParserUpgrade as error:
+                if not self.offers_upgrade():
+                    raise
+                data = self._connection.head_without_upgrade() + data[error.args[0] :]
