@@ -30,7 +30,7 @@ class Exchange:
 
 def question_parts(question: str, pictures: int) -> tuple[talk.Part, ...]:
     """A user's turn: its pictures, each followed by a newline, then the text; LLaVA's order."""
-    return (*[part for _ in range(pictures) for part in (talk.Image(), talk.Text("\n"))], talk.Text(question))
+    return talk.place_images((*[talk.Image()] * pictures, talk.Text(question)), "front")
 
 
 class Session:

@@ -10,32 +10,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 
 from vflax import conversation as talk
 from vflax import images, sharding
 from vflax.errors import UserError
-from vflax.generate.greedy import Prompt, bucket, greedy
+from vflax.generate.greedy import bucket, greedy
+from vflax.generate.open import DTYPES, answer_mesh, count
+from vflax.generate.processor import Processor
+from vflax.generate.request import Prompt
 from vflax.models import llava
-from vflax.models.llava import LlavaConfig
 from vflax.start import cache_root
 from vflax.weights.export import add_model_flags, open_from_flags
-from vflax.weights.hf_chat import check_tokenizer
 from vflax.weights.load import load_params
-from vflax.weights.open import Opened, template_of
-from vflax.workdir import ModelFiles
-
-DTYPES = ("float32", "bfloat16")
+from vflax.weights.open import Opened
 
 
 @dataclass(frozen=True)
@@ -44,16 +39,6 @@ class Asked:
 
     question: str
     image: Image.Image | None = None
-
-
-def answer_mesh(model: LlavaConfig, devices: Sequence[Any]) -> Mesh:
-    """The mesh that answers are written on.
-
-    As many devices along `tensor` as one host and the decoder's key heads allow, the rest along `data`.
-    """
-    host = sum(d.process_index == devices[0].process_index for d in devices)
-    tensor = math.gcd(math.gcd(host, len(devices)), model.decoder.num_kv_heads)
-    return sharding.make_mesh(len(devices) // tensor, 1, tensor, devices)
 
 
 class Answerer:
@@ -69,14 +54,8 @@ class Answerer:
         Raises:
             UserError: the weights bring no conversation template of vflax's, or do not fit their config.
         """
-        files = opened.files
-        self.template, self.position = template_of(opened)
-        self.tokenizer, self.rules, self.config = files.tokenizer, files.rules, files.config
-        check_tokenizer(
-            self.tokenizer, self.config.decoder, str(opened.place), "put that of these weights there"
-        )
-        own = () if isinstance(files, ModelFiles) else files.stops
-        self._stops = tuple(dict.fromkeys((*talk.stop_ids(self.template, self.tokenizer), *own)))
+        self.processor = Processor.of(opened)
+        self.config = opened.files.config
         self._mesh = answer_mesh(self.config, jax.local_devices())
         with jax.set_mesh(self._mesh):
             self._graphdef, shapes = llava.abstract(
@@ -97,7 +76,7 @@ class Answerer:
         Raises:
             UserError: a picture cannot be used, or a question has no room in the decoder.
         """
-        prompts = [self.prompt(question) for question in asked]
+        prompts = [(made.ids, self._pictures(made)) for made in map(self.prompt, asked)]
         most = self.config.decoder.max_positions - max_new_tokens
         for question, (ids, _) in zip(asked, prompts, strict=True):
             if bucket(len(ids)) > most:
@@ -106,25 +85,26 @@ class Answerer:
                     f"have {max_new_tokens}: together more than the {self.config.decoder.max_positions} positions that "
                     "the decoder knows"
                 )
+        tokenizer = self.processor.tokenizer
         with jax.set_mesh(self._mesh):
             answers = greedy(
-                self._params, self._graphdef, prompts, eos_ids=self._stops, pad_id=self.tokenizer.pad_id,
+                self._params, self._graphdef, prompts, eos_ids=self.processor.stops, pad_id=tokenizer.pad_id,
                 max_new_tokens=max_new_tokens, batch_size=max(1, min(rows, len(prompts))),
             )  # fmt: skip
-        return [self.tokenizer.decode([int(i) for i in answer.ids]).strip() for answer in answers]
+        return [tokenizer.decode([int(i) for i in answer.ids]).strip() for answer in answers]
 
     def prompt(self, asked: Asked) -> Prompt:
         """What the model reads: ids up to where the answer begins, and pictures."""
         parts: tuple[talk.Part, ...] = (talk.Text(asked.question),)
-        pictures = np.zeros((0, self.rules.size, self.rules.size, 3), np.uint8)
-        if asked.image is not None:
-            parts = (talk.Image(), *parts)
-            pictures = images.preprocess(asked.image, self.rules)[None]
-        turn = talk.Turn("user", talk.place_images(parts, self.position))
-        rendered = talk.render(
-            talk.Conversation((turn,)), self.template, self.tokenizer, generation_prompt=True
-        )
-        return talk.expand(rendered, self.config.vision.num_tokens)[0], pictures
+        if asked.image is None:
+            return self.processor.chat(talk.Conversation((talk.Turn("user", parts),)))
+        turn = talk.Turn("user", (talk.Image(), *parts))
+        return self.processor.chat(talk.Conversation((turn,)), [asked.image])
+
+    def _pictures(self, prompt: Prompt) -> np.ndarray:
+        """uint8 [s, size, size, 3]"""
+        size = self.config.vision.image_size
+        return np.stack(prompt.images) if prompt.images else np.zeros((0, size, size, 3), np.uint8)
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -140,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--question", action="append", required=True, help="about the picture given at the same place"
     )
-    parser.add_argument("--max-new-tokens", type=_count, default=256, help="of an answer (default: 256)")
-    parser.add_argument("--rows", type=_count, default=8, help="questions answered at a time (default: 8)")
+    parser.add_argument("--max-new-tokens", type=count, default=256, help="of an answer (default: 256)")
+    parser.add_argument("--rows", type=count, default=8, help="questions answered at a time (default: 8)")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of weights and arithmetic (default: float32 on a CPU, else bfloat16)"
     )
@@ -196,12 +176,6 @@ def _tell(args: argparse.Namespace, answers: Sequence[str]) -> None:
             args.json.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"--json={args.json}: {error.strerror}") from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

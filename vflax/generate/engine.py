@@ -384,8 +384,10 @@ class Engine:
             places[number], known = held
             if not known:
                 self._runner.encode(run.prompt.images[number], int(places[number]))
-            with self._lock:
-                self._counts["cached images" if known else "images"] += 1
+            if not known or number not in run.looked_at:  # a picture reaches over several chunks
+                with self._lock:
+                    self._counts["cached images" if known else "images"] += 1
+            run.looked_at.add(number)
         for number in needed:
             self._store.let_go(run.pictures[number])
         return np.where(picture >= 0, places[picture] * self.processor.image_tokens + feature, -1)

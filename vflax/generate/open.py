@@ -50,20 +50,20 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "--cache", choices=("int8",), help="hold keys and values in 8 bits, with a scale per token and head"
     )
     group.add_argument(
-        "--slots", type=_count, help="requests that are answered at a time (default: 8 on a CPU, else 32)"
+        "--slots", type=count, help="requests that are answered at a time (default: 8 on a CPU, else 32)"
     )
     group.add_argument(
         "--max-length",
-        type=_count,
+        type=count,
         help="tokens of a prompt and its answer together (default: what the decoder knows, at most 4096)",
     )
     group.add_argument(
         "--cache-tokens",
-        type=_count,
+        type=count,
         help="tokens of all requests together (default: 1.5 times slots x max-length, or what fits into memory)",
     )
     group.add_argument(
-        "--pictures", type=_count, default=64, help="pictures whose features are kept (default: 64)"
+        "--pictures", type=count, default=64, help="pictures whose features are kept (default: 64)"
     )
     group.add_argument(
         "--row-sizes",
@@ -135,7 +135,8 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An argument that is a whole number, at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: at least 1")
     return int(text)

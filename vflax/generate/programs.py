@@ -28,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vflax.generate import sample
 from vflax.generate.paged import Pool, attend, write_pages, write_tokens
-from vflax.generate.sample import Logprobs, Settings
+from vflax.generate.sample import Array, Logprobs, Settings
 from vflax.models import llava
 from vflax.models.llama import DecoderLayer, rope_tables
 from vflax.models.llava import Llava, LlavaConfig, Params
@@ -36,7 +36,6 @@ from vflax.models.lora import hold_as_integers
 from vflax.sharding import BATCH_AXES, constrain, platform
 from vflax.xla_options import compiler_options
 
-Array = Any  # jax.Array inside programs, NumPy's on the way in
 # The most tokens that a call of decode writes for a row.
 STEPS = 8
 

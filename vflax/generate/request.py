@@ -162,6 +162,7 @@ class Stats:
 
     slots: requests that can run at a time; running: those that do; waiting: those that were taken and wait for a slot.
     pages, pages_used, pages_cached: of the key-value cache: all, held by requests, kept for prompts that begin alike.
+    images, cached_images: pictures that went through the tower, and pictures of prompts whose features were known.
     """
 
     slots: int

@@ -58,7 +58,12 @@ class Run:
         self.pages: list[int] = []
         self.held: list[Key] = []
         self.chunk = 0
-        self._chunk_tokens, self._image_tokens = chunk, processor.image_tokens
+        self._chunk_tokens = chunk
+        # Of the prompt's image tokens, counted from 0: picture k // N, feature k % N.
+        is_image = prompt.ids == IMAGE_TOKEN_ID
+        picture, feature = np.divmod(np.cumsum(is_image) - 1, processor.image_tokens)
+        self._picture, self._feature = np.where(is_image, picture, -1), np.where(is_image, feature, -1)
+        self.looked_at: set[int] = set()  # pictures that were counted
         self._on_delta = on_delta
         self._ends = () if sampling.ignore_eos else processor.stops
         self._written = 0
@@ -77,11 +82,7 @@ class Run:
         all int32 [n], n at most a chunk."""
         begin = self.chunk * self._chunk_tokens
         place = slice(begin, min(begin + self._chunk_tokens, self.prompt_tokens - 1))
-        is_image = self.prompt.ids == IMAGE_TOKEN_ID
-        # Of the prompt's image tokens, counted from 0: picture k // N, feature k % N.
-        picture, feature = np.divmod((np.cumsum(is_image) - 1)[place], self._image_tokens)
-        there = is_image[place]
-        return self.prompt.ids[place], np.where(there, picture, -1), np.where(there, feature, -1)
+        return self.prompt.ids[place], self._picture[place], self._feature[place]
 
     def grow(self, tokens: Sequence[Token]) -> tuple[Finish | None, int]:
         """The answer grows by tokens, up to an end; its owner is told.

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from vflax import aot, jaxpr_flops, sharding
 from vflax.errors import UserError
-from vflax.generate.ask import answer_mesh
 from vflax.generate.greedy import bucket, make_generate
+from vflax.generate.open import answer_mesh
 from vflax.hlo import Program
 from vflax.models import llava
 from vflax.models.llava import LlavaConfig
