@@ -147,7 +147,7 @@ def test_weights_without_a_known_template_want_one_named(
     argv = [f"--model={hugging_face}", f"--question={QUESTION}", "--max-new-tokens=3"]
     assert "--template=vicuna_v1" in refused(argv, capsys)
     named = with_template(open_checkpoint(hugging_face), "vicuna_v1")
-    assert ask.Answerer(named, "float32").template == "vicuna_v1"
+    assert ask.Answerer(named, "float32").processor.template == "vicuna_v1"
 
 
 def test_a_file_that_is_no_picture_is_named_before_weights_are_read(

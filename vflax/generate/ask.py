@@ -22,10 +22,9 @@ from PIL import Image
 from vflax import conversation as talk
 from vflax import images, sharding
 from vflax.errors import UserError
-from vflax.generate.greedy import bucket, greedy
+from vflax.generate.greedy import Prompt, bucket, greedy
 from vflax.generate.open import DTYPES, answer_mesh, count
 from vflax.generate.processor import Processor
-from vflax.generate.request import Prompt
 from vflax.models import llava
 from vflax.start import cache_root
 from vflax.weights.export import add_model_flags, open_from_flags
@@ -76,7 +75,7 @@ class Answerer:
         Raises:
             UserError: a picture cannot be used, or a question has no room in the decoder.
         """
-        prompts = [(made.ids, self._pictures(made)) for made in map(self.prompt, asked)]
+        prompts = [self.prompt(question) for question in asked]
         most = self.config.decoder.max_positions - max_new_tokens
         for question, (ids, _) in zip(asked, prompts, strict=True):
             if bucket(len(ids)) > most:
@@ -95,16 +94,14 @@ class Answerer:
 
     def prompt(self, asked: Asked) -> Prompt:
         """What the model reads: ids up to where the answer begins, and pictures."""
-        parts: tuple[talk.Part, ...] = (talk.Text(asked.question),)
-        if asked.image is None:
-            return self.processor.chat(talk.Conversation((talk.Turn("user", parts),)))
-        turn = talk.Turn("user", (talk.Image(), *parts))
-        return self.processor.chat(talk.Conversation((turn,)), [asked.image])
-
-    def _pictures(self, prompt: Prompt) -> np.ndarray:
-        """uint8 [s, size, size, 3]"""
         size = self.config.vision.image_size
-        return np.stack(prompt.images) if prompt.images else np.zeros((0, size, size, 3), np.uint8)
+        if asked.image is None:
+            turn, pictures = talk.Turn("user", (talk.Text(asked.question),)), []
+        else:
+            turn, pictures = talk.Turn("user", (talk.Image(), talk.Text(asked.question))), [asked.image]
+        made = self.processor.chat(talk.Conversation((turn,)), pictures)
+        # list of uint8 [size, size, 3] -> [s, size, size, 3]
+        return made.ids, np.stack(made.images) if made.images else np.zeros((0, size, size, 3), np.uint8)
 
 
 # --- command line -------------------------------------------------------------------------------------------
