@@ -8,7 +8,6 @@ import io
 import json
 import random
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import chromium
 from tests.serve.page_server import FOLDER, Answer, PageServer, serving
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 MESSAGE = "#foot textarea"
 HOSTILE = (
     "<script>window.hacked = 1</script>\n\nand <img src=x onerror='window.hacked = 2'> <b style='color:red'>b</b>\n\n"
@@ -128,16 +119,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def browser(page_server: PageServer) -> Iterator[Watched]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip(
-            "no chromium on this machine (apt-get install chromium): the page is not tried in a browser"
-        )
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with chromium.opened() as found:
         yield Watched(found, page_server)
-        found.close()
 
 
 @pytest.fixture
