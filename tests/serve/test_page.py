@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from tests import chromium
-from tests.serve.page_server import FOLDER, Answer, PageServer, serving
+from tests.serve.page_server import Answer, PageServer, serving
+from vflax.serve.page_files import FOLDER
 
 MESSAGE = "#foot textarea"
 HOSTILE = (
