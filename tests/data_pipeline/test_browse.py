@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from data_pipeline.browse.pieces import CUT, IMAGE, SPECIAL, SUPERVISED, Pieces,
 from data_pipeline.browse.view import View, choose
 from data_pipeline.records import Finding, Problem
 from data_pipeline.tfds_writer import write_dataset
+from tests import chromium
 from tests.weights import hub
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.conversation import read_llava, render_text
@@ -550,17 +550,8 @@ def test_ctrl_c_while_the_page_is_made_is_no_success(tmp_path, monkeypatch, caps
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip(
-            "no chromium on this machine (apt-get install chromium): the page is not tried in a browser"
-        )
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-        found = playwright.chromium.launch(executable_path=path, args=arguments)
+    with chromium.opened() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from rich.console import Console
 from data_pipeline.convert import convert
 from data_pipeline.preflight import preflight, print_result
 from data_pipeline.tfds_writer import write_dataset
-from tests import small
+from tests import chromium, small
 from tests.weights import hub, hub_server
 from vflax import start, train
 from vflax.config import load_config
@@ -558,10 +558,8 @@ def test_the_page_needs_nothing_from_elsewhere(config, tmp_path):
     assert "url(" not in page and "@import" not in page
 
 
-@pytest.mark.skipif(
-    shutil.which("chromium") is None, reason="chromium is not installed: the page is not opened"
-)
 def test_the_page_opens_in_a_browser_and_fits_a_phone(config, tmp_path):
+    program = chromium.path()
     run(config, tmp_path)
     page = (tmp_path / "preflight.html").read_text()
     # What the browser made of it, told by a script of ours at its end.
@@ -574,7 +572,7 @@ def test_the_page_opens_in_a_browser_and_fits_a_phone(config, tmp_path):
         page.replace("</body>", f"{told}</body>").replace("<details", "<details open")
     )
     ended = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800", "--dump-dom",
+        [program, *chromium.ARGUMENTS, "--headless", "--window-size=390,800", "--dump-dom",
          f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "told.html").as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -10,18 +11,8 @@ import numpy as np
 
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.generate.processor import Processor
-from vflax.generate.request import (
-    Closed,
-    Delta,
-    Finish,
-    OnDelta,
-    Prompt,
-    PromptTooLong,
-    Sampling,
-    Stats,
-    Token,
-)
-from vflax.generate.text import Detokenizer, StopFinder
+from vflax.generate.request import Closed, Delta, OnDelta, Prompt, PromptTooLong, Sampling, Stats, Token
+from vflax.generate.run import Run
 
 
 class FakeTicket:
@@ -101,18 +92,25 @@ class FakeEngine:
                 thread.join(timeout)
 
     def _run(self, ticket: FakeTicket, sampling: Sampling, most: int, on_delta: OnDelta) -> None:
+        def tell(delta: Delta) -> None:
+            with self._lock:
+                self._counts["answer"] += len(delta.tokens)
+                if delta.finish:
+                    self._finished[delta.finish] += 1
+            on_delta(delta)
+
         while not self._free.acquire(timeout=0.01):
             if ticket.cancelled.is_set():
                 with self._lock:
                     self._waiting -= 1
-                return self._finish(on_delta, "", (), "cancelled")
+                return tell(Delta("", (), "cancelled"))
         with self._lock:
             self._waiting -= 1
             self._running += 1
             self._counts["prompt"] += ticket.prompt_tokens
             self._counts["images"] += len(ticket.prompt.images)
         try:
-            self._write(ticket, sampling, most, on_delta)
+            self._write(ticket, sampling, most, tell)
         finally:
             with self._lock:
                 self._running -= 1
@@ -123,25 +121,15 @@ class FakeEngine:
             np.sum(ticket.prompt.ids == IMAGE_TOKEN_ID)
             == len(ticket.prompt.images) * self.processor.image_tokens
         )
+        # No prompt fills a chunk of that size, so none is hashed.
+        run = Run(ticket.prompt, sampling, most, self.processor, self.max_length, on_delta, None)
         ids = [*self.processor.tokenizer.encode(self.answer(ticket.prompt)), self.processor.stops[0]]
-        words, stops = Detokenizer(self.processor.tokenizer), StopFinder(sampling.stop)
-        for number, token in enumerate(ids, 1):
-            if ticket.cancelled.wait(self.pace) if self.pace else ticket.cancelled.is_set():
-                return self._finish(on_delta, "", (), "cancelled")
-            with self._lock:
-                self._counts["answer"] += 1
+        for id in itertools.cycle(ids):  # with ignore_eos it begins again after its end
+            if ticket.cancelled.wait(self.pace) or run.cancelled:
+                return run.end("cancelled")
             wanted = sampling.logprobs
-            written = Token(token) if wanted is None else Token(token, -0.5, ((token, -0.5),) * wanted)
-            if number == len(ids):
-                return self._finish(on_delta, stops.feed(words.end())[0] + stops.end(), (written,), "stop")
-            text, stopped = stops.feed(words.feed(token))
-            if stopped or number == most:
-                end = "" if stopped else stops.feed(words.end())[0] + stops.end()
-                return self._finish(on_delta, text + end, (written,), "stop" if stopped else "length")
-            on_delta(Delta(text, (written,)))
+            token = Token(id) if wanted is None else Token(id, -0.5, ((id, -0.5),) * wanted)
+            finish, _ = run.grow([token])
+            if finish:
+                return None
         return None
-
-    def _finish(self, on_delta: OnDelta, text: str, tokens: tuple[Token, ...], finish: Finish) -> None:
-        with self._lock:
-            self._finished[finish] += 1
-        on_delta(Delta(text, tokens, finish))

@@ -11,14 +11,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, Literal
 
-FOLDER = Path(__file__).parents[2] / "vflax" / "serve" / "page"
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
+from vflax.serve.page_files import FOLDER, POLICY
+
 CONFIG = {
     "model": "tiny-chat",
     "max_length": 2048,
