@@ -129,14 +129,17 @@ class Theirs:
 Side = Callable[[Sequence[Prompt], int], float]
 
 
-def measure(size: str, rounds: int, batches: Sequence[int], compiled: bool) -> dict[str, Any]:
-    """Tokens per second of all sides, and milliseconds to the first token."""
+def measure(
+    size: str, rounds: int, batches: Sequence[int], compiled: bool, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Tokens per second of all sides, and milliseconds to the first token; `save` is given what there is so far."""
     large, rng = size == "7b", np.random.default_rng(0)
     dtype = "bfloat16" if large else "float32"
     with tempfile.TemporaryDirectory() as name:
         random_model.write(Path(name), size)
         opened = with_template(open_checkpoint(Path(name)), "vicuna_v1")
         config = opened.files.config
+        rate = bandwidth() if large else 0.0
         engines = engines_of(opened, LARGE if large else SMALL, max(batches), dtype)
         sides: dict[str, Side] = {side: Ours(engine) for side, engine in engines.items()}
         model = theirs(Path(name), dtype, "cuda" if large else "cpu")
@@ -146,6 +149,13 @@ def measure(size: str, rounds: int, batches: Sequence[int], compiled: bool) -> d
     found: dict[str, Any] = {
         "tokens": NEW, "row sizes": {side: engine.row_sizes for side, engine in engines.items()}, "requests": {}
     }  # fmt: skip
+    if large:
+        found["bandwidth"] = {
+            side: share(engine, [prompts(config, 1, rng)[0] for _ in range(2 * rounds)], rate)
+            for side, engine in engines.items()
+        }
+        _say(f"{size} {found['bandwidth']}")
+        save(found)
     for batch in batches:
         here = [side for side in sides if side not in engines or engines[side].layout.slots >= batch]
         for side in here:  # compile, and fill caches
@@ -162,6 +172,7 @@ def measure(size: str, rounds: int, batches: Sequence[int], compiled: bool) -> d
             for side, own in seconds.items()
         }
         _say(f"{size} {batch} {found['requests'][str(batch)]}")
+        save(found)
     first: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(3 * rounds + 1):
         for side in common.turns(list(sides), number):
@@ -169,11 +180,6 @@ def measure(size: str, rounds: int, batches: Sequence[int], compiled: bool) -> d
     found["milliseconds to the first token"] = {
         side: round(1000 * statistics.median(own[1:]), 2) for side, own in first.items()
     }
-    if large:
-        found["bandwidth"] = {
-            side: share(engine, [prompts(config, 1, rng)[0] for _ in range(2 * rounds)])
-            for side, engine in engines.items()
-        }
     for engine in engines.values():
         engine.close()
     return found
@@ -202,9 +208,10 @@ def theirs(folder: Path, dtype: str, device: str) -> Any:
     return model.eval().to(device)
 
 
-def share(engine: Engine, asked: Sequence[Prompt]) -> dict[str, float]:
-    """Of the bandwidth that a step of one row reaches; half of the prompts are answered in short."""
+def share(engine: Engine, asked: Sequence[Prompt], rate: float) -> dict[str, float]:
+    """Of the bandwidth, in bytes a second, that a step of one row reaches; half of the prompts get a short answer."""
     run, short = Ours(engine), NEW // 8
+    run(asked[:1], NEW)
     seconds = {
         new: statistics.median(run([prompt], new) for prompt in own)
         for new, own in ((NEW, asked[::2]), (short, asked[1::2]))
@@ -216,8 +223,16 @@ def share(engine: Engine, asked: Sequence[Prompt]) -> dict[str, float]:
     position = len(asked[0].ids) + (NEW + short) // 2
     held = sum(x.nbytes for pool in runner._pools for x in pool if x is not None)
     keys = position * held / (engine.layout.pages * engine.layout.page)
-    rate = bandwidth()
+    with jax.set_mesh(runner.mesh):
+        began = time.perf_counter()
+        for _ in range(8):
+            runner.encode(asked[0].images[0], 0)
+        jax.block_until_ready(runner._store)
+        picture = (time.perf_counter() - began) / 8
+        chunk = min(runner.chunk_seconds() for _ in range(4))
     return {
+        "milliseconds of a picture": round(1000 * picture, 2),
+        "milliseconds of a chunk": round(1000 * chunk, 2),
         "milliseconds of a step": round(1000 * step, 3),
         "gigabytes of weights": round(weights / 1e9, 2),
         "gigabytes of keys and values": round(keys / 1e9, 2),
@@ -271,7 +286,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "marks": [],
     }
     for size in args.size or SIZES[:2]:
-        found = measure(size, args.rounds, args.batches, not args.no_compile)
+
+        def save(found: dict[str, Any], size: str = size) -> None:
+            result["sizes"][size] = found
+            common.save(args.out, result)
+
+        found = measure(size, args.rounds, args.batches, not args.no_compile, save)
         result["sizes"][size] = found
         for batch, least in MARKS[size].items():
             if str(batch) in found["requests"]:
