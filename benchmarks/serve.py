@@ -29,17 +29,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import common
-from benchmarks.generate import Ours, model_config
-from tests.weights import hub
+from benchmarks import common, random_model
+from benchmarks.generate import Ours
 from vflax import conversation as talk
 from vflax.generate.open import engine_of
 from vflax.generate.processor import Processor
 from vflax.generate.request import Prompt
 from vflax.generate.sizes import EngineSettings
-from vflax.weights import hf_images
 from vflax.weights.export import with_template
-from vflax.weights.names import EMBEDDING, LM_HEAD
 from vflax.weights.open import open_checkpoint
 
 STREAMS, NEW = 32, 64
@@ -78,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(folder: Path, size: str, requests: int, rounds: int) -> dict[str, Any]:
     """Server and engine by turns."""
-    write(folder, size)
+    random_model.write(folder, size)
     opened = with_template(open_checkpoint(folder), "vicuna_v1")
     processor = Processor.of(opened)
     engine = Ours(engine_of(opened, processor, EngineSettings(slots=STREAMS), "float32"))
@@ -114,18 +111,6 @@ def measure(folder: Path, size: str, requests: int, rounds: int) -> dict[str, An
         "milliseconds between pieces": percentiles(between),
         "tokens of a piece": round(NEW * len(seen) / (len(between) + len(seen)), 2),
     }  # fmt: skip
-
-
-def write(folder: Path, size: str) -> None:
-    """A random model as a Hugging Face directory."""
-    config = model_config(size)
-    hub.write_tokenizer(folder)
-    tensors = hub.tensors_of(config)
-    head = EMBEDDING if config.decoder.tie_word_embeddings else LM_HEAD
-    tensors[head][hub.PIECES :] = 0  # tokens that the tokenizer does not know have no text
-    hub.write_llava(folder, config, tensors)
-    rules = dataclasses.replace(hub.RULES, size=config.vision.image_size)
-    hub.dump(folder / "preprocessor_config.json", hf_images.to_preprocessor(rules))
 
 
 def picture(number: int) -> Image.Image:

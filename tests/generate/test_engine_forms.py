@@ -16,6 +16,7 @@ import pytest
 from tests.generate import small_engine
 from tests.generate.small_engine import ask, begin, prompt
 from tests.weights import hub
+from vflax.generate import programs
 from vflax.generate.engine import Engine
 from vflax.generate.open import answer_mesh
 from vflax.generate.request import Prompt
@@ -81,6 +82,20 @@ def test_on_eight_devices_the_answers_are_those_of_one(
     one = small_engine.engine(tmp_path / "one", grouped(kv_heads))
     assert found["ids"] == answers(one)
     one.close()
+
+
+def test_with_a_fixed_number_of_steps_a_call_the_answers_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = small_engine.engine(tmp_path / "usual", slots=3)
+    expected = answers(usual)
+    usual.close()
+    monkeypatch.setattr(programs, "platform", lambda mesh: "gpu")
+    fixed = small_engine.engine(tmp_path / "fixed", slots=3)
+    compiled = fixed.compiled
+    assert fixed._runner._programs.fixed_steps
+    assert answers(fixed) == expected and fixed.compiled == compiled
+    fixed.close()
 
 
 class Rounded(small_engine.Source):

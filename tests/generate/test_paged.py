@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vflax.generate.paged import Pool, attend, quantise, write_pages, write_tokens
+from vflax.generate import paged_gpu
+from vflax.generate.paged import Pool, _on_gpu, attend, quantise, write_and_attend, write_pages, write_tokens
 from vflax.models.attention import attention
 
 KV, HEADS, DIM, PAGE = 2, 6, 10, 4
@@ -104,3 +109,59 @@ def test_attention_over_8_bits_is_near_that_over_floats() -> None:
     exact = attend(q, write_pages(pool(4), k, v, pages), table, positions, 1)
     np.testing.assert_allclose(ours, exact, atol=0.03)
     assert not np.array_equal(ours, exact)
+
+
+@pytest.mark.parametrize("kv_heads, heads", [(2, 2), (2, 6), (1, 4)])
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_a_gpus_kernel_writes_and_mixes_as_xla_does(kind: str, kv_heads: int, heads: int) -> None:
+    rng = np.random.default_rng(6)
+    rows, pages, table_pages, page, dim = 6, 61, 10, 16, 32
+    shape = (1, pages, kv_heads, page)
+    if kind == "int8":
+        k, v = (jnp.asarray(rng.integers(-127, 128, (*shape, dim)), jnp.int8) for _ in "kv")
+        held = Pool(k, v, *(jnp.asarray(rng.uniform(0.001, 0.02, shape), jnp.float32) for _ in "kv"))
+    else:
+        k, v = (jnp.asarray(rng.normal(size=(*shape, dim)), jnp.float32) for _ in "kv")
+        held = Pool(k.at[0, 60].set(jnp.nan), v.at[0, 60].set(jnp.nan))
+    # The last row ends in the first key of its last page, where all else is NaN.
+    table = jnp.asarray(1 + np.arange(rows * table_pages).reshape(1, rows, table_pages), jnp.int32)
+    last = jnp.asarray([[0, 15, 16, 100, 127, 144]], jnp.int32)
+    q = jnp.asarray(rng.normal(size=(1, rows, heads, dim)), jnp.float32)
+    new = [jnp.asarray(rng.normal(size=(1, rows, kv_heads, dim)), jnp.float32) for _ in "kv"]
+    expected = write_and_attend(q, *new, held, table, last, 2)
+    found = _on_gpu(q, *new, held, table, last, interpret=True)
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+def test_the_kernel_takes_powers_of_two() -> None:
+    assert paged_gpu.fits(128, 64) and not paged_gpu.fits(80, 64) and not paged_gpu.fits(128, 8)
+
+
+@pytest.mark.slow
+def test_on_eight_devices_the_kernel_is_that_of_one() -> None:
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from vflax.generate.paged import Pool, _on_gpu
+from vflax import sharding
+rng = np.random.default_rng(0)
+k, v = (jnp.asarray(rng.normal(size=(2, 9, 4, 16, 32)), jnp.float32) for _ in "kv")
+q = jnp.asarray(rng.normal(size=(2, 3, 8, 32)), jnp.float32)
+new = [jnp.asarray(rng.normal(size=(2, 3, 4, 32)), jnp.float32) for _ in "kv"]
+table = jnp.asarray(np.arange(18).reshape(2, 3, 3) % 9, jnp.int32)
+last = jnp.asarray([[0, 20, 40], [47, 3, 16]], jnp.int32)
+one = [_on_gpu(q[z : z + 1], *(x[z : z + 1] for x in new), Pool(k[z : z + 1], v[z : z + 1]), table[z : z + 1],
+               last[z : z + 1], interpret=True) for z in range(2)]
+mesh = sharding.make_mesh(2, 1, 4)
+with jax.set_mesh(mesh):
+    mixed, pool = jax.jit(lambda *a: _on_gpu(*a, interpret=True))(q, *new, Pool(k, v), table, last)
+np.testing.assert_allclose(mixed, jnp.concatenate([x for x, _ in one]), atol=1e-6)
+np.testing.assert_array_equal(pool.k, jnp.concatenate([p.k for _, p in one]))
+"""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

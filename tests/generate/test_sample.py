@@ -36,15 +36,15 @@ def settings(rows: int, **fields: Any) -> Settings:
 def choose(
     logits: np.ndarray, chosen: Settings, drawn: Any = 0, counts: Any = 0, seen: Any = False
 ) -> np.ndarray:
-    return np.asarray(
-        jax.jit(sample.choose)(
-            jnp.asarray(logits),
-            chosen,
-            jnp.broadcast_to(jnp.asarray(drawn, jnp.int32), (len(logits),)),
-            jnp.broadcast_to(jnp.asarray(counts, jnp.int32), logits.shape),
-            jnp.broadcast_to(jnp.asarray(seen, bool), logits.shape),
-        )
+    token, _ = jax.jit(sample.choose)(
+        jnp.asarray(logits),
+        chosen,
+        jnp.broadcast_to(jnp.asarray(drawn, jnp.int32), (len(logits),)),
+        jnp.broadcast_to(jnp.asarray(counts, jnp.int32), logits.shape),
+        jnp.broadcast_to(jnp.asarray(seen, bool), logits.shape),
+        jnp.ones(len(logits), bool),
     )
+    return np.asarray(token)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_greedy_tokens_equal_those_of_generate_with_several_requests_at_a_time(t
         path: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
         for path, leaf in hf.params(reference.state_dict(), config).items()
     }
-    weights = by_layer(params, config.decoder.num_layers)
+    weights = by_layer(params, config.decoder.num_layers, fused=True)
     engine = Engine(processor(tmp_path, config), config, weights, mesh, "float32", EngineSettings(**SETTINGS))
     sinks = [
         begin(engine, Prompt(ids, tuple(images)), max_tokens=len(tokens), ignore_eos=True)

@@ -31,7 +31,7 @@ from vflax.constants import IMAGE_TOKEN_ID
 from vflax.errors import UserError
 from vflax.generate.pages import Pages, Store
 from vflax.generate.processor import Processor
-from vflax.generate.programs import STEPS, Weights, Written
+from vflax.generate.programs import Weights, Written
 from vflax.generate.request import Closed, Finish, OnDelta, Prompt, PromptTooLong, Sampling, Stats, Token
 from vflax.generate.run import OnLogits, Run
 from vflax.generate.runner import Runner
@@ -416,7 +416,9 @@ class Engine:
         size = next((size for size in self.row_sizes if size >= most), self.row_sizes[-1])
         rounds = -(-most // size)
         one_by_one = any(run.on_logits for own in self._running for run in own.values())
-        steps = 1 if one_by_one else min(STEPS, max(1, int(_ROUND_SECONDS / self._step_seconds / rounds)))
+        wanted = int(_ROUND_SECONDS / self._step_seconds / rounds)
+        first = any(not run.written for own in self._running for run in own.values())
+        steps = 1 if one_by_one else self._runner.steps(wanted, first)
         calls = []
         for number in range(rounds):
             chosen = [queue[number * size : (number + 1) * size] for queue in queues]

@@ -18,10 +18,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from vflax.generate import paged_gpu
 from vflax.models import lora
+from vflax.models.attention import platform
 from vflax.models.blockwise import MASKED, scale
 from vflax.models.product import on_one_cpu
+from vflax.sharding import BATCH_AXES
 
 
 class Pool(NamedTuple):
@@ -58,6 +62,65 @@ def write_tokens(pool: Pool, k: jax.Array, v: jax.Array, pages: jax.Array, offse
     return _each(pool, k, v, lambda of, new: jax.vmap(put)(of, new, pages, offsets))
 
 
+def write_and_attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    pool: Pool,
+    table: jax.Array,
+    positions: jax.Array,
+    block_pages: int,
+) -> tuple[jax.Array, Pool]:
+    """`write_tokens` and `attend` for one token of each row, which a GPU has a kernel for.
+
+    Args:
+        q: [Z, R, H, K].
+        k, v: [Z, R, KV, K].
+        pool: of a layer.
+        table: int32 [Z, R, J].
+        positions: int32 [Z, R], of the tokens.
+        block_pages: pages of a block.
+
+    Returns:
+        [Z, R, H, K] in q's dtype, and the pool.
+    """
+    if platform() == "gpu" and paged_gpu.fits(q.shape[-1], pool.page):
+        return _on_gpu(q, k, v, pool, table, positions)
+    pages = jnp.take_along_axis(table, (positions // pool.page)[..., None], axis=2)[..., 0]
+    pool = write_tokens(pool, k, v, pages, positions % pool.page)
+    return attend(q[:, :, None], pool, table, positions[..., None], block_pages)[:, :, 0], pool
+
+
+def _on_gpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    pool: Pool,
+    table: jax.Array,
+    positions: jax.Array,
+    interpret: bool = False,
+) -> tuple[jax.Array, Pool]:
+    """`write_and_attend` by the kernel, each device with its own shard and heads."""
+
+    def own(q: jax.Array, new: Pool, pool: Pool, table: jax.Array, last: jax.Array) -> tuple[jax.Array, Pool]:
+        # A device has one shard: [1, ...] -> [...]
+        q, new, held, table, last = jax.tree.map(lambda x: x[0], (q, new, pool, table, last))
+        # [R, H, K] -> [R, KV, G, K]
+        grouped = q.reshape(q.shape[0], held.k.shape[1], -1, q.shape[-1])
+        mixed, held = paged_gpu.write_and_attend(grouped, new, held, table, last, interpret=interpret)
+        return jax.tree.map(lambda x: x[None], (mixed.reshape(q.shape), Pool(*held)))
+
+    new = _as_held(pool, k, v)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return own(q, new, pool, table, positions)
+    tensor = "tensor" if pool.k.shape[2] % mesh.shape["tensor"] == 0 else None
+    rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, tensor)
+    return jax.shard_map(
+        own, in_specs=(heads, heads, heads, rows, rows), out_specs=(heads, heads), check_vma=False
+    )(q, new, pool, table, positions)
+
+
 def write_pages(pool: Pool, k: jax.Array, v: jax.Array, pages: jax.Array) -> Pool:
     """Whole pages.
 
@@ -76,10 +139,15 @@ def write_pages(pool: Pool, k: jax.Array, v: jax.Array, pages: jax.Array) -> Poo
 
 
 def _each(pool: Pool, k: jax.Array, v: jax.Array, put: Callable[[jax.Array, jax.Array], jax.Array]) -> Pool:
-    if pool.k_scale is None or pool.v_scale is None:
-        return Pool(put(pool.k, k.astype(pool.k.dtype)), put(pool.v, v.astype(pool.v.dtype)))
+    return jax.tree.map(put, pool, _as_held(pool, k, v))
+
+
+def _as_held(pool: Pool, k: jax.Array, v: jax.Array) -> Pool:
+    """New keys and values [..., K] as the pool holds them; its fields are [...] or [..., K]."""
+    if pool.k_scale is None:
+        return Pool(k.astype(pool.k.dtype), v.astype(pool.v.dtype))
     (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
-    return Pool(put(pool.k, k), put(pool.v, v), put(pool.k_scale, k_scale), put(pool.v_scale, v_scale))
+    return Pool(k, v, k_scale, v_scale)
 
 
 def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -27,7 +27,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vflax.generate import sample
-from vflax.generate.paged import Pool, attend, write_pages, write_tokens
+from vflax.generate.fused import FusedLayer
+from vflax.generate.paged import Pool, attend, write_and_attend, write_pages
 from vflax.generate.sample import Array, Logprobs, Settings
 from vflax.models import llava
 from vflax.models.llama import DecoderLayer, rope_tables
@@ -109,8 +110,8 @@ def merge_layer(graphdef: Any, params: Params) -> DecoderLayer:
     return layer
 
 
-def take_apart(config: LlavaConfig, dtype: Any, *, int8: bool = False) -> Model:
-    """The model without its numbers, in 8 bits the decoder's layers if so; nothing is allocated."""
+def take_apart(config: LlavaConfig, dtype: Any, *, int8: bool = False, fused: bool = False) -> Model:
+    """The model without its numbers, in 8 bits the decoder's layers if so, or fused; nothing is allocated."""
     kinds = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(dtype)}
 
     def whole() -> Llava:
@@ -119,7 +120,8 @@ def take_apart(config: LlavaConfig, dtype: Any, *, int8: bool = False) -> Model:
         return model
 
     def layer() -> DecoderLayer:
-        found = DecoderLayer(config.decoder, remat="none", rngs=nnx.Rngs(0), **kinds)
+        kind = FusedLayer if fused else DecoderLayer
+        found = kind(config.decoder, remat="none", rngs=nnx.Rngs(0), **kinds)
         if int8:
             hold_as_integers(found)
         return found
@@ -149,6 +151,9 @@ class Programs:
             store, pools, slots: where these lie, as shardings; they stay there.
         """
         self.config, self.model, self.layout = config, model, layout
+        # A GPU's host starts each step of a loop, and waits for the end of the one before where that decides whether
+        # there is another. There decode has a fixed number of steps, in which rows may stand still.
+        self.fixed_steps = platform(store.mesh) == "gpu"
         self._stops = np.array(stops, np.int32)
         everywhere = NamedSharding(store.mesh, PartitionSpec())
         jit = partial(jax.jit, compiler_options=compiler_options(platform(store.mesh)))
@@ -156,7 +161,10 @@ class Programs:
         self.prefill = jit(self._prefill, donate_argnames="pools", out_shardings=pools)
         self.admit = jit(self._admit, donate_argnames="slots", out_shardings=slots)
         self.decode = jit(
-            self._decode, donate_argnames=("pools", "slots"), out_shardings=(pools, slots, everywhere)
+            self._decode,
+            donate_argnames=("pools", "slots"),
+            static_argnames="most",
+            out_shardings=(pools, slots, everywhere),
         )
 
     def compiled(self) -> int:
@@ -241,6 +249,7 @@ class Programs:
         table: jax.Array,
         rows: jax.Array,
         steps: jax.Array,
+        most: int = STEPS,
     ) -> tuple[tuple[Pool, ...], Slots, Written]:
         """Up to `steps` tokens for some slots; a slot whose answer ends writes no more.
 
@@ -250,7 +259,8 @@ class Programs:
             slots: all of them.
             table: int32 [Z, S + 1, J]; that of slot S is zeros.
             rows: int32 [Z, R], which slots; S fills up.
-            steps: int32, at most STEPS.
+            steps: int32, at most `most`.
+            most: of the loop where `fixed_steps`, at most STEPS; compiled in.
         """
         model = llava.merge(self.model.graphdef, weights.rest)
         layers = [merge_layer(self.model.layer_graphdef, own) for own in weights.layers]
@@ -259,14 +269,13 @@ class Programs:
         tables = jax.vmap(lambda of, at: of[at])(table, rows)
         shape, vocab = rows.shape, self.config.decoder.vocab_size
 
-        def more(state: tuple[Any, ...]) -> jax.Array:
-            step, _, mine, _ = state
-            return (step < steps) & (mine.left > 0).any()
+        def more(step: jax.Array, mine: Slots) -> jax.Array:
+            return (step < steps) & (mine.left > 0)
 
         def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
             step, pools, mine, written = state
             logits, pools = self._next(model, layers, pools, mine, tables)
-            mine, written = self._take(step, logits, mine, written)
+            mine, written = self._take(step, more(step, mine), logits, mine, written)
             return step + 1, pools, mine, written
 
         number = min(sample.MAX_LOGPROBS, vocab)
@@ -279,7 +288,13 @@ class Programs:
             ),
             jnp.zeros((*shape, vocab), jnp.float32),
         )
-        _, pools, mine, written = jax.lax.while_loop(more, advance, (jnp.int32(0), pools, mine, nothing))
+        start = (jnp.int32(0), pools, mine, nothing)
+        if self.fixed_steps:
+            _, pools, mine, written = jax.lax.fori_loop(0, most, lambda _, state: advance(state), start)
+        else:
+            _, pools, mine, written = jax.lax.while_loop(
+                lambda state: more(state[0], state[2]).any(), advance, start
+            )
         slots = jax.tree.map(
             lambda x, new: jax.vmap(lambda of, at, to: of.at[at].set(to))(x, rows, new), slots, mine
         )
@@ -289,50 +304,40 @@ class Programs:
         self, model: Llava, layers: list[Any], pools: tuple[Pool, ...], mine: Slots, tables: jax.Array
     ) -> tuple[jax.Array, tuple[Pool, ...]]:
         """Logits float32 [Z, R, V] after each row's token, whose keys and values go into its pages."""
-        layout = self.layout
         shards, rows = mine.token.shape
         # Rows are one axis for the layers: [Z, R] -> [Z * R, 1]
         positions = mine.position.reshape(-1, 1)
         x = constrain(model.decoder.embed_tokens(mine.token.reshape(-1, 1)), BATCH_AXES)
         rope = rope_tables(self.config.decoder, positions)
-        pages = jnp.take_along_axis(tables, (mine.position // layout.page)[..., None], axis=2)[..., 0]
-        offsets = mine.position % layout.page
         written = []
         for layer, pool in zip(layers, pools, strict=True):
             q, k, v = layer.project(x, rope)
-            # [Z * R, 1, KV, K] -> [Z, R, KV, K]
-            apart = (shards, rows, *k.shape[2:])
-            pool = write_tokens(pool, k.reshape(apart), v.reshape(apart), pages, offsets)
-            written.append(pool)
-            # [Z * R, 1, H, K] -> [Z, R, 1, H, K]
-            mixed = attend(
-                q.reshape(shards, rows, *q.shape[1:]),
-                pool,
-                tables,
-                mine.position[..., None],
-                layout.block_pages,
+            # [Z * R, 1, heads, K] -> [Z, R, heads, K]
+            new_k, new_v = (y.reshape(shards, rows, *y.shape[2:]) for y in (k, v))
+            queries = q.reshape(shards, rows, *q.shape[2:])
+            mixed, pool = write_and_attend(
+                queries, new_k, new_v, pool, tables, mine.position, self.layout.block_pages
             )
+            written.append(pool)
             x = constrain(layer.finish(x, mixed.reshape(q.shape)), BATCH_AXES)
         logits = model.decoder.logits(model.decoder.norm(x[:, 0]))
         return logits.reshape(shards, rows, -1), tuple(written)
 
     def _take(
-        self, step: jax.Array, logits: jax.Array, mine: Slots, written: Written
+        self, step: jax.Array, runs: jax.Array, logits: jax.Array, mine: Slots, written: Written
     ) -> tuple[Slots, Written]:
-        """Choose the next token of each row that runs."""
+        """Choose the next token of each row that runs, bool [Z, R]."""
         shape = mine.token.shape
         # [Z, R, ...] -> [Z * R, ...]
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (logits, mine))
-        flat_logits, own = flat
-        token = sample.choose(flat_logits, own.settings, own.drawn, own.counts, own.seen)
-        chances = sample.logprobs(flat_logits, token, own.settings.logprobs & (own.left > 0))
-        runs = own.left > 0
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (logits, mine, runs))
+        flat_logits, own, runs = flat
+        token, chances = sample.choose(flat_logits, own.settings, own.drawn, own.counts, own.seen, runs)
         ended = (token[:, None] == self._stops).any(axis=-1) & ~own.endless
         row = jnp.arange(len(token))
         new = own._replace(
             token=jnp.where(runs, token, own.token),
             position=own.position + runs,
-            left=jnp.where(ended, 0, own.left - runs),
+            left=jnp.where(ended & runs, 0, own.left - runs),
             drawn=own.drawn + runs,
             counts=own.counts.at[row, token].add(runs.astype(jnp.int32)),
             seen=own.seen.at[row, token].max(runs),

@@ -66,7 +66,7 @@ class Run:
         self.looked_at: set[int] = set()  # pictures that were counted
         self._on_delta = on_delta
         self._ends = () if sampling.ignore_eos else processor.stops
-        self._written = 0
+        self.written = 0
         # Of a chat's answer: whether it has begun, and white space that belongs to it if more comes.
         self._begun, self._space = False, ""
         self._words = Detokenizer(processor.tokenizer)
@@ -93,13 +93,13 @@ class Run:
         text, stopped = "", False
         finish: Finish | None = None
         for number, token in enumerate(tokens, 1):
-            self._written += 1
+            self.written += 1
             if token.id in self._ends:
                 finish = "stop"
             else:
                 piece, stopped = self._stops.feed(self._words.feed(token.id))
                 text += piece
-                finish = "stop" if stopped else "length" if self._written == self.most else None
+                finish = "stop" if stopped else "length" if self.written == self.most else None
             if finish:
                 tokens = tokens[:number]
                 break

@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.generate.paged import Pool
-from vflax.generate.programs import Layout, Programs, Slots, Weights, Written, take_apart
+from vflax.generate.programs import STEPS, Layout, Programs, Slots, Weights, Written, take_apart
 from vflax.generate.request import Sampling
 from vflax.generate.sample import Settings
-from vflax.generate.sizes import EngineSettings, layout_of, row_sizes
+from vflax.generate.sizes import EngineSettings, layout_of, reference_size, row_sizes
 from vflax.models.llava import LlavaConfig
 from vflax.sharding import BATCH_AXES, platform
 
@@ -55,7 +55,8 @@ class Runner:
         self._weights = weights
         int8 = any(leaf.dtype == jnp.int8 for layer in weights.layers for leaf in layer.values())
         with jax.set_mesh(mesh):
-            model = take_apart(config, dtype, int8=int8)
+            fused = "attention/qkv/kernel" in weights.layers[0]
+            model = take_apart(config, dtype, int8=int8, fused=fused)
         shapes = state_of(config, self.layout, mesh, dtype, int8_cache=settings.int8_cache)
         self._store, self._pools, self._slots = jax.tree.map(_zeros, shapes)
         places = jax.tree.map(lambda x: x.sharding, shapes)
@@ -81,15 +82,29 @@ class Runner:
         values = _slot_values(ids, sampling, most, self.config.decoder.vocab_size)
         self._slots = self._programs.admit(self._slots, np.int32(shard), np.int32(slot), values)
 
+    def steps(self, wanted: int, first: bool) -> int:
+        """How many tokens a call of decode had better write.
+
+        Args:
+            wanted: so many, or 1, would be right.
+            first: for some rows it is the first, for which somebody waits.
+        """
+        if self._programs.fixed_steps:
+            return 1 if first else STEPS
+        return min(STEPS, max(1, wanted))
+
     def decode(self, table: Table, chosen: Sequence[Sequence[int]], size: int, steps: int) -> Written:
         """Up to `steps` tokens for at most `size` slots of each shard; returns before they are there."""
         rows = np.full((self.layout.shards, size), self.layout.slots, np.int32)
         for shard, slots in enumerate(chosen):
             rows[shard, : len(slots)] = slots
         self._pools, self._slots, written = self._programs.decode(
-            self._weights, self._pools, self._slots, table, rows, np.int32(steps)
+            self._weights, self._pools, self._slots, table, rows, np.int32(steps), most=self._most(steps)
         )
         return written
+
+    def _most(self, steps: int) -> int:
+        return 1 if self._programs.fixed_steps and steps == 1 else STEPS
 
     # --- row sizes --------------------------------------------------------------------------------------------------
 
@@ -97,7 +112,7 @@ class Runner:
         """Compile all programs by running them on a made-up prompt.
 
         Args:
-            which: "any": all row sizes; "equal": those that give the same bits as the one of 8 rows.
+            which: "any": all row sizes; "equal": those that give the same bits as `reference_size`.
 
         Returns:
             the row sizes that decode may be called with, rising.
@@ -113,10 +128,14 @@ class Runner:
         ids = rng.integers(0, vocab, (layout.shards, layout.chunk)).astype(np.int32)
         self.prefill(ids, np.full_like(ids, -1), table[:, 0].copy(), np.zeros(layout.shards, np.int32))
         tokens = rng.integers(0, vocab, (layout.shards, layout.slots))
-        sizes = row_sizes(platform(self.mesh), layout.slots)
-        reference = self._logits(table, tokens, max(size for size in sizes if size <= 8 or size == sizes[0]))
+        where = platform(self.mesh)
+        sizes = row_sizes(where, layout.slots)
+        reference = self._logits(table, tokens, reference_size(where, sizes))
         equal = [size for size in sizes if np.array_equal(self._logits(table, tokens, size), reference)]
-        return tuple(sizes if which == "any" else equal)
+        chosen = tuple(sizes if which == "any" else equal)
+        for size in chosen if self._programs.fixed_steps else ():
+            self.decode(table, [[]] * layout.shards, size, STEPS)
+        return chosen
 
     def chunk_seconds(self) -> float:
         """How long it takes to read the first chunk of a prompt."""

@@ -39,9 +39,14 @@ class Logprobs(NamedTuple):
 
 
 def choose(
-    logits: jax.Array, settings: Settings, drawn: jax.Array, counts: jax.Array, seen: jax.Array
-) -> jax.Array:
-    """The next token of each row.
+    logits: jax.Array,
+    settings: Settings,
+    drawn: jax.Array,
+    counts: jax.Array,
+    seen: jax.Array,
+    runs: jax.Array,
+) -> tuple[jax.Array, Logprobs]:
+    """The next token of each row, and logprobs, which are zeros where no row wants them.
 
     The order is that of Hugging Face's generate: penalties, temperature, top-k, top-p.
 
@@ -51,16 +56,26 @@ def choose(
         drawn: int32 [R], how many tokens the row has drawn before.
         counts: int32 [R, V], how often its answer holds each token.
         seen: bool [R, V], whether its prompt or answer holds it.
+        runs: bool [R]; of other rows nothing is wanted.
 
     Returns:
-        int32 [R]
+        int32 [R], and the logprobs.
     """
     penalties = (settings.repetition != 1) | (settings.presence != 0) | (settings.frequency != 0)
-    logits = jax.lax.cond(penalties.any(), lambda: penalised(logits, settings, counts, seen), lambda: logits)
-    greedy = first_largest(logits)
-    draws = settings.temperature > 0
-    drawn_now = jax.lax.cond(draws.any(), lambda: _draw(logits, settings, drawn), lambda: greedy)
-    return jnp.where(draws, drawn_now, greedy)
+    draws, wanted = settings.temperature > 0, settings.logprobs & runs
+
+    def chosen() -> tuple[jax.Array, Logprobs]:
+        own = jax.lax.cond(penalties.any(), lambda: penalised(logits, settings, counts, seen), lambda: logits)
+        greedy = first_largest(own)
+        drawn_now = jax.lax.cond(draws.any(), lambda: _draw(own, settings, drawn), lambda: greedy)
+        token = jnp.where(draws, drawn_now, greedy)
+        return token, logprobs(logits, token, wanted)
+
+    def greedy() -> tuple[jax.Array, Logprobs]:
+        return first_largest(logits), _no_logprobs(logits)
+
+    # One question on the way of what most ask for: a GPU's host has to wait for each answer.
+    return jax.lax.cond((penalties | draws | wanted).any(), chosen, greedy)
 
 
 def penalised(logits: jax.Array, settings: Settings, counts: jax.Array, seen: jax.Array) -> jax.Array:
@@ -156,12 +171,13 @@ def logprobs(logits: jax.Array, chosen: jax.Array, wanted: jax.Array) -> Logprob
             jnp.take_along_axis(all_of_them, chosen[:, None], axis=-1)[:, 0], top, ids.astype(jnp.int32)
         )
 
-    def nothing() -> Logprobs:
-        rows = logits.shape[0]
-        return Logprobs(
-            jnp.zeros((rows,), jnp.float32),
-            jnp.zeros((rows, number), jnp.float32),
-            jnp.zeros((rows, number), jnp.int32),
-        )
+    return jax.lax.cond(wanted.any(), compute, lambda: _no_logprobs(logits))
 
-    return jax.lax.cond(wanted.any(), compute, nothing)
+
+def _no_logprobs(logits: jax.Array) -> Logprobs:
+    rows, number = logits.shape[0], min(MAX_LOGPROBS, logits.shape[-1])
+    return Logprobs(
+        jnp.zeros((rows,), jnp.float32),
+        jnp.zeros((rows, number), jnp.float32),
+        jnp.zeros((rows, number), jnp.int32),
+    )

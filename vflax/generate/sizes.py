@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +51,14 @@ class EngineSettings:
 
 def row_sizes(where: str, slots: int) -> list[int]:
     """Numbers of rows that decode is compiled for, rising. On a CPU a row costs time; elsewhere all slots take hardly
-    longer than one, since reading the weights is what takes time."""
-    few = {size for size in (1, 2, 8, 16, 32) if size < slots}
-    return sorted(few | {slots}) if where == "cpu" else [slots]
+    longer than one, since reading the weights is what takes time; but a GPU has faster products for one row."""
+    few = {"cpu": (1, 2, 8, 16, 32), "gpu": (1, 8, 32)}.get(where, ())
+    return sorted({size for size in few if size < slots} | {slots})
+
+
+def reference_size(where: str, sizes: Sequence[int]) -> int:
+    """The number of rows whose bits others are compared with."""
+    return max(size for size in sizes if size <= 8 or size == sizes[0]) if where == "cpu" else sizes[-1]
 
 
 def layout_of(settings: EngineSettings, config: LlavaConfig, mesh: Mesh, dtype: Any) -> Layout:
@@ -61,10 +67,12 @@ def layout_of(settings: EngineSettings, config: LlavaConfig, mesh: Mesh, dtype: 
     Raises:
         UserError: naming every setting that is impossible.
     """
-    cpu = platform(mesh) == "cpu"
-    # A block of several pages is put together before it is used: on a TPU that takes as long as the attention itself.
-    usual = 64 if cpu else 512
-    page, chunk, block = (size or usual for size in (settings.page, settings.chunk, settings.block))
+    where = platform(mesh)
+    # A block of several pages is put together before it is used: on a TPU that takes as long as the attention itself,
+    # on a GPU decode's kernel reads pages where they lie.
+    usual = 64 if where == "cpu" else 512
+    page = settings.page or (512 if where == "tpu" else 64)
+    chunk, block = settings.chunk or usual, settings.block or usual
     max_length = settings.max_length or min(config.decoder.max_positions, 4096)
     shards = batch_shards(mesh)
     slots = -(-settings.slots // shards)

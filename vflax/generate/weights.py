@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vflax import sharding
+from vflax.generate.fused import FUSED
 from vflax.generate.programs import Weights
 from vflax.models import llava
 from vflax.models.llava import LlavaConfig
@@ -44,12 +45,24 @@ def load_weights(source: TensorSource, config: LlavaConfig, mesh: Mesh, dtype: A
             shapes[scale] = jax.ShapeDtypeStruct((layers, fan_out), jnp.float32)
     where = sharding.param_shardings(shapes, mesh)
     params = load_params(source, config, where, {path: leaf.dtype for path, leaf in shapes.items()})
-    return by_layer(params, config.decoder.num_layers)
+    return by_layer(params, config.decoder.num_layers, fused=mesh.shape["tensor"] == 1)
 
 
-def by_layer(params: llava.Params, num_layers: int) -> Weights:
-    """Take the stacks of the decoder's layers apart; `params` is empty afterwards."""
+def by_layer(params: llava.Params, num_layers: int, *, fused: bool) -> Weights:
+    """Take the stacks of the decoder's layers apart; `params` is empty afterwards.
+
+    Args:
+        params: of a model.
+        num_layers: of its decoder.
+        fused: for `vflax.generate.fused`, which is for kernels that are not spread along their outputs.
+    """
     layers: list[llava.Params] = [{} for _ in range(num_layers)]
+    for name, parts in FUSED.items() if fused else ():
+        for kind in ("kernel", SCALE):
+            found = [params.pop(f"{_LAYERS}{part}/{kind}", None) for part in parts]
+            if found[0] is not None:
+                for layer, own in zip(layers, _unstack(*found), strict=True):
+                    layer[f"{name}/{kind}"] = own
     rest = {}
     for path in list(params):
         leaf = params.pop(path)
@@ -61,9 +74,13 @@ def by_layer(params: llava.Params, num_layers: int) -> Weights:
     return Weights(rest, tuple(layers))
 
 
-def _unstack(leaf: jax.Array) -> list[jax.Array]:
-    """[L, ...] -> L arrays that are spread like it."""
-    place = leaf.sharding
+def _unstack(*leaves: jax.Array) -> list[jax.Array]:
+    """[L, ...] -> L arrays that are spread like it; of several, one after the other along the last axis."""
+    place = leaves[0].sharding
     if isinstance(place, jax.sharding.NamedSharding):
         place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
-    return jax.jit(lambda x: [x[i] for i in range(x.shape[0])], out_shardings=place)(leaf)
+
+    def layers(*stacks: jax.Array) -> list[jax.Array]:
+        return [jnp.concatenate(of, axis=-1) for of in zip(*stacks, strict=True)]
+
+    return jax.jit(layers, out_shardings=place)(*leaves)
