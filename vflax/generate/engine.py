@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 _READ_SECONDS = 0.1
 # A round of decode should take about so long: long enough that the host's work between calls does not count, short
 # enough that nobody sees tokens come in portions, or waits for a slot.
-_ROUND_SECONDS = 0.02
+_ROUND_SECONDS = 0.05
 
 
 class _Ticket:
