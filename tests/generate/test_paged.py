@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from vflax.generate import paged_gpu
-from vflax.generate.paged import Pool, _on_gpu, attend, quantise, write_and_attend, write_pages, write_tokens
+from vflax.generate.paged import (
+    Pool,
+    _as_held,
+    attend,
+    on_gpu,
+    quantise,
+    write_and_attend,
+    write_pages,
+    write_tokens,
+)
 from vflax.models.attention import attention
 
 KV, HEADS, DIM, PAGE = 2, 6, 10, 4
@@ -129,7 +138,7 @@ def test_a_gpus_kernel_writes_and_mixes_as_xla_does(kind: str, kv_heads: int, he
     q = jnp.asarray(rng.normal(size=(1, rows, heads, dim)), jnp.float32)
     new = [jnp.asarray(rng.normal(size=(1, rows, kv_heads, dim)), jnp.float32) for _ in "kv"]
     expected = write_and_attend(q, *new, held, table, last, 2)
-    found = _on_gpu(q, *new, held, table, last, interpret=True)
+    found = on_gpu(q, _as_held(held, *new), held, table, last, interpret=True)
     np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
     jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
 
@@ -142,7 +151,7 @@ def test_the_kernel_takes_powers_of_two() -> None:
 def test_on_eight_devices_the_kernel_is_that_of_one() -> None:
     program = """
 import jax, jax.numpy as jnp, numpy as np
-from vflax.generate.paged import Pool, _on_gpu
+from vflax.generate.paged import Pool, on_gpu
 from vflax import sharding
 rng = np.random.default_rng(0)
 k, v = (jnp.asarray(rng.normal(size=(2, 9, 4, 16, 32)), jnp.float32) for _ in "kv")
@@ -150,11 +159,11 @@ q = jnp.asarray(rng.normal(size=(2, 3, 8, 32)), jnp.float32)
 new = [jnp.asarray(rng.normal(size=(2, 3, 4, 32)), jnp.float32) for _ in "kv"]
 table = jnp.asarray(np.arange(18).reshape(2, 3, 3) % 9, jnp.int32)
 last = jnp.asarray([[0, 20, 40], [47, 3, 16]], jnp.int32)
-one = [_on_gpu(q[z : z + 1], *(x[z : z + 1] for x in new), Pool(k[z : z + 1], v[z : z + 1]), table[z : z + 1],
+one = [on_gpu(q[z : z + 1], Pool(*(x[z : z + 1] for x in new)), Pool(k[z : z + 1], v[z : z + 1]), table[z : z + 1],
                last[z : z + 1], interpret=True) for z in range(2)]
 mesh = sharding.make_mesh(2, 1, 4)
 with jax.set_mesh(mesh):
-    mixed, pool = jax.jit(lambda *a: _on_gpu(*a, interpret=True))(q, *new, Pool(k, v), table, last)
+    mixed, pool = jax.jit(lambda *a: on_gpu(*a, interpret=True))(q, Pool(*new), Pool(k, v), table, last)
 np.testing.assert_allclose(mixed, jnp.concatenate([x for x, _ in one]), atol=1e-6)
 np.testing.assert_array_equal(pool.k, jnp.concatenate([p.k for _, p in one]))
 """

@@ -14,6 +14,7 @@ from flax import nnx
 
 from vflax.models.layers import linear
 from vflax.models.llama import DecoderConfig, DecoderLayer, rotate
+from vflax.models.mlp import swiglu
 
 # {fused linear: those of `DecoderLayer` that it holds, one after the other along the outputs}
 FUSED = {
@@ -37,7 +38,7 @@ class FusedMlp(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]"""
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
-        return self.down(jax.nn.silu(gate) * up)
+        return self.down(swiglu(gate, up))
 
 
 class FusedLayer(DecoderLayer):

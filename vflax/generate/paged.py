@@ -85,22 +85,22 @@ def write_and_attend(
         [Z, R, H, K] in q's dtype, and the pool.
     """
     if platform() == "gpu" and paged_gpu.fits(q.shape[-1], pool.page):
-        return _on_gpu(q, k, v, pool, table, positions)
+        return on_gpu(q, _as_held(pool, k, v), pool, table, positions)
     pages = jnp.take_along_axis(table, (positions // pool.page)[..., None], axis=2)[..., 0]
     pool = write_tokens(pool, k, v, pages, positions % pool.page)
     return attend(q[:, :, None], pool, table, positions[..., None], block_pages)[:, :, 0], pool
 
 
-def _on_gpu(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    pool: Pool,
-    table: jax.Array,
-    positions: jax.Array,
-    interpret: bool = False,
+def on_gpu(
+    q: jax.Array, new: Pool, pool: Pool, table: jax.Array, positions: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, Pool]:
-    """`write_and_attend` by the kernel, each device with its own shard and heads."""
+    """`write_and_attend` by the kernel, each device with its own shard and heads.
+
+    Args:
+        q, pool, table, positions: as there.
+        new: the tokens' keys and values as the pool holds them: k, v [Z, R, KV, K], scales [Z, R, KV].
+        interpret: see `paged_gpu.write_and_attend`.
+    """
 
     def own(q: jax.Array, new: Pool, pool: Pool, table: jax.Array, last: jax.Array) -> tuple[jax.Array, Pool]:
         # A device has one shard: [1, ...] -> [...]
@@ -110,7 +110,6 @@ def _on_gpu(
         mixed, held = paged_gpu.write_and_attend(grouped, new, held, table, last, interpret=interpret)
         return jax.tree.map(lambda x: x[None], (mixed.reshape(q.shape), Pool(*held)))
 
-    new = _as_held(pool, k, v)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return own(q, new, pool, table, positions)

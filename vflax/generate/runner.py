@@ -95,16 +95,14 @@ class Runner:
 
     def decode(self, table: Table, chosen: Sequence[Sequence[int]], size: int, steps: int) -> Written:
         """Up to `steps` tokens for at most `size` slots of each shard; returns before they are there."""
+        most = steps if self._programs.fixed_steps else STEPS
         rows = np.full((self.layout.shards, size), self.layout.slots, np.int32)
         for shard, slots in enumerate(chosen):
             rows[shard, : len(slots)] = slots
         self._pools, self._slots, written = self._programs.decode(
-            self._weights, self._pools, self._slots, table, rows, np.int32(steps), most=self._most(steps)
+            self._weights, self._pools, self._slots, table, rows, np.int32(steps), most=most
         )
         return written
-
-    def _most(self, steps: int) -> int:
-        return 1 if self._programs.fixed_steps and steps == 1 else STEPS
 
     # --- row sizes --------------------------------------------------------------------------------------------------
 

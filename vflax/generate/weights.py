@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,14 +18,15 @@ from vflax.models import llava
 from vflax.models.llava import LlavaConfig
 from vflax.models.lora import SCALE
 from vflax.weights.file_source import TensorSource
-from vflax.weights.load import load_params
+from vflax.weights.load import check, load_params
 
 _LAYERS = "decoder/layers/"
 _KERNEL = re.compile(rf"{_LAYERS}.*/kernel")
 
 
 def load_weights(source: TensorSource, config: LlavaConfig, mesh: Mesh, dtype: Any, *, int8: bool) -> Weights:
-    """Load a model onto a mesh. Beside the weights, the devices hold one stacked leaf at a time.
+    """Load a model onto a mesh, the largest kernels first: what the layers' own arrays are cut out of is then never
+    more than what is yet to come, or a little.
 
     Args:
         source: the tensors.
@@ -44,8 +47,31 @@ def load_weights(source: TensorSource, config: LlavaConfig, mesh: Mesh, dtype: A
             scale = f"{path.rpartition('/')[0]}/{SCALE}"
             shapes[scale] = jax.ShapeDtypeStruct((layers, fan_out), jnp.float32)
     where = sharding.param_shardings(shapes, mesh)
-    params = load_params(source, config, where, {path: leaf.dtype for path, leaf in shapes.items()})
-    return by_layer(params, config.decoder.num_layers, fused=mesh.shape["tensor"] == 1)
+    dtypes = {path: leaf.dtype for path, leaf in shapes.items()}
+    check(source, config)
+    fused = mesh.shape["tensor"] == 1
+    weights = Weights({}, tuple({} for _ in range(config.decoder.num_layers)))
+    for paths in _groups(shapes, fused=fused):
+        params = load_params(source, config, {path: where[path] for path in paths}, dtypes)
+        found = by_layer(params, config.decoder.num_layers, fused=fused)
+        weights.rest.update(found.rest)
+        for layer, own in zip(weights.layers, found.layers, strict=True):
+            layer.update(own)
+    return weights
+
+
+def _groups(shapes: Mapping[str, Any], *, fused: bool) -> list[list[str]]:
+    """The paths of leaves that are loaded at a time: those of a linear, or of several that are fused; largest first."""
+    holder = {f"{_LAYERS}{part}": name for name, parts in FUSED.items() for part in parts} if fused else {}
+    groups: dict[str, list[str]] = {}
+    for path in shapes:
+        owner = path.rpartition("/")[0]
+        groups.setdefault(holder.get(owner, owner), []).append(path)
+
+    def size(paths: list[str]) -> int:
+        return sum(math.prod(shapes[path].shape) * shapes[path].dtype.itemsize for path in paths)
+
+    return sorted(groups.values(), key=size, reverse=True)
 
 
 def by_layer(params: llava.Params, num_layers: int, *, fused: bool) -> Weights:

@@ -43,13 +43,16 @@ class DecoderMlp(nnx.Module):
         self.recomputed = recomputed
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if platform() != "tpu":
-            return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
         linears = (self.gate, self.up, self.down)
-        if self.recomputed and inner_shards() == 1 and are_plain(*linears):
+        if platform() == "tpu" and self.recomputed and inner_shards() == 1 and are_plain(*linears):
             dtype = self.gate.dtype
             return swiglu_block(x.astype(dtype), *(part.kernel[...].astype(dtype) for part in linears))
-        return self.down(finished_swiglu(self.gate(x), self.up(x)))
+        return self.down(swiglu(self.gate(x), self.up(x)))
+
+
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, elementwise; on a TPU finished before a product uses it, see `DecoderMlp`."""
+    return finished_swiglu(gate, up) if platform() == "tpu" else jax.nn.silu(gate) * up
 
 
 @jax.custom_vjp
