@@ -86,6 +86,23 @@ def test_a_longer_neighbour_does_not_change_a_bit() -> None:
     np.testing.assert_array_equal(both[0, 0], short[0, 0])
 
 
+def test_a_row_is_the_same_bits_in_any_place_of_any_number() -> None:
+    rng = np.random.default_rng(4)
+    lengths = [6, 16, 1, 9, 13]
+    found, table, _, _ = filled(rng, lengths, 0.0)
+    q, table = rng.normal(size=(5, 1, HEADS, DIM)).astype(np.float32), np.asarray(table)
+
+    def mixed(rows: list[int]) -> np.ndarray:
+        positions = jnp.asarray(lengths)[jnp.asarray(rows)][None, :, None] - 1
+        return np.asarray(
+            attend(jnp.asarray(q[rows])[None], found, jnp.asarray(table[rows])[None], positions, 1)[0]
+        )
+
+    want = mixed([0, 1, 2, 3, 4])
+    for rows in ([4, 3, 2, 1, 0], [2, 0], [1, 1, 1], [3, 4, 0, 2]):
+        np.testing.assert_array_equal(mixed(rows), want[rows])
+
+
 def test_whole_pages_are_written_as_their_tokens_one_by_one() -> None:
     rng = np.random.default_rng(3)
     k, v = (jnp.asarray(rng.normal(size=(1, 8, KV, DIM)), jnp.float32) for _ in range(2))

@@ -158,9 +158,10 @@ def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, block_pages: int) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v over the pages of each row; a query sees the keys up to its own position.
 
-    On one CPU device rows come one after the other, in one function that knows of no others: their results are the same
-    bits however many there are, and each row takes its own number of blocks. It is no slower, since there XLA works
-    on a batch of products one by one as well. Elsewhere rows are one array, for as many blocks as the longest needs.
+    On one CPU device rows come two at a time, in one function that knows of no others: their results are the same bits
+    however many there are, and a pair takes its own number of blocks. Two keep both of a small machine's cores at
+    copying pages; more at a time are no faster, and eight take other products. Elsewhere rows are one
+    array, for as many blocks as the longest needs.
 
     Args:
         q: [Z, R, T, H, K]; H is a multiple of KV.
@@ -181,8 +182,15 @@ def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, blo
     # [Z, R, T] -> [Z, R, 1, G * T, 1]
     last = jnp.tile(positions, (1, 1, group))[:, :, None, :, None]
 
-    def mix(q: jax.Array, last: jax.Array, find: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-        """[..., KV, G * T, K] and [..., 1, G * T, 1] -> [..., KV, G * T, K]; find(x, j): the j-th block of pages x."""
+    def mix(q: jax.Array, last: jax.Array, table: jax.Array) -> jax.Array:
+        """[Z, R, KV, G * T, K], [Z, R, 1, G * T, 1] and [Z, R, J] -> [Z, R, KV, G * T, K]"""
+
+        def find(x: jax.Array, j: jax.Array) -> jax.Array:
+            pages = jax.lax.dynamic_slice_in_dim(table, j * block_pages, block_pages, axis=2)
+            # Each shard's rows look into its own pages: [P, KV, page, ...], [R, J] -> [R, J, KV, page, ...]
+            found = jnp.moveaxis(jax.vmap(lambda of, at: of[at])(x, pages), 2, 3)
+            # [Z, R, KV, J, page, ...] -> [Z, R, KV, block, ...]
+            return found.reshape(*found.shape[:3], -1, *found.shape[5:])
 
         def block(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             k = _floats(find(pool.k, j), pool.k_scale, lambda scale: find(scale, j), q.dtype)
@@ -197,31 +205,22 @@ def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, blo
         _, total, mixed = jax.lax.fori_loop(0, last.max() // (block_pages * page) + 1, block, start)
         return (mixed / total[..., None]).astype(q.dtype)
 
-    def row(of: tuple[jax.Array, ...]) -> jax.Array:
-        q, last, table = of
-
-        def find(x: jax.Array, j: jax.Array) -> jax.Array:
-            # [1, P, KV, page, ...] -> block_pages times [KV, page, ...] -> [KV, block, ...]
-            pages = jax.lax.dynamic_slice_in_dim(table, j * block_pages, block_pages)
-            found = [jax.lax.dynamic_index_in_dim(x[0], page, keepdims=False) for page in pages]
-            return jnp.concatenate(found, axis=1)
-
-        return mix(q, last, find)
-
-    def find(x: jax.Array, j: jax.Array) -> jax.Array:
-        pages = jax.lax.dynamic_slice_in_dim(table, j * block_pages, block_pages, axis=2)
-        # Each shard's rows look into its own pages: [P, KV, page, ...], [R, J] -> [R, J, KV, page, ...]
-        found = jnp.moveaxis(jax.vmap(lambda of, at: of[at])(x, pages), 2, 3)
-        # [Z, R, KV, J, page, ...] -> [Z, R, KV, block, ...]
-        return found.reshape(*found.shape[:3], -1, *found.shape[5:])
-
-    if on_one_cpu():
-        out = jax.lax.map(row, (grouped[0], last[0], table[0]))[None]
-    else:
-        out = mix(grouped, last, find)
+    out = _by_pairs(mix, grouped, last, table) if on_one_cpu() else mix(grouped, last, table)
     # [Z, R, KV, G * T, K] -> [Z, R, KV, G, T, K] -> [Z, R, T, KV, G, K] -> [Z, R, T, H, K]
     out = out.reshape(shards, rows, kv_heads, group, length, head_dim).transpose(0, 1, 4, 2, 3, 5)
     return out.reshape(q.shape)
+
+
+def _by_pairs(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """function(*arrays) over [1, R, ...] two rows at a time; of an odd number the last is in a pair with itself."""
+    rows = arrays[0].shape[1]
+    if rows <= 2:
+        return function(*arrays)
+    padded = [jnp.pad(x, [(0, 0), (0, rows % 2), *[(0, 0)] * (x.ndim - 2)], mode="edge") for x in arrays]
+    # [1, R, ...] -> [pairs, 1, 2, ...]
+    pairs = [x.reshape(-1, 1, 2, *x.shape[2:]) for x in padded]
+    out = jax.lax.map(lambda of: function(*of), pairs)
+    return out.reshape(1, -1, *out.shape[3:])[:, :rows]
 
 
 def _floats(
