@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.weights import hub, run
-from vflax.generate import ask
+from vflax import conversation as talk
+from vflax.generate.greedy import greedy
+from vflax.generate.processor import Processor
+from vflax.models import llava
+from vflax.weights.load import load_params
 from vflax.weights.open import open_checkpoint
 from vflax.weights.source import FileSource
 
@@ -29,6 +34,22 @@ def test_the_pages_python_prints_the_answer_of_the_run(
     picture.save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(PAGE), "exec"), {})
-    asked = ask.Asked("How many circles are there?", picture)
-    [answer] = ask.Answerer(open_checkpoint(Path("runs/tiny")), "float32")([asked], max_new_tokens=32)
-    assert answer and capsys.readouterr().out == f"{answer}\n"
+    expected = answer_of(tmp_path / "runs" / "tiny", "How many circles are there?", picture)
+    assert expected and capsys.readouterr().out == f"{expected}\n"
+
+
+def answer_of(workdir: Path, question: str, picture: Image.Image) -> str:
+    """By evaluation's own loop instead of the engine's."""
+    opened = open_checkpoint(workdir)
+    config, processor = opened.files.config, Processor.of(opened)
+    kinds = {"dtype": "float32", "param_dtype": "float32", "remat": "none", "attention": "auto"}
+    graphdef, shapes = llava.abstract(config, **kinds)
+    where = dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    params = load_params(opened.source, config, where, dict.fromkeys(shapes, np.float32))
+    turn = talk.Turn("user", (talk.Image(), talk.Text(question)))
+    prompt = processor.chat(talk.Conversation((turn,)), [picture])
+    [answer] = greedy(
+        params, graphdef, [(prompt.ids, np.stack(prompt.images))], eos_ids=processor.stops,
+        pad_id=processor.tokenizer.pad_id, max_new_tokens=32, batch_size=1,
+    )  # fmt: skip
+    return processor.tokenizer.decode([int(i) for i in answer.ids]).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from tests.weights import hub
 from vflax import images
 from vflax.constants import IMAGE_TOKEN_ID
 from vflax.conversation import Conversation, Image, Text, Turn
+from vflax.data.questions import ask as as_question
+from vflax.data.rows import RowFormat
+from vflax.data.source import Sample
 from vflax.errors import UserError
 from vflax.generate.processor import Processor
 
@@ -30,6 +34,25 @@ def user(*parts: Text | Image) -> Turn:
 
 def picture(seed: int = 0) -> Picture.Image:
     return Picture.fromarray(np.random.default_rng(seed).integers(0, 256, (25, 40, 3), np.uint8))
+
+
+def test_a_question_is_read_as_the_sample_would_be_in_training(processor: Processor) -> None:
+    data = io.BytesIO()
+    picture().save(data, "PNG")
+    format = RowFormat(
+        processor.tokenizer,
+        processor.template,
+        processor.position,
+        processor.rules,
+        processor.image_tokens,
+        400,
+        1,
+    )
+    turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]
+    trained = as_question(Sample("1", "t", turns, [data.getvalue()]), format)
+    asked = processor.chat(Conversation((user(Image(), Text("What is this?")),)), [picture()])
+    np.testing.assert_array_equal(asked.ids, trained.ids)
+    np.testing.assert_array_equal(asked.images, trained.images)
 
 
 def test_template_tokens_that_are_typed_end_no_turn_and_begin_none(processor: Processor) -> None:

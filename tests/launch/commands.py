@@ -14,7 +14,7 @@ PARSE = """
 import argparse, json, os, runpy, sys, warnings
 from absl import app, flags, logging
 from vflax import config, config_flag
-import vflax.generate.ask, vflax.weights.export  # once, not in each process
+import vflax.chat.__main__, vflax.generate.open, vflax.weights.export  # once, not in each process
 
 def parse(main, flags_parser):
     flags_parser(sys.argv)

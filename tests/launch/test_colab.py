@@ -27,7 +27,7 @@ LARGE = "llava-hf/"
 # Names that the notebook has made by the time it runs a command, as far as they stand in one.
 MADE: dict[str, Any] = {
     "SAMPLES": [{"image": "a.png", "question": "What is shown?"}], "model": "runs/stage1", "file": "f.json",
-    "pairs": ["--image=a.png", "--question=What is shown?"], "flags": [], "EXTRAS": "", "OTHERS": [],
+    "pairs": ["--image=a.png", "--prompt=What is shown?"], "flags": [], "EXTRAS": "", "OTHERS": [],
     "Path": Path, "max": max,
 }  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_what_colab_shows_as_a_form_is_the_settings_alone() -> None:
 WRONG = [
     ["vflax.launch", "--config=configs/stage1.py:tiny", "--config.no.such=1"],
     ["vflax.plan", "--config=configs/stage1.py:tiny", "--no-such"],
-    ["vflax.generate.ask", "--model=m", "--question=q", "--no-such"],
+    ["vflax.chat", "--model=m", "--prompt=q", "--no-such"],
 ]
 
 
@@ -143,7 +143,7 @@ def refused() -> list[list[str]]:
 def test_every_command_in_it_is_one_that_its_program_takes(size: str, refused: list[list[str]]) -> None:
     found = wanted(size)
     modules = {module for module, *_ in found}
-    assert modules == {"vflax.plan", "vflax.launch", "vflax.generate.ask", "vflax.weights.export"}
+    assert modules == {"vflax.plan", "vflax.launch", "vflax.chat", "vflax.weights.export"}
     assert len(found) >= 10 and all(isinstance(word, str) for command in found for word in command)
     assert [command for command in found if command in refused] == []
 

@@ -50,7 +50,7 @@ def describe(
 ) -> dict[str, Any]:
     """Compile greedy answers with all weights in config.dtype and say what a chip holds and how long it takes.
 
-    The mesh is that of vflax.generate.ask. Rows are as many as were asked for, or the next more that divide among its
+    The mesh is that of an engine. Rows are as many as were asked for, or the next more that divide among its
     chips along data and fsdp.
 
     Raises:
