@@ -1,0 +1,49 @@
+"""The benchmarks, and what the module of each has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from vflax.errors import UserError
+from vflax.evaluate import mme, pope
+from vflax.evaluate.result import Score
+
+
+class Task(Protocol):
+    """A benchmark's module.
+
+    NAME: as --task takes it. MODES: {whose rule: in a line}; the first is what scores unless another is asked for.
+    FORMATS: {format of predictions: in a line}.
+    """
+
+    NAME: str
+    MODES: Mapping[str, str]
+    FORMATS: Mapping[str, str]
+
+    def recognise(self, predictions: Path) -> str | None: ...
+
+    def score(
+        self, predictions: Path, format: str, data: Path | None, mode: str, *, custom: bool = False
+    ) -> Score: ...
+
+
+TASKS: dict[str, Task] = {task.NAME: task for task in (mme, pope)}
+
+
+def format_of(task: Task, predictions: Path) -> str:
+    """The format of predictions, as it shows.
+
+    Raises:
+        UserError: there is nothing, or it is none of the benchmark's.
+    """
+    if not predictions.exists():
+        raise UserError(f"--predictions={predictions}: not there")
+    if predictions.is_dir() and not any(predictions.iterdir()):
+        raise UserError(f"--predictions={predictions}: empty")
+    found = task.recognise(predictions)
+    if found is None:
+        listed = "".join(f"\n  {name}: {line}" for name, line in task.FORMATS.items())
+        raise UserError(f"--predictions={predictions}: none of the formats of {task.NAME}:{listed}")
+    return found
