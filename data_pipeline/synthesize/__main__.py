@@ -27,6 +27,7 @@ from data_pipeline.synthesize.output import REJECTS_FILE
 from data_pipeline.synthesize.parsing import TYPES
 from data_pipeline.synthesize.run import Options, dry_run, synthesize
 from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
+from vflax.endpoint.session import add_flags, of_flags
 from vflax.errors import UserError
 from vflax.small_files import parse_object
 
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print the first K requests (1), count and cost; send nothing")  # fmt: skip
     add("--write_all", action="store_true", help="write OUT/all.json, too: all types in one file")
 
-    asking = parser.add_argument_group("requests").add_argument
+    asking = parser.add_argument_group("replies").add_argument
     asking(
         "--seed",
         type=int,
@@ -70,34 +71,7 @@ def _parser() -> argparse.ArgumentParser:
            help="further parameters, or others; null leaves one out")  # fmt: skip
     asking("--retry_rejects", type=int, default=Options.retry_rejects, metavar="N",
            help="ask up to N times more, with another seed, for what was rejected (default: %(default)s)")  # fmt: skip
-    asking(
-        "--concurrency",
-        type=int,
-        default=Options.concurrency,
-        help="requests at a time (default: %(default)s)",
-    )
-    asking(
-        "--timeout",
-        type=float,
-        default=Options.timeout,
-        help="of a request, in seconds (default: %(default)s)",
-    )
-    asking("--retries", type=int, default=Options.retries,
-           help="further tries of a request that failed (default: %(default)s)")  # fmt: skip
-    asking("--retry_wait", type=float, default=Options.retry_wait, metavar="SECONDS",
-           help="before the second try; doubles with each (default: %(default)s)")  # fmt: skip
-    asking("--max_failures", type=int, default=Options.max_failures, metavar="N",
-           help="stop once N requests have no reply after all tries (default: %(default)s)")  # fmt: skip
-
-    cost = parser.add_argument_group("cost").add_argument
-    cost("--price_in", type=float, metavar="PRICE", help="of a million tokens of prompts, in any currency")
-    cost("--price_out", type=float, metavar="PRICE", help="of a million tokens of replies")
-    cost(
-        "--budget",
-        type=float,
-        metavar="COST",
-        help="send nothing that could bring the cost of all replies above",
-    )
+    add_flags(parser)
     return parser
 
 
@@ -105,17 +79,24 @@ def _options(args: argparse.Namespace) -> Options:
     missing = [name for name in ("contexts", "out", "model") if not getattr(args, name)]
     if missing:
         raise UserError(f"{', '.join(f'--{name}' for name in missing)}: missing; --help explains")
-    values: dict[str, Any] = vars(args) | {
-        "contexts": Path(args.contexts),
-        "out": Path(args.out),
-        "prompts": Path(args.prompts) if args.prompts else prompts.OURS,
-        "cache": Path(args.cache) if args.cache else None,
-        "parameters": parse_object(args.parameters, "--parameters"),
-        "types": tuple(args.types.split(",")),
-    }
-    values["count"] = read_counts(args.count, values["types"]) if args.count else {}
-    del values["dry_run"], values["write_prompts"]
-    return Options(**values)
+    types = tuple(args.types.split(","))
+    counts = read_counts(args.count, types) if args.count else {}
+    assert isinstance(counts, dict)  # of a number for all types, too
+    return Options(
+        contexts=Path(args.contexts),
+        out=Path(args.out),
+        endpoint=of_flags(args, args.model, args.base_url),
+        types=types,
+        count=counts,
+        prompts=Path(args.prompts) if args.prompts else prompts.OURS,
+        cache=Path(args.cache) if args.cache else None,
+        seed=args.seed,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        parameters=parse_object(args.parameters, "--parameters"),
+        retry_rejects=args.retry_rejects,
+        write_all=args.write_all,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vflax.endpoint.asking import Reply
+
 QUESTION, ANSWER, SEPARATOR = "Question:", "Answer:", "==="
 # A complex question must not tell what is to be seen; so many words in a row are no chance.
 SHARED_WORDS = 5
@@ -43,15 +45,6 @@ TYPES = {
     "detail": Rules(True, (1, 1), (0, 0), (40, 500)),
     "complex": Rules(True, (1, 1), (4, 60), (30, 500)),
 }
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What an endpoint gave: the text, why it ended, and its refusal where it says so in a field of its own."""
-
-    text: str
-    finish: str = "stop"
-    refusal: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.synthesize.contexts import Context
-from data_pipeline.synthesize.parsing import TYPES, Reject, Reply, judge
+from data_pipeline.synthesize.parsing import TYPES, Reject, judge
+from vflax.endpoint.asking import Reply
 from vflax.errors import UserError
 from vflax.small_files import read_text
 

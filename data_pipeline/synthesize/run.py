@@ -6,31 +6,19 @@ the order in which replies came in never shows in what is written.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import random
 import re
-import signal
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-import openai
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline.synthesize import prompts as prompts_
-from data_pipeline.synthesize.account import Account, Prices, Tokens
-from data_pipeline.synthesize.asking import NO_KEY, TOKEN_LIMITS, Asker, Policy, Request, Stop, stored_reply
 from data_pipeline.synthesize.contexts import Context, read_contexts
 from data_pipeline.synthesize.output import (
     ALL_FILE,
@@ -43,15 +31,15 @@ from data_pipeline.synthesize.output import (
 )
 from data_pipeline.synthesize.parsing import TYPES, Pairs, Reject, judge
 from data_pipeline.synthesize.prompts import Prompts, read_prompts
-from data_pipeline.synthesize.responses import Responses, Stored, open_nothing, open_responses
 from vflax.constants import EXIT_AGAIN, EXIT_DONE
+from vflax.endpoint.account import Account, Tokens
+from vflax.endpoint.asking import TOKEN_LIMITS, Asker, Request, Stop, stored_reply
+from vflax.endpoint.responses import Responses, Stored, open_nothing, open_responses
+from vflax.endpoint.session import KEY_VARIABLE, Endpoint, ask_all
 from vflax.errors import UserError
 
-KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
-OPENAI_URL = "https://api.openai.com/v1"
 _SECRET = re.compile(r"(api|access|private)[_-]?key|secret|passw|authorization|(access|auth)[_-]?token", re.I)
 _FIXED = ("model", "messages", "stream", "stream_options", "n")  # parameters that are not the user's to set
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -59,31 +47,21 @@ class Options:
     """What to make, of what, where from. Defaults are those of the command line.
 
     count: contexts per type, by type; a type that is not in it takes all. parameters: laid over temperature, max_tokens
-    and seed; null takes one away. timeout and retry_wait in seconds, prices per million tokens, budget in the prices'
-    currency.
+    and seed; null takes one away.
     """
 
     contexts: Path
     out: Path
-    model: str
+    endpoint: Endpoint
     types: Sequence[str] = tuple(TYPES)
     count: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    base_url: str | None = None
     prompts: Path = prompts_.OURS
     cache: Path | None = None
     seed: int = 0
     temperature: float = 0.7
     max_tokens: int = 1024
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    concurrency: int = 8
-    timeout: float = 120.0
-    retries: int = 6
-    retry_wait: float = 1.0
-    max_failures: int = 10
     retry_rejects: int = 0
-    price_in: float | None = None
-    price_out: float | None = None
-    budget: float | None = None
     write_all: bool = False
 
     def check(self) -> None:
@@ -98,26 +76,13 @@ class Options:
             f"--{name}={value:g}: expected at least {least}"
             for name, value, least in (
                 *((f"count={name}", count, 1) for name, count in self.count.items()),
-                ("concurrency", self.concurrency, 1),
                 ("max_tokens", self.max_tokens, 1),
-                ("max_failures", self.max_failures, 1),
-                ("retries", self.retries, 0),
                 ("retry_rejects", self.retry_rejects, 0),
                 ("temperature", self.temperature, 0),
-                ("price_in", self.price_in, 0),
-                ("price_out", self.price_out, 0),
             )
             if value is not None and not least <= value < float("inf")
         ]
-        wrong += [
-            f"--{name}={value:g}: expected a number above 0"
-            for name, value in (
-                ("timeout", self.timeout),
-                ("retry_wait", self.retry_wait),
-                ("budget", self.budget),
-            )
-            if value is not None and not 0 < value < float("inf")
-        ]
+        wrong += self.endpoint.wrong()
         wrong += [f"--parameters: {name} is set by other means" for name in _FIXED if name in self.parameters]
         wrong += [
             f"--parameters: {name} looks like a key, and parameters stand in manifest.json; the key goes into the "
@@ -125,17 +90,11 @@ class Options:
             for name in self.parameters
             if _SECRET.search(name)
         ]
-        if (self.price_in is None) != (self.price_out is None):
-            wrong.append("--price_in and --price_out: expected both or none")
-        if self.budget is not None and self.price_in is None:
-            wrong.append("--budget: needs --price_in and --price_out")
         limits = [self.sent_parameters(0).get(name) for name in TOKEN_LIMITS]
         if any(value is not None and (type(value) is not int or value < 1) for value in limits):
             wrong.append(f"--parameters: {' and '.join(TOKEN_LIMITS)} are whole numbers, at least 1")
-        elif self.budget is not None and not any(limits):
+        elif self.endpoint.budget is not None and not any(limits):
             wrong.append(f"--budget: needs a limit of tokens per reply ({' or '.join(TOKEN_LIMITS)})")
-        if not self.model:
-            wrong.append("--model: expected a name that the endpoint knows")
         if wrong:
             raise UserError("; ".join(wrong))
 
@@ -148,34 +107,6 @@ class Options:
             **self.parameters,
         }
         return {name: value for name, value in values.items() if value is not None}
-
-    @property
-    def prices(self) -> Prices | None:
-        if self.price_in is None or self.price_out is None:
-            return None
-        return Prices(self.price_in, self.price_out)
-
-    @property
-    def url(self) -> str:
-        """Where requests go.
-
-        Raises:
-            UserError: no address, or one that holds a password.
-        """
-        value = self.base_url or os.environ.get(URL_VARIABLE) or OPENAI_URL
-        try:
-            parts = urlsplit(value)
-            fine = parts.scheme in ("http", "https") and bool(parts.hostname)
-        except ValueError:
-            fine = False
-        if not fine:
-            raise UserError(f"--base_url={value}: expected an address such as {OPENAI_URL}")
-        if parts.username or parts.password or parts.query:
-            raise UserError(
-                f"--base_url: name, password or query in the address of {parts.hostname} would end up in files; "
-                f"the key goes into the environment variable {KEY_VARIABLE}"
-            )
-        return value
 
     @property
     def cache_file(self) -> Path:
@@ -214,7 +145,7 @@ class Plan:
 
     def request(self, sample: Sample, retry: int) -> Request:
         messages = self.prompts[sample.type].messages(sample.context)
-        return Request(self.options.model, messages, self.options.sent_parameters(retry), retry)
+        return Request(self.options.endpoint.model, messages, self.options.sent_parameters(retry), retry)
 
     def judge(self, sample: Sample, stored: Stored) -> Pairs | Reject:
         return judge(sample.type, sample.context.captions, stored_reply(stored))
@@ -236,8 +167,8 @@ def synthesize(options: Options, *, show_progress: bool = True) -> tuple[dict[st
     """
     plan = Plan(options)
     with open_responses(options.cache_file) as responses:
-        account = Account(options.prices, options.budget, *responses.tokens())
-        asker, stop, seconds = asyncio.run(_ask(plan, responses, account, show_progress))
+        account = Account(options.endpoint.prices, options.endpoint.budget, *responses.tokens())
+        asker, stop, seconds = _ask(plan, responses, account, show_progress)
         if stop.is_error:
             raise UserError(
                 f"{stop.reason}. {asker.answered} replies of this run are kept in {options.cache_file}"
@@ -251,52 +182,21 @@ def synthesize(options: Options, *, show_progress: bool = True) -> tuple[dict[st
     return manifest, EXIT_DONE if manifest["complete"] else EXIT_AGAIN
 
 
-def _client(options: Options) -> openai.AsyncOpenAI:
-    url = options.url
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not all("!" <= letter <= "~" for letter in key):
-        raise UserError(
-            f"the environment variable {KEY_VARIABLE} holds something that is no key; set it again"
-        )
-    if not key and url == OPENAI_URL:
-        raise UserError(f"the environment variable {KEY_VARIABLE} is not set; {url} needs a key")
-    return openai.AsyncOpenAI(api_key=key or NO_KEY, base_url=url, timeout=options.timeout, max_retries=0)
-
-
-async def _ask(
+def _ask(
     plan: Plan, responses: Responses, account: Account, show_progress: bool
 ) -> tuple[Asker, Stop, float]:
-    options = plan.options
-    stop = Stop()
-    policy = Policy(options.timeout, options.retries, options.retry_wait, options.max_failures)
-    begun = time.monotonic()
-    async with _client(options) as client:
-        asker = Asker(client, responses, account, policy, stop)
-        slots = asyncio.Semaphore(options.concurrency)
-        with _Line(len(plan.samples), account, asker, show_progress) as line, _signals(stop, line) as tasks:
+    rejected = 0
 
-            async def one(sample: Sample) -> None:
-                try:
-                    line.finished(await _settle(plan, asker, sample))
-                except UserError as error:  # the disk
-                    stop.set(str(error), is_error=True)
+    async def settle(asker: Asker, sample: Sample) -> str | None:
+        nonlocal rejected
+        judged = await _settle(plan, asker, sample)
+        rejected += isinstance(judged, Reject)
+        return None if judged is None else f"rejected {rejected}"
 
-            def ended(task: asyncio.Task[None]) -> None:
-                tasks.discard(task)
-                slots.release()
-
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for sample in plan.samples:
-                        await slots.acquire()
-                        if stop:
-                            break
-                        task = group.create_task(one(sample))
-                        tasks.add(task)
-                        task.add_done_callback(ended)
-            finally:
-                await responses.written()
-    return asker, stop, time.monotonic() - begun
+    return ask_all(
+        plan.options.endpoint, responses, account, plan.samples, len(plan.samples), settle,
+        show_progress=show_progress,
+    )  # fmt: skip
 
 
 async def _settle(plan: Plan, asker: Asker, sample: Sample) -> Pairs | Reject | None:
@@ -310,72 +210,6 @@ async def _settle(plan: Plan, asker: Asker, sample: Sample) -> Pairs | Reject | 
         if not isinstance(judged, Reject):
             break
     return judged
-
-
-@contextlib.contextmanager
-def _signals(stop: Stop, line: _Line) -> Iterator[set[asyncio.Task[None]]]:
-    """The first Ctrl-C or SIGTERM lets what is in flight come home, the second cancels the tasks in the set."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def received() -> None:
-        if stop:
-            for task in tasks:
-                task.cancel()
-        else:
-            stop.set("interrupted")
-            line.say("interrupted: waiting for the requests in flight; Ctrl-C again gives them up")
-
-    installed = []
-    for number in _STOP_SIGNALS:
-        # Not on Windows and not outside the main thread.
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, received)
-            installed.append(number)
-    try:
-        yield tasks
-    finally:
-        for number in installed:
-            loop.remove_signal_handler(number)
-
-
-class _Line:
-    """The progress line on stderr: done, rejected, new tokens per second, cost, time left."""
-
-    def __init__(self, total: int, account: Account, asker: Asker, show: bool) -> None:
-        self._account, self._asker = account, asker
-        self._rejected = 0
-        self._begun = time.monotonic()
-        columns = (
-            TextColumn("asking"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not show)
-        self._bar = self._progress.add_task("", total=total, facts="")
-
-    def __enter__(self) -> _Line:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def say(self, words: str) -> None:
-        self._progress.console.print(words, highlight=False, soft_wrap=True)
-
-    def finished(self, judged: Pairs | Reject | None) -> None:
-        if judged is None:
-            return
-        self._rejected += isinstance(judged, Reject)
-        rate = self._asker.spent.completion / max(time.monotonic() - self._begun, 1e-3)
-        cost = self._account.cost()
-        facts = f"rejected {self._rejected} · {rate:.0f} tokens/s" + (
-            "" if cost is None else f" · cost {cost:.2f}"
-        )
-        self._progress.update(self._bar, advance=1, facts=facts)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -408,8 +242,8 @@ def _write(
         "stopped": stop.reason,
         "contexts": options.contexts.name,
         "contexts_sha256": hashlib.sha256(options.contexts.read_bytes()).hexdigest(),
-        "model": options.model,
-        "base_url": options.url,
+        "model": options.endpoint.model,
+        "base_url": options.endpoint.url,
         "parameters": options.sent_parameters(0),
         "seed": options.seed,
         "retry_rejects": options.retry_rejects,
@@ -418,7 +252,9 @@ def _write(
         "rejects": dict(Counter(reject["reason"] for reject in rejects).most_common()),
         "tokens": dataclasses.asdict(total),
         "lost_tokens_at_most": dataclasses.asdict(lost),
-        "prices_per_million": None if options.prices is None else dataclasses.asdict(options.prices),
+        "prices_per_million": None
+        if options.endpoint.prices is None
+        else dataclasses.asdict(options.endpoint.prices),
         "cost": account.cost(),
         "run": {
             "seconds": round(seconds, 1),
@@ -484,7 +320,7 @@ def dry_run(options: Options, shown: int) -> str:
                 lines.append(f"request {len(seen)}: {sample.type} of {sample.context.id}")
                 lines.append(json.dumps(request.body, indent=1, ensure_ascii=False))
     lines.append(
-        f"{len(seen)} requests to {options.url}; {len(plan.samples) - len(seen)} of {len(plan.samples)} "
+        f"{len(seen)} requests to {options.endpoint.url}; {len(plan.samples) - len(seen)} of {len(plan.samples)} "
         "samples have replies or share a request"
     )
     most = f"at most {tokens.completion}" if tokens.completion else "without a limit"
@@ -496,7 +332,7 @@ def dry_run(options: Options, shown: int) -> str:
             else ""
         )
     )
-    if options.prices is not None:
-        lines.append(f"cost: at most about {options.prices.cost(tokens):.2f}")
+    if options.endpoint.prices is not None:
+        lines.append(f"cost: at most about {options.endpoint.prices.cost(tokens):.2f}")
     lines.append("dry run: nothing was sent")
     return "\n".join(lines)

@@ -24,7 +24,6 @@ from PIL import Image
 
 from data_pipeline import convert
 from data_pipeline.synthesize.__main__ import main
-from data_pipeline.synthesize.account import Account, Prices, Tokens, estimate_text
 from data_pipeline.synthesize.contexts import read_contexts
 from data_pipeline.synthesize.parsing import TYPES
 from data_pipeline.synthesize.prompts import OURS, read_prompts
@@ -38,6 +37,7 @@ from tests.data_pipeline.openai_server import (
     kind,
     serving,
 )
+from vflax.endpoint.account import Account, Prices, Tokens, estimate_text
 
 KEY = "sk-test-0123456789"
 

@@ -8,8 +8,9 @@ import shutil
 import pytest
 
 from data_pipeline.synthesize.contexts import Context, Instance, read_contexts
-from data_pipeline.synthesize.parsing import TYPES, Reject, Reply, judge
+from data_pipeline.synthesize.parsing import TYPES, Reject, judge
 from data_pipeline.synthesize.prompts import OURS, read_prompts, write_prompts
+from vflax.endpoint.asking import Reply
 from vflax.errors import UserError
 
 CAPTIONS = ("A dog sleeps on a red sofa next to a lamp.", "A dog on a couch.")

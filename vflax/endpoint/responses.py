@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 
-from data_pipeline.synthesize.account import Tokens
+from vflax.endpoint.account import Tokens
 from vflax.errors import UserError
 
 _VERSION = 1
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS lost (key TEXT, why TEXT, prompt_tokens INTEGER, comp
 
 
 def request_key(
-    model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, Any], retry: int
+    model: str, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any], retry: int
 ) -> str:
     """sha256 of all that decides a reply; `retry` counts from 0 and tells two tries apart that send the same."""
     content: dict[str, Any] = {"model": model, "messages": messages, "parameters": parameters}

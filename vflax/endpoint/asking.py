@@ -20,9 +20,8 @@ from typing import Any
 import openai
 import tenacity
 
-from data_pipeline.synthesize.account import Account, BudgetReached, Tokens, estimate, estimate_text
-from data_pipeline.synthesize.parsing import Reply
-from data_pipeline.synthesize.responses import Responses, Stored, request_key
+from vflax.endpoint.account import Account, BudgetReached, Tokens, estimate, estimate_text
+from vflax.endpoint.responses import Responses, Stored, request_key
 from vflax.tokenizer import replace_surrogates
 from vflax.values import ID
 
@@ -39,7 +38,7 @@ class Request:
     """retry counts from 0: how often this was asked before and rejected."""
 
     model: str
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Mapping[str, Any]]
     parameters: Mapping[str, Any]
     retry: int
 
@@ -60,6 +59,15 @@ class Request:
     def most_tokens(self) -> int:
         """The limit of new tokens that is sent; 0 without one."""
         return max((self.parameters.get(name) or 0 for name in TOKEN_LIMITS), default=0)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an endpoint gave: the text, why it ended, and its refusal where it says so in a field of its own."""
+
+    text: str
+    finish: str = "stop"
+    refusal: str = ""
 
 
 class Stop:
