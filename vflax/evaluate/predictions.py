@@ -27,7 +27,7 @@ class Said(NamedTuple):
 
 
 def of_vflax(path: Path) -> list[Said]:
-    """A file of vflax's own; a question is named by its key.
+    """A file of vflax's own; a question is named by its key. One whose prediction is null has none.
 
     Raises:
         UserError: naming file and line.
@@ -35,7 +35,8 @@ def of_vflax(path: Path) -> list[Said]:
     found = []
     for number, row in enumerate(json_lines(path), 1):
         need(row, ("key", "prediction"), f"{path}, line {number}")
-        found.append(Said(str(row["key"]), str(row["prediction"])))
+        if row["prediction"] is not None:
+            found.append(Said(str(row["key"]), str(row["prediction"])))
     return found
 
 
