@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,7 +123,7 @@ class Remote:
             cache: the file of replies.
         """
         self._endpoint, self._cache = endpoint, cache
-        self.identity = {"served as": endpoint.model}
+        self.identity: Mapping[str, Any] = {"served as": endpoint.model}
 
     def answer(self, asked: Sequence[Ask], on_answer: OnAnswer) -> str:
         """See `Model`."""
@@ -169,3 +170,26 @@ def _data_url(picture: Picture) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"picture {picture.name}: {error}; fetch it again") from None
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def served_name(url: str) -> str:
+    """What the only model of an endpoint is called.
+
+    Raises:
+        UserError: it cannot be reached, or has several.
+    """
+    import openai
+
+    from vflax.endpoint.asking import NO_KEY
+    from vflax.endpoint.session import KEY_VARIABLE
+
+    client = openai.OpenAI(base_url=url, api_key=os.environ.get(KEY_VARIABLE) or NO_KEY, timeout=60)
+    try:
+        names = [model.id for model in client.models.list().data]
+    except openai.OpenAIError as error:
+        raise UserError(
+            f"--model={url}: tells no models ({error}); check the address, or say --served-as=NAME"
+        ) from None
+    if len(names) != 1:
+        raise UserError(f"--model={url}: has {', '.join(names) or 'no models'}; say --served-as=NAME")
+    return names[0]

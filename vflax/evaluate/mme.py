@@ -19,7 +19,7 @@ from vflax.errors import UserError
 from vflax.evaluate import yes_no
 from vflax.evaluate.files import TABLES, digest, json_lines, need, table
 from vflax.evaluate.predictions import OWN, Name, Said, join, of_vflax, without_answers
-from vflax.evaluate.question import Picture, Question
+from vflax.evaluate.question import Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 from vflax.small_files import read_text
 
@@ -36,6 +36,8 @@ FORMATS = {
     "vlmevalkit": "VLMEvalKit's table: category, image_path, question, answer, prediction",
     "vflax": OWN,
 }
+
+MAX_TOKENS = 128
 
 _RULES = {
     "official": yes_no.mme_tool,
@@ -257,7 +259,15 @@ def _read(predictions: Path, format: str) -> tuple[list[Said], list[_Row]]:
 # --- the score --------------------------------------------------------------------------------------------------------
 
 
-def score(predictions: Path, format: str, data: Path | None, mode: str, *, custom: bool = False) -> Score:
+def score(
+    predictions: Path,
+    format: str,
+    data: Path | None,
+    mode: str,
+    *,
+    custom: bool = False,
+    limit: int | None = None,
+) -> Score:
     """Score a file or folder of predictions.
 
     Args:
@@ -266,6 +276,7 @@ def score(predictions: Path, format: str, data: Path | None, mode: str, *, custo
         data: as `load` takes it; None where the predictions have the answers with them.
         mode: one of MODES.
         custom: see `load`.
+        limit: see `vflax.evaluate.question.limited`.
 
     Raises:
         UserError: files that cannot be read, that do not fit together, or are not what was released.
@@ -278,7 +289,7 @@ def score(predictions: Path, format: str, data: Path | None, mode: str, *, custo
         q.key if format == "vflax" else _name(q.groups["subtask"], q.unit, q.text): q for q in questions
     }
     joined = join(said, names, predictions, "MME")
-    verdicts = [_verdict(question, joined.get(question.key), mode) for question in questions]
+    verdicts = [_verdict(question, joined.get(question.key), mode) for question in limited(questions, limit)]
     metrics = _Metrics(verdicts)
     everything = metrics(np.ones(len(verdicts), np.int64))
     paths = sorted(predictions.glob("*.txt")) if predictions.is_dir() else [predictions]
@@ -286,7 +297,7 @@ def score(predictions: Path, format: str, data: Path | None, mode: str, *, custo
         NAME, mode, format, verdicts, metrics, "perception" if metrics.perception else "total",
         groups={"subtask": metrics.subtasks(everything)},
         printed=_printed(metrics, everything),
-        manifest={"predictions_sha256": digest(paths), "custom": custom},
+        manifest={"predictions_sha256": digest(paths), "custom": custom, "limit": limit},
         strata="subtask",
     )  # fmt: skip
 

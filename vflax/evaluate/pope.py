@@ -18,7 +18,7 @@ from vflax.errors import UserError
 from vflax.evaluate import yes_no
 from vflax.evaluate.files import TABLES, digest, json_lines, need, table
 from vflax.evaluate.predictions import OWN, Name, Said, join, of_vflax, without_answers
-from vflax.evaluate.question import Picture, Question
+from vflax.evaluate.question import Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 
 NAME = "pope"
@@ -34,6 +34,7 @@ FORMATS = {
     "vlmevalkit": "VLMEvalKit's table: index, category, question, answer, prediction",
     "vflax": OWN,
 }
+MAX_TOKENS = 128
 SPLITS = ("random", "popular", "adversarial")
 
 _RULES = {
@@ -61,19 +62,21 @@ _MEASURES = ("f1", "accuracy", "precision", "recall", "yes_ratio")
 # --- the release -----------------------------------------------------------------------------------------------------
 
 
-def load(data: Path, *, custom: bool = False, images: Path | None = None) -> list[Question]:
+def load(data: Path, *, custom: bool = False) -> list[Question]:
     """The questions of a release.
 
     Args:
         data: a folder with coco_pope_{random,popular,adversarial}.json, or with output/coco, where POPE keeps them; or
-            one such file, for its split alone.
+            one such file, for its split alone. Pictures, COCO's val2014, are in a folder of that name in there, or
+            in images.
         custom: a set of one's own in this format: its splits and their sizes are what they are.
-        images: the folder of COCO's val2014; None: pictures are not needed.
 
     Raises:
         UserError: no such files, a part of one, or another version than those known.
     """
     found: list[Question] = []
+    folder = data if data.is_dir() else data.parent
+    images = next((path for path in (folder / "val2014", folder / "images") if path.is_dir()), None)
     for split, path in _files(data).items():
         rows = json_lines(path)
         keys = set()
@@ -85,6 +88,10 @@ def load(data: Path, *, custom: bool = False, images: Path | None = None) -> lis
             if key in keys:
                 raise UserError(f"{path}, line {number}: question_id {row['question_id']} is there twice")
             keys.add(key)
+            if images is not None and not (images / picture).is_file():
+                raise UserError(
+                    f"{path}, line {number}: {images / picture}: not there; fetch COCO's val2014 again"
+                )
             read = () if images is None else (Picture(picture, (images / picture).read_bytes),)
             found.append(Question(key, str(row["text"]), row["label"], {"split": split}, picture, read))
         known = _VERSIONS.get(split, {})
@@ -263,7 +270,15 @@ def _plain(question: str) -> str:
 # --- the score -------------------------------------------------------------------------------------------------------
 
 
-def score(predictions: Path, format: str, data: Path | None, mode: str, *, custom: bool = False) -> Score:
+def score(
+    predictions: Path,
+    format: str,
+    data: Path | None,
+    mode: str,
+    *,
+    custom: bool = False,
+    limit: int | None = None,
+) -> Score:
     """Score predictions; see `vflax.evaluate.mme.score`."""
     if format == "vlmevalkit":
         questions, said = _of_vlmevalkit(predictions, custom)
@@ -283,14 +298,14 @@ def score(predictions: Path, format: str, data: Path | None, mode: str, *, custo
             )
             said = list(rows)
     joined = join(said, names, predictions, "POPE")
-    verdicts = [_verdict(question, joined.get(question.key), mode) for question in questions]
+    verdicts = [_verdict(question, joined.get(question.key), mode) for question in limited(questions, limit)]
     metrics = _Metrics(verdicts, overall=mode == "vlmevalkit")
     found = metrics(np.ones(len(verdicts), np.int64))
     paths = sorted(predictions.iterdir()) if predictions.is_dir() else [predictions]
     return make(
         NAME, mode, format, verdicts, metrics, "f1",
         groups={"split": metrics.splits(found)}, printed=metrics.printed(found),
-        manifest={"predictions_sha256": digest(paths), "version": version(questions), "custom": custom},
+        manifest={"predictions_sha256": digest(paths), "version": version(questions), "custom": custom, "limit": limit},
     )  # fmt: skip
 
 

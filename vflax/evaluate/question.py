@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -34,3 +34,17 @@ class Question:
     unit: str
     pictures: tuple[Picture, ...] = ()
     options: Mapping[str, str] | None = None
+
+
+def limited(questions: Sequence[Question], most: int | None) -> list[Question]:
+    """All questions of the first `most` units of each group (of the first kind of groups); None: all."""
+    if most is None:
+        return list(questions)
+    units: dict[str, set[str]] = {}
+    kept = []
+    for question in questions:
+        own = units.setdefault(next(iter(question.groups.values()), ""), set())
+        if question.unit in own or len(own) < most:
+            own.add(question.unit)
+            kept.append(question)
+    return kept

@@ -33,6 +33,7 @@ def score(
     data: Path | None = None,
     mode: str | None = None,
     custom: bool = False,
+    limit: int | None = None,
 ) -> Score:
     """Score predictions by a benchmark's rule.
 
@@ -43,6 +44,7 @@ def score(
         data: the benchmark as released; None where the predictions have the right answers with them.
         mode: whose rule; None: the authors'.
         custom: `data` is a set of one's own in the benchmark's format.
+        limit: of each group only so many pictures; see `vflax.evaluate.question.limited`.
 
     Raises:
         UserError: naming file, key and remedy.
@@ -55,7 +57,8 @@ def score(
     if data is not None and not data.exists():
         raise UserError(f"--data={data}: not there")
     shown = format_of(module, predictions)
-    found = module.score(predictions, format or shown, data, mode or next(iter(module.MODES)), custom=custom)
+    rule = mode or next(iter(module.MODES))
+    found = module.score(predictions, format or shown, data, rule, custom=custom, limit=limit)
     manifest = {"predictions": str(predictions), "data": data and str(data), "vflax": vflax.__version__}
     return dataclasses.replace(found, manifest={**manifest, **found.manifest})
 
@@ -82,6 +85,17 @@ def show(found: Score, console: Console) -> None:
         console.print(shown)
 
 
+def write(found: Score, score_file: Path | None, verdicts: Path | None) -> None:
+    """A score file, and a line for each question."""
+    for path, text in (
+        (score_file, json.dumps(found.as_json(), indent=1, ensure_ascii=False, allow_nan=False)),
+        (verdicts, "\n".join(json.dumps(dataclasses.asdict(v), ensure_ascii=False) for v in found.verdicts)),
+    ):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; status 1 where something is wrong, which is told."""
     parser = argparse.ArgumentParser(
@@ -94,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the benchmark as released")
     parser.add_argument("--mode", help="whose rule; default: the authors'")
     parser.add_argument("--custom", action="store_true", help="--data is a set of your own in this format")
+    parser.add_argument("--limit", type=int, metavar="N", help="of each group only the first N pictures")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the score here")
     parser.add_argument("--verdicts", type=Path, metavar="OUT", help="write a line for each question here")
     args = parser.parse_args(argv)
@@ -106,16 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             mode=args.mode,
             custom=args.custom,
         )
-        for path, text in (
-            (args.json, json.dumps(found.as_json(), indent=1, ensure_ascii=False, allow_nan=False)),
-            (
-                args.verdicts,
-                "\n".join(json.dumps(dataclasses.asdict(v), ensure_ascii=False) for v in found.verdicts),
-            ),
-        ):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text + "\n", encoding="utf-8")
+        write(found, args.json, args.verdicts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from vflax.errors import UserError
 from vflax.evaluate import mme, pope
+from vflax.evaluate.question import Question
 from vflax.evaluate.result import Score
 
 
@@ -15,17 +16,29 @@ class Task(Protocol):
     """A benchmark's module.
 
     NAME: as --task takes it. MODES: {whose rule: in a line}; the first is what scores unless another is asked for.
-    FORMATS: {format of predictions: in a line}.
+    FORMATS: {format of predictions: in a line}. MAX_TOKENS: of a prediction, as LLaVA asks for it.
     """
 
     NAME: str
     MODES: Mapping[str, str]
     FORMATS: Mapping[str, str]
+    MAX_TOKENS: int
+
+    def load(self, data: Path, *, custom: bool = False) -> list[Question]: ...
+
+    def prompt(self, question: Question, style: str) -> str: ...
 
     def recognise(self, predictions: Path) -> str | None: ...
 
     def score(
-        self, predictions: Path, format: str, data: Path | None, mode: str, *, custom: bool = False
+        self,
+        predictions: Path,
+        format: str,
+        data: Path | None,
+        mode: str,
+        *,
+        custom: bool = False,
+        limit: int | None = None,
     ) -> Score: ...
 
 

@@ -112,7 +112,7 @@ def verify_frozen(folder: Path, advance: Callable[[int], None]) -> None:
         UserError: naming each tensor that differs, is missing or should not be there.
     """
     source, wanted = WatchedSource(FrozenSource(folder), advance), read_json(folder / _RECORD)["tensors"]
-    specs = [TensorSpec(name, source.dtype(name), source.shape(name)) for name in sorted(source.names())]
+    specs = _specs(source)
     found = {spec.name: _digest(source, spec) for spec in specs}
     every = sorted(wanted.keys() | found.keys())
     problems = [
@@ -125,6 +125,16 @@ def verify_frozen(folder: Path, advance: Callable[[int], None]) -> None:
             f"{folder}: the written tensors are not those of the model, the disk may be failing:\n  "
             + "\n  ".join(problems[:20] + and_more(problems, 20))
         )
+
+
+def content_hash(source: TensorSource) -> str:
+    """Of all tensors, names and dtypes, as a store of them would be called: the same however the files are cut."""
+    specs = _specs(source)
+    return _hash(specs, {spec.name: _digest(source, spec) for spec in specs})
+
+
+def _specs(source: TensorSource) -> list[TensorSpec]:
+    return [TensorSpec(name, source.dtype(name), source.shape(name)) for name in sorted(source.names())]
 
 
 def _difference(name: str, wanted: dict[str, str], found: dict[str, str]) -> str:
