@@ -3,9 +3,9 @@
     python -m vflax.evaluate --model=WORKDIR|DIR|HUB_ID|URL --tasks=mme,pope --data=DIR --out=DIR
 
 DIR of --data has a folder for each task, by its name; --data=mme=ELSEWHERE names another. URL is an endpoint that
-speaks OpenAI's protocol. Three steps, which --steps can take apart: infer (OUT/TASK/predictions.jsonl), judge (where a
-benchmark has one: OUT/TASK/graded.jsonl), score (OUT/TASK/score.json and verdicts.jsonl; no model, no network), and then
-the report, OUT/report.html. Run again after any stop, the same command goes on where it was.
+speaks OpenAI's protocol. There are three steps, which --steps can take apart: infer (OUT/TASK/predictions.jsonl), judge
+(where a benchmark has one: OUT/TASK/graded.jsonl), score (OUT/TASK/score.json and verdicts.jsonl; no model, no
+network). Then OUT/report.html tells all of it. Run again after any stop, the same command goes on where it was.
 
 Exit status: 0 all is there; 75 stopped before that, to be run again; 1 an error.
 """
