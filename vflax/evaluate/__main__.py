@@ -30,7 +30,7 @@ from vflax.errors import UserError
 from vflax.evaluate import score as scoring
 from vflax.evaluate.infer import Ask, Model, asks, infer
 from vflax.evaluate.question import Question, limited
-from vflax.evaluate.tasks import TASKS, Task
+from vflax.evaluate.tasks import JUDGED, TASKS, Task
 
 STEPS = ("infer", "judge", "score")
 STYLES = ("llava", "plain", "vlmevalkit")
@@ -72,6 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--custom", action="store_true", help="the data are sets of your own in the benchmarks' formats")
     add("--served-as", metavar="NAME", help="the model's name at --model=URL (default: the only one there)")
     add_engine_flags(parser)
+    judge = parser.add_argument_group("judge, of tasks that are graded by one").add_argument
+    judge("--judge-model", metavar="NAME", help="as its endpoint calls it")
+    judge("--judge", metavar="URL", help="its endpoint (default: OPENAI_BASE_URL, or OpenAI's)")
+    judge(
+        "--judge-runs",
+        type=int,
+        metavar="N",
+        help="grades of an answer (default: as published numbers were made)",
+    )
+    judge("--judge-cache", type=Path, metavar="FILE", help="its replies (default: OUT/judge.sqlite)")
     add_flags(parser)
     several = parser.add_argument_group("several hosts, which share --out")
     several.add_argument(
@@ -100,6 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     steps = _some(args.steps, STEPS, "--steps")
     jobs = _jobs(args)
+    judged = [job for job in jobs if job.task.NAME in JUDGED]
+    if judged and "judge" in steps and not args.judge_model:
+        raise UserError(
+            f"{', '.join(job.task.NAME for job in judged)}: graded by a judge, and there is none. Name one with "
+            "--judge-model (and --judge=URL), or leave judge and score out of --steps"
+        )
     if "infer" in steps:
         if not args.model:
             raise UserError("--model: missing; name a model, an address, or leave infer out of --steps")
@@ -107,7 +123,17 @@ def _run(args: argparse.Namespace) -> int:
         if reason := _infer(args, jobs):
             print(f"stopped: {reason}. Run the same command again to go on", file=sys.stderr)
             return EXIT_AGAIN
-    if "score" in steps and args.process_id in (None, 0):
+    if args.process_id not in (None, 0):
+        return EXIT_DONE
+    if "judge" in steps:
+        for job in judged:
+            if reason := _judge(args, job):
+                print(
+                    f"stopped: {job.task.NAME}: {reason}. Run the same command again to go on",
+                    file=sys.stderr,
+                )
+                return EXIT_AGAIN
+    if "score" in steps:
         for job in jobs:
             _score(args, job)
     return EXIT_DONE
@@ -222,8 +248,18 @@ def _hosts(args: argparse.Namespace) -> Iterator[tuple[int, int, Any]]:
         yield jax.process_index(), jax.process_count(), wait
 
 
+def _judge(args: argparse.Namespace, job: Job) -> str:
+    from vflax.evaluate.judge import judge
+
+    endpoint = of_flags(args, args.judge_model, args.judge)
+    if wrong := endpoint.wrong():
+        raise UserError("; ".join(wrong))
+    cache = args.judge_cache or args.out / "judge.sqlite"
+    return judge(JUDGED[job.task.NAME], job.questions, job.folder, endpoint, cache, runs=args.judge_runs)
+
+
 def _score(args: argparse.Namespace, job: Job) -> None:
-    predictions = job.folder / "predictions.jsonl"
+    predictions = job.folder / ("graded.jsonl" if job.task.NAME in JUDGED else "predictions.jsonl")
     found = scoring.score(
         job.task.NAME, predictions, data=job.data, mode=job.mode, custom=args.custom, limit=args.limit
     )

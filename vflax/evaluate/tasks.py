@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from vflax.errors import UserError
-from vflax.evaluate import mme, pope
+from vflax.evaluate import llava_bench, mmbench, mme, mmmu, mmvet, pope, scienceqa
+from vflax.evaluate.judging import Judged
 from vflax.evaluate.question import Question
 from vflax.evaluate.result import Score
 
@@ -42,7 +43,11 @@ class Task(Protocol):
     ) -> Score: ...
 
 
-TASKS: dict[str, Task] = {task.NAME: task for task in (mme, pope)}
+TASKS: dict[str, Task] = {
+    task.NAME: task for task in (mme, pope, mmbench, mmmu, mmvet, llava_bench, scienceqa)
+}
+# Those that are graded by a judge before they are scored.
+JUDGED: dict[str, Judged] = {task.NAME: task for task in (mmvet, llava_bench)}
 
 
 def format_of(task: Task, predictions: Path) -> str:
