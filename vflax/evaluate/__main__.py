@@ -28,6 +28,7 @@ from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
 from vflax.endpoint.session import add_flags, of_flags
 from vflax.errors import UserError
 from vflax.evaluate import score as scoring
+from vflax.evaluate.files import json_lines
 from vflax.evaluate.infer import Ask, Model, asks, infer
 from vflax.evaluate.question import Question, limited
 from vflax.evaluate.tasks import JUDGED, TASKS, Task
@@ -62,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", default=",".join(STEPS), help="some of, with commas: %(default)s (the default)")
     add("--limit", type=int, metavar="N", help="of each subtask, split or subject only the first N pictures")
     add("--style", choices=STYLES, default="llava", help="of prompts (default: %(default)s)")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="of a prediction, at most (default: LLaVA's number for the task)",
+    )
     add(
         "--mode",
         action="append",
@@ -174,7 +181,9 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         if not data.exists():
             raise UserError(f"--data: {data}: not there; {name} is expected in it, or say --data={name}=DIR")
         questions = limited(task.load(data, custom=args.custom), args.limit)
-        asked = asks(questions, task.prompt, args.style, task.MAX_TOKENS)
+        asked = asks(
+            questions, task.prompt, args.style, min(args.max_tokens or task.MAX_TOKENS, task.MAX_TOKENS)
+        )
         found.append(Job(task, data, args.out / name, modes.get(name), questions, asked))
     return found
 
@@ -199,7 +208,20 @@ def _infer(args: argparse.Namespace, jobs: Sequence[Job]) -> str:
             )
             if reason:
                 return f"{job.task.NAME}: {reason}"
+            _tell_too_long(job)
     return ""
+
+
+def _tell_too_long(job: Job) -> None:
+    predictions = job.folder / "predictions.jsonl"
+    rows = json_lines(predictions) if predictions.exists() else []
+    if count := sum(row["prediction"] is None for row in rows):
+        print(
+            f"warning: {job.task.NAME}: {count:,} of {len(rows):,} questions and the {job.asked[0].max_tokens:,} tokens"
+            " of an answer are longer than the model's limit: they count as missing. --max-tokens asks for shorter"
+            " answers",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data=args.data,
             mode=args.mode,
             custom=args.custom,
+            limit=args.limit,
         )
         write(found, args.json, args.verdicts)
     except UserError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vflax.errors import UserError
-from vflax.evaluate import llava_bench, mmbench, mme, mmmu, mmvet, pope, scienceqa
+from vflax.evaluate import cf, llava_bench, mmbench, mme, mmmu, mmvet, pope, scienceqa, textocr
 from vflax.evaluate.judging import Judged
 from vflax.evaluate.question import Question
 from vflax.evaluate.result import Score
@@ -44,10 +44,10 @@ class Task(Protocol):
 
 
 TASKS: dict[str, Task] = {
-    task.NAME: task for task in (mme, pope, mmbench, mmmu, mmvet, llava_bench, scienceqa)
+    task.NAME: task for task in (mme, pope, mmbench, mmmu, mmvet, llava_bench, scienceqa, cf, textocr)
 }
 # Those that are graded by a judge before they are scored.
-JUDGED: dict[str, Judged] = {task.NAME: task for task in (mmvet, llava_bench)}
+JUDGED: dict[str, Judged] = {task.NAME: task for task in (mmvet, llava_bench, cf)}
 
 
 def format_of(task: Task, predictions: Path) -> str:
