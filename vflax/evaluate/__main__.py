@@ -27,6 +27,7 @@ from rich.console import Console
 from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
 from vflax.endpoint.session import add_flags, of_flags
 from vflax.errors import UserError
+from vflax.evaluate import report
 from vflax.evaluate import score as scoring
 from vflax.evaluate.files import json_lines
 from vflax.evaluate.infer import Ask, Model, asks, infer
@@ -143,6 +144,10 @@ def _run(args: argparse.Namespace) -> int:
     if "score" in steps:
         for job in jobs:
             _score(args, job)
+        questions = {job.task.NAME: job.questions for job in jobs}
+        prompts = {job.task.NAME: {ask.key: ask.text for ask in job.asked} for job in jobs}
+        report.write(args.out, questions, prompts)
+        print(f"{args.out / 'report.html'}: all of it on a page")
     return EXIT_DONE
 
 
