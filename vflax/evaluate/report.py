@@ -1,4 +1,4 @@
-"""One page for a run: OUT/report.html, which needs nothing else; its numbers in report.json, its tables in report.md."""
+"""One page for a run, OUT/report.html, that needs nothing else; its numbers in report.json, its tables in report.md."""
 
 from __future__ import annotations
 
