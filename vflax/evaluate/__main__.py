@@ -32,7 +32,7 @@ from vflax.evaluate import score as scoring
 from vflax.evaluate.files import json_lines
 from vflax.evaluate.infer import Ask, Model, asks, infer
 from vflax.evaluate.question import Question, limited
-from vflax.evaluate.tasks import JUDGED, TASKS, Task
+from vflax.evaluate.tasks import JUDGED, TASKS, WITHOUT_JUDGE, Task
 
 STEPS = ("infer", "judge", "score")
 STYLES = ("llava", "plain", "vlmevalkit")
@@ -48,6 +48,11 @@ class Job:
     mode: str | None
     questions: list[Question]
     asked: list[Ask]
+
+    @property
+    def needs_judge(self) -> bool:
+        name = self.task.NAME
+        return name in JUDGED and self.mode not in WITHOUT_JUDGE.get(name, ())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     steps = _some(args.steps, STEPS, "--steps")
     jobs = _jobs(args)
-    judged = [job for job in jobs if job.task.NAME in JUDGED]
+    judged = [job for job in jobs if job.needs_judge]
     if judged and "judge" in steps and not args.judge_model:
         raise UserError(
             f"{', '.join(job.task.NAME for job in judged)}: graded by a judge, and there is none. Name one with "
@@ -286,7 +291,7 @@ def _judge(args: argparse.Namespace, job: Job) -> str:
 
 
 def _score(args: argparse.Namespace, job: Job) -> None:
-    predictions = job.folder / ("graded.jsonl" if job.task.NAME in JUDGED else "predictions.jsonl")
+    predictions = job.folder / ("graded.jsonl" if job.needs_judge else "predictions.jsonl")
     found = scoring.score(
         job.task.NAME, predictions, data=job.data, mode=job.mode, custom=args.custom, limit=args.limit
     )

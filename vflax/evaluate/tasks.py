@@ -48,6 +48,8 @@ TASKS: dict[str, Task] = {
 }
 # Those that are graded by a judge before they are scored.
 JUDGED: dict[str, Judged] = {task.NAME: task for task in (mmvet, llava_bench, cf)}
+# ... and their modes that need none.
+WITHOUT_JUDGE = {"cf": ("strict",)}
 
 
 def format_of(task: Task, predictions: Path) -> str:
