@@ -12,7 +12,7 @@ For 7b, in bfloat16, there is also the share of what the memory's bandwidth allo
 of the keys and values that a token's step reads, over the bandwidth at which this GPU sums up 4 GiB, over the step's
 time. That is the difference of two answers' times over that of their lengths, with all that the engine does around it.
 
-Needs the test extra. --size=tiny --rounds=1 takes a minute; all but 7b about a quarter of an hour.
+Needs the test extra. --size=tiny --rounds=1 takes a minute; all but 7b less than ten.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ROOM = {"max_length": 768}
 LARGE: dict[str, dict[str, Any]] = {
     "vflax": {**_ROOM, "cache_tokens": 32 * 768}, "vflax, one slot": {**_ROOM, "slots": 1}
 }  # fmt: skip
-# Times transformers' tokens/s, as it comes; the issue's marks at 1 and 8 requests.
+# Times transformers' tokens/s, as it comes: what is to be reached at 1 and 8 requests.
 MARKS = {"tiny": {1: 2.0, 8: 1.7}, "100m": {1: 2.0, 8: 2.0}, "7b": {}}
 LEAST_SHARE = 0.75
 

@@ -160,8 +160,8 @@ def attend(q: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array, blo
 
     On one CPU device rows come two at a time, in one function that knows of no others: their results are the same bits
     however many there are, and a pair takes its own number of blocks. Two keep both of a small machine's cores at
-    copying pages; more at a time are no faster, and eight take other products. Elsewhere rows are one
-    array, for as many blocks as the longest needs.
+    copying pages; more at a time are no faster, and of eight XLA may compute products in other blocks, to other bits.
+    Elsewhere rows are one array, for as many blocks as the longest needs.
 
     Args:
         q: [Z, R, T, H, K]; H is a multiple of KV.
