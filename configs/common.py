@@ -147,10 +147,17 @@ def base(stage: int | str, variant: str) -> ConfigDict:
             "checkpoint": {"every": 500, "keep": 2, "best_metric": "eval/loss"},
             "evaluate": {
                 "every": 0,  # steps; 0: at the end only
-                "tasks": ("loss",),  # "loss" on the held-out split, "accuracy" of greedy answers
+                # "loss" on the held-out split, in all and of each task; "accuracy" of greedy answers; "pope" and other
+                # benchmarks that need no judge (docs/evaluate.md).
+                "tasks": ("loss",),
+                "include": (),  # of the held-out split only these tasks: names or globs; empty: all
+                "exclude": (),
                 "sources": (),  # more samples to ask, see `questions`
                 "samples_per_task": 25,
                 "max_new_tokens": 64,
+                "data": "",  # a folder with one for each benchmark, as released
+                "limit": 0,  # of each subtask, split or subject only the first so many pictures; 0: all
+                "custom": False,  # these are sets of one's own in the benchmarks' formats
             },
             "cluster": {  # several hosts, docs/hosts.md; all numbers are ours
                 "join": 300,  # seconds that a host waits for the others to come

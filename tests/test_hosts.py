@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline import mini_benchmarks
 from tests import small
 from vflax.metrics import read_metrics
 
@@ -134,8 +135,11 @@ def test_ctrl_c_at_one_process_saves_and_ends_both_with_75(tmp_path: Path):
 @pytest.mark.slow
 def test_two_processes_evaluate_answer_and_export_together(tmp_path: Path):
     workdir = tmp_path / "run"
+    mini_benchmarks.write(tmp_path / "benchmarks")
     flags = (
-        "--config.steps=4", "--config.evaluate.every=2", "--config.evaluate.tasks=('loss','accuracy')",
+        "--config.steps=4", "--config.evaluate.every=2", "--config.evaluate.tasks=('loss','accuracy','pope')",
+        f"--config.evaluate.data={tmp_path / 'benchmarks'}", "--config.evaluate.limit=1",
+        "--config.evaluate.custom=True",
         "--config.export=True",
     )  # fmt: skip
     pair = start_pair(tmp_path, workdir, *flags)
@@ -147,10 +151,15 @@ def test_two_processes_evaluate_answer_and_export_together(tmp_path: Path):
     assert "what learns" in outputs[0] and "what learns" not in outputs[1], "one of them speaks"
     alone = small.launch(tmp_path, tmp_path / "alone", *FLAGS, *flags)
     assert alone.returncode == 0, alone.stderr[-3000:]
-    one, two = ([r["eval/loss"] for r in read_metrics(w / "metrics.jsonl") if "eval/loss" in r]
+    one, two = ([r for r in read_metrics(w / "metrics.jsonl") if "eval/loss" in r]
                 for w in (tmp_path / "alone", workdir))  # fmt: skip
-    assert len(one) == 2
-    np.testing.assert_allclose(two, one, rtol=1e-5)
+    assert [r["step"] for r in one] == [2, 4]
+    for a, b in zip(one, two, strict=True):
+        names = [name for name in a if name.startswith("eval/loss")]
+        assert len(names) > 16 and "eval/pope" in a and a.keys() == b.keys()
+        np.testing.assert_allclose([b[name] for name in names], [a[name] for name in names], rtol=1e-5)
+    scores = [json.loads((w / "eval/4/pope/score.json").read_text()) for w in (tmp_path / "alone", workdir)]
+    assert scores[0]["n"] == scores[1]["n"] == 18
 
 
 CHAIN = ("--config.mesh.data=-1", "--config.mesh.fsdp=1", "--config.steps=9", "--config.checkpoint.every=2")

@@ -171,12 +171,25 @@ def test_empty_rows_change_nothing(model):
     assert all(np.isfinite(g).all() for g in gradients.values())
 
 
-def test_the_evaluation_step_gives_sum_and_count(model):
+def test_the_evaluation_step_gives_the_loss_of_each_token_and_whose_it_is(model):
     graphdef, params = model
     rows = {k: jnp.asarray(v) for k, v in toy.batch(3).items()}
     result = make_eval_step(graphdef, CAPACITY)(params, rows)
-    _, metrics, _ = run(model, toy.batch(3))
-    np.testing.assert_allclose(result["loss_sum"] / result["tokens"], metrics["loss"], rtol=1e-5)
+    # For each sample: as many tokens as it has labels, and the loss that it has with all other labels taken away.
+    for row in range(3):
+        for segment in range(1, int(rows["segments"][row].max()) + 1):
+            own = result["segments"][row] == segment
+            labels = jnp.where(rows["segments"] == segment, rows["labels"], -100)
+            labels = labels.at[jnp.arange(3) != row].set(-100)
+            assert own.sum() == (labels != -100).sum()
+            expected = loss_sum(graphdef, params, rows | {"labels": labels}, CAPACITY)
+            np.testing.assert_allclose(result["losses"][row][own].sum(), expected, rtol=1e-5)
+    assert not result["losses"][result["segments"] == 0].any()
+
+
+def test_the_evaluation_step_is_loud_about_more_supervised_tokens_than_planned(model):
+    rows = {k: jnp.asarray(v) for k, v in toy.batch(2).items()}
+    assert np.isnan(make_eval_step(model[0], 1)(model[1], rows)["losses"]).all()
 
 
 def test_bfloat16_compute_keeps_float32_masters(model):

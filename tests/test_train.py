@@ -19,7 +19,7 @@ from tests import small
 from vflax import goodput, train
 from vflax.checkpoint import find_step
 from vflax.errors import UserError
-from vflax.evaluate.heldout import Evaluator
+from vflax.evaluate.loop import Evaluator
 from vflax.goodput import KINDS
 from vflax.metrics import read_metrics
 from vflax.weights.open import open_checkpoint

@@ -243,4 +243,5 @@ def _best_step(workdir: Path, steps: list[int]) -> int:
 
 
 def _lower_is_better(metric: str) -> bool:
-    return metric.rsplit("/")[-1] == "loss"
+    # eval/loss, and eval/loss/TASK
+    return metric.split("/")[1:2] == ["loss"]

@@ -13,6 +13,7 @@ from vflax.constants import GIB
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data
 from vflax.errors import UserError
+from vflax.evaluate.loop import HELD_OUT
 from vflax.mirror import remote
 from vflax.models.attention import writes_scores
 from vflax.start import Model, checkpoint_path
@@ -36,7 +37,8 @@ def unfinished_start(config: ConfigDict, model: Model) -> str:
 
 def check_evaluation(config: ConfigDict, data: Data) -> None:
     """Refuse to evaluate in the loop where there is nothing to evaluate."""
-    if config.evaluate.every and not data.has_questions:
+    on_data = any(task in HELD_OUT for task in config.evaluate.tasks)
+    if config.evaluate.every and on_data and not data.has_questions:
         raise UserError(
             f"config.evaluate.every={config.evaluate.every}, but there is nothing to evaluate: {data.why_no_heldout}, "
             "and config.evaluate.sources gives no question. Name a split that is there, convert one with --split, or "

@@ -24,7 +24,7 @@ import jax
 from jax._src import distributed  # the client is nowhere else to be had
 from ml_collections import ConfigDict
 
-from vflax.constants import EXIT_ERROR
+from vflax.constants import EXIT_AGAIN, EXIT_ERROR
 from vflax.errors import UserError
 from vflax.give_up import give_up, giving_up
 from vflax.heartbeat import GRACE, Heartbeat
@@ -120,7 +120,7 @@ def _leave_alone(heartbeat: Heartbeat, error: BaseException, timeout: float, lea
         sys.stderr.flush()
         if lead:  # what the others must be told can be read as long as this process is there
             time.sleep(GRACE)
-        os._exit(EXIT_ERROR)
+        os._exit(EXIT_AGAIN if isinstance(error, KeyboardInterrupt) else EXIT_ERROR)
 
     atexit.register(end)  # before JAX's own, which was registered earlier
 

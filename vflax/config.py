@@ -91,6 +91,7 @@ _LEAST = {
     "batch.samples": 1, "batch.accumulation": 1, "logging.every": 1, "data.max_length": 1, "data.slots": 0,
     "data.supervised": 0, "data.threads": 1, "data.tasks": 0, "data.budget": 0, "checkpoint.every": 0,
     "checkpoint.keep": 1, "evaluate.every": 0, "evaluate.samples_per_task": 1, "evaluate.max_new_tokens": 1,
+    "evaluate.limit": 0,
     "epochs": 0, "steps": 0, "seed": 0, "cluster.join": 1, "cluster.heartbeat": 0, "watchdog.factor": 0,
     "watchdog.least": 0, "watchdog.longest": 1,
 }  # fmt: skip

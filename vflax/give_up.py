@@ -67,7 +67,7 @@ def give_up(reason: str, hang: bool = False) -> NoReturn:
         threading.Event().wait()  # another thread is ending the process
     threading.Thread(target=_end_soon, name="giving up", daemon=True).start()
     try:
-        _say(f"error: {reason}; run the same command again to continue from the last checkpoint")
+        _say(f"error: {reason}; run the same command again to go on")
         run = _RUNS[-1] if _RUNS else None
         if hang:
             _dump_stacks(run, reason)

@@ -43,7 +43,7 @@ KINDS = {
     "data_wait": "the next batch was not there and the devices had nothing to do",
     "step": "training steps",
     "checkpoint": "the loop waited for a save",
-    "evaluation": "held-out loss and answers",
+    "evaluation": "held-out loss, answers and benchmarks",
     "export": "export and summary",
     "profile": "writing a trace down",
     "restart": "between a process's last sign of life and the next start, and steps done again",

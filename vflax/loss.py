@@ -86,16 +86,29 @@ def head_loss_sum(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> j
     """
     if targets.size > _POSITIONS and on_one_cpu():
         return _position_by_position(hidden, kernel, targets)
-    rows, vocabulary = targets.shape[0], kernel.shape[1]
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        rows = math.ceil(rows / batch_shards(mesh))
-    width = chunk_width(rows, targets.shape[1], vocabulary)
-    # The tensor axis has cut the vocabulary already.
-    if width == vocabulary or (not mesh.empty and mesh.shape["tensor"] > 1):
+    width = _width(kernel, targets)
+    if width == kernel.shape[1]:
         # [B, C, D] x [D, V] -> [B, C, V], accumulated and kept in float32
         return cross_entropy_sum(product(hidden, kernel, preferred_element_type=jnp.float32), targets)
     return _chunked(hidden, kernel, targets, width)
+
+
+def head_losses(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
+    """The summands of `head_loss_sum`, float32 [B, C] in nats, 0 where nothing is supervised; without gradients."""
+    log_total, target_logit = _log_likelihoods(hidden, kernel, targets, _width(kernel, targets))
+    return jnp.where(targets != IGNORE_LABEL, log_total - target_logit, 0)
+
+
+def _width(kernel: jax.Array, targets: jax.Array) -> int:
+    """`chunk_width` on the mesh at hand."""
+    rows, vocabulary = targets.shape[0], kernel.shape[1]
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        # The tensor axis has cut the vocabulary already.
+        if mesh.shape["tensor"] > 1:
+            return vocabulary
+        rows = math.ceil(rows / batch_shards(mesh))
+    return chunk_width(rows, targets.shape[1], vocabulary)
 
 
 def chunk_width(rows: int, capacity: int, vocabulary: int) -> int:
@@ -140,6 +153,15 @@ _Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 def _chunked_forward(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, width: int
 ) -> tuple[jax.Array, _Residuals]:
+    log_total, target_logit = _log_likelihoods(hidden, kernel, targets, width)
+    loss = jnp.sum(jnp.where(targets != IGNORE_LABEL, log_total - target_logit, 0))
+    return loss, (hidden, kernel, targets, log_total)
+
+
+def _log_likelihoods(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """The logarithm of the sum of all exponentials and the target's logit, float32 [B, C] each."""
     largest = jnp.full(targets.shape, -jnp.inf)
     total, target_logit = jnp.zeros(targets.shape), jnp.zeros(targets.shape)
     for columns in _columns(kernel.shape[1], width):
@@ -149,9 +171,7 @@ def _chunked_forward(
         target_logit += jnp.where(_hits(targets, columns), logits, 0).sum(-1)
         # One chunk after the other: else the compiler may make them all at once.
         hidden, largest, total = jax.lax.optimization_barrier((hidden, largest, total))
-    log_total = largest + jnp.log(total)
-    loss = jnp.sum(jnp.where(targets != IGNORE_LABEL, log_total - target_logit, 0))
-    return loss, (hidden, kernel, targets, log_total)
+    return largest + jnp.log(total), target_logit
 
 
 def _chunked_backward(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vflax import freeze
 from vflax.constants import IGNORE_LABEL, IMAGE_TOKEN_ID
 from vflax.errors import UserError
-from vflax.loss import head_loss_sum, supervised_positions, supervised_tokens
+from vflax.loss import head_loss_sum, head_losses, supervised_positions, supervised_tokens
 from vflax.models import llava, lora
 from vflax.optimizer import Schedule, make_optimizer
 from vflax.sharding import BATCH_AXES, constrain, param_shardings, platform
@@ -51,13 +51,24 @@ def loss_sum(
         keys: of the adapters' dropout, key array [B]; None: without dropout.
     """
     model = llava.merge(graphdef, llava.cast_kernels(graphdef, params))
+    hidden, targets, _ = _supervised(model, batch, capacity, keys)
+    loss = head_loss_sum(hidden, model.decoder.head(), targets)
+    return jnp.where(_lost(batch, targets), jnp.nan, loss)
+
+
+def _supervised(
+    model: Any, batch: Batch, capacity: int, keys: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where the loss looks: hidden [B, C, D], targets int32 [B, C] and positions int32 [B, C] in their rows."""
     hidden = model.hidden(batch["ids"], batch["images"], batch["segments"], batch["positions"], keys)
     positions, targets = supervised_positions(batch["labels"], capacity)
     # [B, T, D] gathered by [B, C, 1] -> [B, C, D]
-    chosen = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-    loss = head_loss_sum(chosen, model.decoder.head(), targets)
-    lost = supervised_tokens(batch["labels"]) != jnp.sum(targets != IGNORE_LABEL)
-    return jnp.where(lost, jnp.nan, loss)
+    return jnp.take_along_axis(hidden, positions[..., None], axis=1), targets, positions
+
+
+def _lost(batch: Batch, targets: jax.Array) -> jax.Array:
+    """Whether a row supervises more tokens than there are targets: bool scalar."""
+    return supervised_tokens(batch["labels"]) != jnp.sum(targets != IGNORE_LABEL)
 
 
 def make_train_step(
@@ -167,12 +178,20 @@ def _update_if(
 
 
 def make_eval_step(graphdef: nnx.GraphDef, capacity: int) -> Callable[[Params, Batch], dict[str, jax.Array]]:
-    """step(params, batch) -> {"loss_sum", "tokens"} of a batch whose leaves are [B, ...]."""
+    """step(params, batch) -> the loss of each supervised token of a batch whose leaves are [B, ...].
+
+    "losses": float32 [B, C] in nats, nan where a row supervises more tokens than `capacity`, C; "segments": int32
+    [B, C], of the row's samples the one that the token belongs to, 0 where there is none.
+    """
 
     def eval_step(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        model = llava.merge(graphdef, llava.cast_kernels(graphdef, params))
+        hidden, targets, positions = _supervised(model, batch, capacity)
+        losses = head_losses(hidden, model.decoder.head(), targets)
+        segments = jnp.take_along_axis(batch["segments"], positions, axis=1)
         return {
-            "loss_sum": loss_sum(graphdef, params, batch, capacity),
-            "tokens": supervised_tokens(batch["labels"]),
+            "losses": jnp.where(_lost(batch, targets), jnp.nan, losses),
+            "segments": jnp.where(targets != IGNORE_LABEL, segments, 0),
         }
 
     return eval_step

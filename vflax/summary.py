@@ -103,14 +103,20 @@ def write_summary(workdir: Path, facts: Mapping[str, Any], answered: Sequence[An
     Args:
         facts: what stands in summary.json: stage, variant, steps, first_loss, last_loss (None where every step was
             skipped), checkpoint, export, goodput (vflax.goodput.Goodput.to_dict), evaluation (None, or
-            vflax.evaluate.heldout.score's dict with "loss").
+            what vflax.evaluate.loop found).
     """
     images = [plot_loss(workdir).name]
     if answered:
         images.append(contact_sheet(workdir, answered).name)
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in headline(facts))
-    tasks = (facts["evaluation"] or {}).get("tasks", {})
+    evaluation = facts["evaluation"] or {}
+    tasks, losses = evaluation.get("tasks", {}), evaluation.get("losses", {})
     table = ""
+    if losses:
+        body = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{loss:.4f}</td></tr>" for name, loss in losses.items()
+        )
+        table = f"<h2>Held-out loss</h2><table><tr><th>task</th><th>nats per token</th></tr>{body}</table>"
     if tasks:
         body = "".join(
             f"<tr><td>{html.escape(name)}</td><td>{t['n']}</td><td>{_percent(t['accuracy'], t['short'])}</td>"
@@ -118,7 +124,7 @@ def write_summary(workdir: Path, facts: Mapping[str, Any], answered: Sequence[An
             f"<td>{t['words']:g}</td></tr>"
             for name, t in tasks.items()
         )
-        table = (
+        table += (
             "<h2>Held-out tasks</h2><table><tr><th>task</th><th>n</th><th>accuracy</th><th>majority</th>"
             f"<th>blind</th><th>words</th></tr>{body}</table><p>blind: the same questions with the images permuted "
             "inside each task. majority: always the commonest answer. words: median length of an answer.</p>"
@@ -154,6 +160,8 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
                 "stand 25 points or more above blind)",
             )
         )
+    for name, value in evaluation.get("benchmarks", {}).items():
+        lines.append((name, f"{value:.2f}"))
     for key, label in (("words_short", "short-answer"), ("words_long", "long-answer")):
         if evaluation.get(key) is not None:
             lines.append((f"words to a {label} prompt", f"{evaluation[key]:g} (median)"))
@@ -164,6 +172,17 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "goodput" in facts:  # not in a run of before there was any
         lines.append(("goodput", _goodput(facts["goodput"])))
     return lines
+
+
+def evaluation_line(facts: Mapping[str, Any]) -> str:
+    """One evaluation in the loop, with what it cost."""
+    found = [f"held-out loss {facts['loss']:.4f}"] if "loss" in facts else []
+    if facts.get("accuracy") is not None:
+        found.append(f"accuracy {facts['accuracy']:.1%}")
+    found += [f"{name} {value:.2f}" for name, value in facts.get("benchmarks", {}).items()]
+    seconds = facts["seconds"]
+    cost = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return f"{', '.join(found)} (in {sum(seconds.values()):.1f} s: {cost})"
 
 
 def _goodput(facts: Mapping[str, Any]) -> str:

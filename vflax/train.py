@@ -23,7 +23,7 @@ from vflax.constants import EXIT_AGAIN, EXIT_DONE
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
 from vflax.errors import UserError
-from vflax.evaluate.heldout import Evaluation, Evaluator, check_tasks
+from vflax.evaluate.loop import Evaluation, Evaluator, check_best_metric, check_tasks, open_benchmarks
 from vflax.flops import device_peak, train_step_flops
 from vflax.give_up import run_under_way
 from vflax.guard import Guard
@@ -105,7 +105,7 @@ def _run(
     # --- Where we are: devices, and whether this is a continued run. Until all checks are passed nothing is changed.
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    check_tasks(config.evaluate.tasks, config.checkpoint.best_metric)
+    check_tasks(config.evaluate)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     resumed = checkpointer.latest_step()
     plain = configs.plain(config)
@@ -139,6 +139,7 @@ def _run(
         config.data,
         resolve_path,
         evaluate_sources=config.evaluate.sources,
+        evaluate_tasks=(config.evaluate.include, config.evaluate.exclude),
         tokenizer=files.tokenizer,
         template=files.template,
         position=files.position,
@@ -153,7 +154,9 @@ def _run(
         accumulation=config.batch.accumulation,
     )
     _say(data.describe())
+    benchmarks = open_benchmarks(config.evaluate, resolve_path(config.evaluate.data))
     checks.check_evaluation(config, data)
+    check_best_metric(config.evaluate, config.checkpoint.best_metric, data, benchmarks)
     if resumed is not None:
         checks.check_record(record, data, model)
     if resumed == data.total_steps and checks.is_done(config, workdir, resumed):
@@ -193,7 +196,9 @@ def _run(
             assert resumed is not None
             state = checkpointer.restore(resumed, program.state)
         train_step = _saved_step(config, model, data, program, mesh) or program.step
-        evaluator = Evaluator(config.evaluate, model.graphdef, model.files, data, mesh)
+        evaluator = Evaluator(
+            config.evaluate, model.graphdef, model.files, data, mesh, benchmarks, workdir / "eval"
+        )
         guard = Guard(
             config.guard.action, config.guard.max_skips, workdir, data, _say, jax.process_index(), jax.process_count()
         )  # fmt: skip
@@ -377,7 +382,7 @@ class _Loop:
     def evaluate_again(self, state: TrainState, frozen: Any) -> Evaluation:
         """The evaluation after the last step, for a run that was stopped between its last save and its summary."""
         with self.recorder.within("evaluation"):
-            evaluation = self.evaluator({**frozen, **state.trainable})
+            evaluation = self.evaluator({**frozen, **state.trainable}, int(state.step))
         step, found = int(state.step), evaluation.metrics
         records = read_metrics(self.workdir / "metrics.jsonl")
         known = any(r["step"] == step and name in r for r in records for name in found)
@@ -411,13 +416,15 @@ class _Loop:
                 self.signals.at_once(),
                 self.watchdog.other("an evaluation"),
             ):
-                self.last_evaluation = self.evaluator({**frozen, **state.trainable})
+                self.last_evaluation = self.evaluator({**frozen, **state.trainable}, step)
         except BaseException:
             if jax.process_count() == 1:  # several processes can only save together
                 self._save(state, {})
                 self.checkpointer.wait()
             raise
         found = self.last_evaluation.metrics
+        if self.last_evaluation.facts is not None:
+            _say(f"step {step:,}: {summary.evaluation_line(self.last_evaluation.facts)}")
         if self.metrics is not None:
             if found:
                 self.metrics.write(step, found)

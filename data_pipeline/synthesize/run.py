@@ -33,7 +33,7 @@ from data_pipeline.synthesize.parsing import TYPES, Pairs, Reject, judge
 from data_pipeline.synthesize.prompts import Prompts, read_prompts
 from vflax.constants import EXIT_AGAIN, EXIT_DONE
 from vflax.endpoint.account import Account, Tokens
-from vflax.endpoint.asking import TOKEN_LIMITS, Asker, Request, Stop, stored_reply
+from vflax.endpoint.asking import TOKEN_LIMITS, Asker, Request, Stop, laid_over, stored_reply
 from vflax.endpoint.responses import Responses, Stored, open_nothing, open_responses
 from vflax.endpoint.session import KEY_VARIABLE, Endpoint, ask_all
 from vflax.errors import UserError
@@ -100,13 +100,10 @@ class Options:
 
     def sent_parameters(self, retry: int) -> dict[str, Any]:
         """Beside model and messages; a retry of a rejected reply has another seed."""
-        values = {
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "seed": self.seed + retry,
-            **self.parameters,
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        usual = {
+            "temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed + retry,
+        }  # fmt: skip
+        return laid_over(usual, self.parameters)
 
     @property
     def cache_file(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 from types import SimpleNamespace
@@ -185,6 +186,30 @@ def test_task_filters_hold_for_held_out_samples_too(build, dataset):
     data = build([source(dataset, include=("task0", "task1"), exclude=("task1",))])
     assert {q.task for q in data.heldout_questions(9)} == {"task0"}
     assert sum(map(count_samples, data.heldout_batches())) == len(data.heldout_questions(9))
+
+
+def test_some_of_the_held_out_tasks_can_be_evaluated_alone(build):
+    whole, part = build(), build(evaluate_tasks=(("task*",), ("task1",)))
+    assert part.heldout_tasks == [task for task in whole.heldout_tasks if task != "task1"]
+    assert {q.task for q in part.heldout_questions(1)} == set(part.heldout_tasks)
+    assert part.identity() == whole.identity(), "what is learned is the same"
+    held = sum(map(count_samples, part.heldout_batches()))
+    assert f"held out: of the tasks that config.evaluate leaves, {held} samples" in part.describe()
+    none = build(evaluate_tasks=((), ("*",)))
+    assert not none.has_heldout and "config.evaluate.include and exclude leave none" in none.why_no_heldout
+    with pytest.raises(UserError, match=r"config\.evaluate: include and exclude name tasks .*'tusk1'"):
+        build(evaluate_tasks=((), ("tusk1",)))
+
+
+def test_each_held_out_sample_s_task_is_told_in_the_order_of_the_rows_of_all_hosts(build):
+    data = build()
+    counts = collections.Counter()
+    for number, batch in enumerate(data.heldout_batches()):
+        tasks = data.heldout_batch_tasks(number)
+        assert [len(row) for row in tasks] == batch["segments"].max(axis=1).tolist()
+        counts.update(task for row in tasks for task in row)
+    [part] = data.preflight.of("held out")
+    assert counts == collections.Counter(part.source.tasks)
 
 
 def test_the_identity_follows_everything_that_is_learned_and_nothing_else(build, dataset, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import openpyxl
@@ -33,6 +34,27 @@ def test_a_table_keeps_what_stands_in_it(tmp_path: Path) -> None:
         assert files.table(tmp_path / name) == expected
 
 
+def test_a_table_may_be_json(tmp_path: Path) -> None:
+    rows = '[{"index": 1, "hit": true, "prediction": NaN},\n {"prediction": "NA", "hit": null, "index": 2.0}]'
+    (tmp_path / "a.json").write_text(rows)
+    assert files.table(tmp_path / "a.json") == [
+        {"index": "1", "hit": "True", "prediction": ""}, {"index": "2", "hit": "", "prediction": "NA"}
+    ]  # fmt: skip
+
+
+def test_a_workbook_that_notes_a_wrong_size_is_read_whole(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "a.xlsx", [["index", "prediction"], [1.0, "Yes"]])
+    with zipfile.ZipFile(path) as book:
+        members = {name: book.read(name) for name in book.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    assert b'<dimension ref="A1:B2"' in members[sheet]
+    members[sheet] = members[sheet].replace(b'ref="A1:B2"', b'ref="A1"', 1)
+    with zipfile.ZipFile(path, "w") as book:
+        for name, content in members.items():
+            book.writestr(name, content)
+    assert files.table(path) == [{"index": "1", "prediction": "Yes"}]
+
+
 def test_cells_may_hold_lines_quotes_and_large_pictures(tmp_path: Path) -> None:
     large = "A" * 500_000
     (tmp_path / "a.tsv").write_text(f'index\tquestion\timage\n1\t"two\nlines and ""quotes"""\t{large}\n')
@@ -60,6 +82,9 @@ def test_a_list_is_as_good_as_lines(tmp_path: Path) -> None:
         ("a.jsonl", b"\xff\xfe", "not readable as text"),
         ("a.tsv", b"a\tb\n", "empty"),
         ("a.tsv", b"a\tb\n1\n", "row 2: 1 columns, the first row names 2"),
+        ("a.tsv", b"a\tb\ta\n1\t2\t3\n", "a is there twice in its first row"),
+        ("a.json", b'[{"a": 1}, {"b": 2}]', "row 2: it has b, but the first row a"),
+        ("a.txt", b"a\tb\n1\t2\n", "expected a table"),
         ("a.xlsx", b"PK not a workbook", "not readable as a workbook"),
     ],
 )

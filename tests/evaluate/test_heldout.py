@@ -1,12 +1,10 @@
-"""Evaluation in the loop: exact match, majority, blind."""
+"""Held-out samples: loss of each task, exact match, majority, blind."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from vflax.data.questions import Question
-from vflax.errors import UserError
 from vflax.evaluate import heldout
 from vflax.evaluate.heldout import Answered
 
@@ -52,13 +50,27 @@ def test_without_short_answers_there_is_no_accuracy():
     assert score["accuracy"] is None and score["words_short"] is None
 
 
-def test_an_unknown_task_is_named():
-    with pytest.raises(UserError, match=r"config\.evaluate\.tasks: bleu unknown"):
-        heldout.check_tasks(("loss", "bleu"), "eval/loss")
+def test_held_out_loss_is_a_mean_over_tokens_in_all_and_of_each_task():
+    batches = [
+        ({"row": 0}, [["colour", "digit"], ["colour"]]),
+        ({"row": 1}, [["digit"], []]),
+    ]
+    results = [
+        {"losses": [[1.0, 3.0, 5.0], [7.0, 0.0, 0.0]], "segments": [[1, 2, 2], [1, 0, 0]]},
+        {"losses": [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]], "segments": [[1, 0, 0], [0, 0, 0]]},
+    ]
+
+    def eval_step(params, batch):
+        return {key: np.array(value) for key, value in results[batch["row"]].items()}
+
+    total, tasks = heldout.heldout_loss(eval_step, {}, batches)
+    assert total == 18 / 5
+    assert tasks == {"colour": 8 / 2, "digit": 10 / 3}
 
 
-def test_a_best_metric_that_nothing_measures_is_refused_with_those_that_are():
-    heldout.check_tasks(("loss", "accuracy"), "eval/accuracy")
-    heldout.check_tasks((), "")
-    with pytest.raises(UserError, match=r"best_metric='eval/accuracy' is not measured.*gives eval/loss\."):
-        heldout.check_tasks(("loss",), "eval/accuracy")
+def test_without_a_supervised_token_there_is_no_loss():
+    def eval_step(params, batch):
+        return {"losses": np.zeros((1, 2)), "segments": np.zeros((1, 2), int)}
+
+    total, tasks = heldout.heldout_loss(eval_step, {}, [({}, [["colour"]])])
+    assert np.isnan(total) and tasks == {}

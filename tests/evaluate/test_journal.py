@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +91,92 @@ def test_what_can_have_no_prediction_is_kept_as_such(tmp_path: Path) -> None:
     journal.add("q0", None, "too_long")
     assert journal.finish(["q0"]) == []
     assert json.loads(journal.file.read_text()) == {"key": "q0", "prediction": None, "finish": "too_long"}
+
+
+def test_a_part_that_was_deleted_makes_no_trouble(tmp_path: Path) -> None:
+    for keys in (KEYS[:3], KEYS[:6], KEYS[:9]):
+        write(tmp_path, keys)
+    (tmp_path / "parts" / "00000-00000.jsonl").unlink()
+    again = write(tmp_path, KEYS)
+    assert again.finish(KEYS) == []
+    write(tmp_path / "whole", KEYS).finish(KEYS)
+    assert again.file.read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+
+
+def test_parts_that_a_kill_left_beside_the_file_are_cleared_away(tmp_path: Path) -> None:
+    """Killed after predictions.jsonl was written, in the middle of deleting the parts."""
+    write(tmp_path, KEYS[:9])
+    journal = write(tmp_path, KEYS)
+    second = tmp_path / "parts" / "00000-00001.jsonl"
+    left = second.read_bytes()
+    journal.finish(KEYS)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    second.parent.mkdir()
+    second.write_bytes(left)
+    assert Journal(tmp_path, IDENTITY).finish(KEYS) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_line_taken_out_of_the_file_is_made_again(tmp_path: Path) -> None:
+    journal = write(tmp_path, KEYS)
+    journal.finish(KEYS)
+    whole = journal.file.read_bytes()
+    journal.file.write_bytes(b"".join(whole.splitlines(keepends=True)[1:]))
+    again = write(tmp_path, KEYS)
+    assert again.finish(KEYS) == []
+    assert again.file.read_bytes() == whole
+
+
+def test_what_it_took_is_of_the_host_that_worked_longest(tmp_path: Path) -> None:
+    for number, (process, seconds) in enumerate(((0, 2.0), (1, 5.0), (0, 2.0))):  # the first host twice
+        journal = Journal(tmp_path, IDENTITY, process)
+        journal.add(str(number), "yes", "length", pictures=3, tokens=(100, 7), seconds=seconds)
+        journal.close()
+    journal.finish(list(journal.found))
+    assert json.loads((tmp_path / "infer.json").read_text()) == {
+        "questions": 3, "pictures": 9, "seconds": 5.0, "pictures_per_second": 1.8, "prompt_tokens": 300,
+        "answer_tokens": 21, "finish": {"length": 3}, "hosts": 2, "starts": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_the_file_is_the_same(tmp_path: Path) -> None:
+    """Of a process that writes and finishes as fast as it can, killed again and again."""
+    program = """
+import sys
+from pathlib import Path
+from tests.evaluate.test_journal import IDENTITY, KEYS
+from vflax.evaluate.journal import Journal
+
+keys = [f"{key}/{number}" for number in range(100) for key in KEYS]
+journal = Journal(Path(sys.argv[1]), IDENTITY)
+print("begun", flush=True)
+for key in keys:
+    if key not in journal.found:
+        journal.add(key, f"answer to {key}", "stop")
+        journal.sync()
+journal.finish(keys)
+print("done", flush=True)
+"""
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE)
+
+    with start(tmp_path / "whole") as process:
+        assert process.wait(60) == 0
+    whole = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    rng, kills = random.Random(0), 0
+    for number in range(40):
+        with start(tmp_path / "killed") as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.03))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+        if number % 8 == 7:
+            with start(tmp_path / "killed") as process:
+                assert process.wait(60) == 0
+            assert (tmp_path / "killed" / "predictions.jsonl").read_bytes() == whole
+            assert not (tmp_path / "killed" / "parts").exists()
+            shutil.rmtree(tmp_path / "killed")
+    assert kills > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.data_pipeline.openai_server import Answer, Seen, completion, failure, serving
 from vflax.endpoint.session import Endpoint
 from vflax.errors import UserError
-from vflax.evaluate.judge import judge
+from vflax.evaluate.judge import facts, judge
 from vflax.evaluate.judging import Request
 from vflax.evaluate.question import Question
 
@@ -58,12 +59,12 @@ def test_every_prediction_has_its_grades_in_order(tmp_path: Path) -> None:
         {"key": q.key, "prediction": f"it is {q.answer}", "grades": [0.0, 0.1], "judge": "some-judge"}
         for q in QUESTIONS
     ]
-    facts = json.loads((tmp_path / "judge.json").read_text())
-    assert (facts["judge"], facts["versions"], facts["runs"], facts["temperature"]) == (
+    told = facts(tmp_path)
+    assert (told["judge"], told["versions"], told["runs"], told["temperature"]) == (
         "some-judge", {"test-model": 12}, 2, 0
     )  # fmt: skip
-    assert facts["judge of published numbers"] == "official-judge"
-    assert facts["tokens"] == {"prompt": 1200, "completion": 240}
+    assert told["judge of published numbers"] == "official-judge"
+    assert told["tokens"] == {"prompt": 1200, "completion": 240}
 
 
 def test_what_cannot_be_read_is_asked_for_again_and_then_has_no_grade(tmp_path: Path) -> None:
@@ -136,5 +137,51 @@ def test_a_refused_key_is_told(tmp_path: Path) -> None:
     with (
         serving(lambda seen, before: failure(401)) as server,
         pytest.raises(UserError, match="refuses the key in OPENAI_API_KEY"),
+    ):
+        run(write(tmp_path), server.url)
+
+
+def test_the_record_is_of_the_replies_that_the_grades_are_read_from(tmp_path: Path) -> None:
+    """The cache has more: of another judge."""
+    with serving(lambda seen, before: completion("1")) as server:
+        other = Endpoint("other-judge", server.url)
+        judge(Exam(), QUESTIONS, write(tmp_path), other, tmp_path / "judge.sqlite", show_progress=False)
+        priced = Endpoint("some-judge", server.url, price_in=1e6, price_out=1e6)
+        judge(Exam(), QUESTIONS, tmp_path, priced, tmp_path / "judge.sqlite", runs=1, show_progress=False)
+    told = facts(tmp_path)
+    assert (told["replies"], told["tokens"], told["cost"]) == (6, {"prompt": 600, "completion": 120}, 720)
+    now = datetime.now(UTC)
+    for name in ("date", "last_date"):
+        assert now - timedelta(minutes=2) < datetime.fromisoformat(told[name]) <= now
+
+
+def test_parameters_of_ones_own_are_laid_over_the_benchmarks(tmp_path: Path) -> None:
+    own = {"temperature": None, "max_tokens": None, "max_completion_tokens": 900}
+    with serving(lambda seen, before: completion("1")) as server:
+        assert run(write(tmp_path), server.url, parameters=own) == ""
+        assert {seen.body.get("max_completion_tokens") for seen in server.seen} == {900}
+        assert not any({"temperature", "max_tokens"} & set(seen.body) for seen in server.seen)
+    told = facts(tmp_path)
+    assert (told["temperature"], told["parameters"]) == (None, {"max_completion_tokens": 900})
+
+
+def test_a_budget_needs_a_limit_of_tokens(tmp_path: Path) -> None:
+    endpoint = Endpoint("j", "http://127.0.0.1:9/v1", price_in=1, price_out=1, budget=5)
+    with pytest.raises(UserError, match="--budget: needs a limit of tokens per reply"):
+        judge(
+            Exam(),
+            QUESTIONS,
+            write(tmp_path),
+            endpoint,
+            tmp_path / "judge.sqlite",
+            parameters={"max_tokens": None},
+        )
+
+
+def test_a_judge_that_reads_too_little_is_told(tmp_path: Path) -> None:
+    long = failure(400, "too many tokens", "context_length_exceeded")
+    with (
+        serving(lambda seen, before: long) as server,
+        pytest.raises(UserError, match=r"q\d: longer with its request than what the judge some-judge reads"),
     ):
         run(write(tmp_path), server.url)

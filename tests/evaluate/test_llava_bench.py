@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from vflax.errors import UserError
 from vflax.evaluate import llava_bench, score
 from vflax.evaluate.judging import Request
+from vflax.evaluate.llava_bench_data import BenchQuestion
 
 # (question, category, GPT-4's grade, the model's): means 8 and 6, of conv 9 and 6.5, of detail 7 and 5.5.
 ROWS: list[tuple[int, str, float, float]] = [
@@ -84,6 +85,7 @@ def write_vflax(path: Path, rows: list[tuple[int, str, float, float]]) -> Path:
 
 
 def write_vlmevalkit(path: Path, rows: list[tuple[int, str, float, float]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     names = ["index", "category", "question", "caption", "gpt4_ans", "prediction", "gpt4_score", "score"]
     cells = [[n, category, "What?", "A.", "B.", "It is.", *grades] for n, category, *grades in rows]
     if path.suffix == ".xlsx":
@@ -91,6 +93,8 @@ def write_vlmevalkit(path: Path, rows: list[tuple[int, str, float, float]]) -> P
         for row in (names, *cells):
             book.active.append(row)
         book.save(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in cells]))
     else:
         with path.open("w", newline="") as file:
             csv.writer(file, delimiter="\t").writerows([names, *cells])
@@ -149,8 +153,9 @@ def test_every_format_gives_the_scripts_numbers(format: str, tmp_path: Path) -> 
     assert [verdict.score for verdict in found.verdicts] == [0.5, 0.6, 0.8, 0.5]
 
 
-def test_vlmevalkit_does_not_round_means_and_prints_by_its_own_names(tmp_path: Path) -> None:
-    found = run_of(write_vlmevalkit(tmp_path / "a.tsv", ROWS), "vlmevalkit")
+@pytest.mark.parametrize("suffix", ["tsv", "json"])
+def test_vlmevalkit_does_not_round_means_and_prints_by_its_own_names(suffix: str, tmp_path: Path) -> None:
+    found = run_of(write_vlmevalkit(tmp_path / f"a.{suffix}", ROWS), "vlmevalkit")
     assert found.metrics["conv"] == pytest.approx(100 * 6.5 / 9, abs=1e-12)
     assert found.printed["overall Relative Score (main)"] == "75.0"
     assert (found.printed["conv VLM Score"], found.printed["conv GPT4 Score"]) == ("65.0", "90.0")
@@ -321,6 +326,18 @@ def test_what_is_none_of_the_formats_is_not_recognised(tmp_path: Path) -> None:
     assert llava_bench.recognise(tmp_path) is None
 
 
+@pytest.mark.parametrize("format", llava_bench.FORMATS)
+def test_a_format_that_it_is_not_is_refused(format: str, tmp_path: Path) -> None:
+    data = write_release(tmp_path / "data")
+    paths = {
+        own: write(tmp_path / own / name, ROWS) for own, (name, write) in WRITERS.items() if own != format
+    }
+    (tmp_path / "empty").mkdir()
+    for path in (*paths.values(), tmp_path / "empty"):
+        with pytest.raises(UserError):
+            llava_bench.score(path, format, data, "official", custom=True)
+
+
 def test_a_part_of_vlmevalkits_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="4 rows, LLaVA-Bench"):
         run_of(write_vlmevalkit(tmp_path / "a.tsv", ROWS), custom=False)
@@ -335,6 +352,10 @@ def test_another_release_is_named_unless_it_is_ones_own(tmp_path: Path) -> None:
         llava_bench.load(tmp_path / "images")
     write_lines(data / "answers_gpt4.jsonl", [{"question_id": 0, "text": "It is."}])
     with pytest.raises(UserError, match=r"answers_gpt4\.jsonl: nothing on question 1"):
+        llava_bench.load(data, custom=True)
+    write_release(data)
+    write_lines(data / "context.jsonl", [{"image": f"{n}.jpg", "caption": n} for n in range(2)])
+    with pytest.raises(UserError, match=r"context\.jsonl: 0\.jpg: expected text"):
         llava_bench.load(data, custom=True)
     (data / "context.jsonl").unlink()
     with pytest.raises(UserError, match=r"context\.jsonl: not there"):
@@ -422,7 +443,7 @@ def test_the_coco_questions_and_their_judge(shared_data: Path, tmp_path: Path) -
     data = shared_data / "llava-gpt4"
     questions = llava_bench.load(data)
     assert len(questions) == 90
-    assert isinstance(questions[0], llava_bench.BenchQuestion)
+    assert isinstance(questions[0], BenchQuestion)
     captions, boxes = questions[0].context.split("\n\n")
     assert len(captions.split("\n")) == 5
     assert all(line.endswith("]") and ": [" in line for line in boxes.split("\n"))

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vflax.errors import UserError
-from vflax.evaluate import mmbench
+from vflax.evaluate import mmbench, mmbench_data
+from vflax.evaluate.predictions import Said
+from vflax.evaluate.question import Question
 
 NAMES = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "l2-category", "split")
 Row = dict[str, Any]
@@ -178,7 +180,7 @@ def test_other_formats_need_the_release(name: str, tmp_path: Path) -> None:
 
 def test_a_table_without_answers_needs_it_too(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.tsv", of(ROWS, "index", "question", "A", "B", "C", "D", "prediction"))
-    with pytest.raises(UserError, match="say --data=DIR of MMBench"):
+    with pytest.raises(UserError, match=r"say --data=DIR of MMBench\. Of a test split only its server"):
         score(path)
     assert score(path, data=write_release(tmp_path / "data")).score == pytest.approx(100 / 3)
 
@@ -361,7 +363,7 @@ def test_a_part_of_a_release_is_named_unless_it_is_ones_own(
             UserError, match=r"[38] rows, as no release of MMBench has(?s:.*)4,329 \(1,164 que"
         ):
             wrong()
-    monkeypatch.setattr(mmbench, "_RELEASES", ((8, 3, "a test's"),))
+    monkeypatch.setattr(mmbench_data, "_RELEASES", ((8, 3, "a test's"),))
     assert len(mmbench.load(data)) == 8
     assert score(path, custom=False).manifest["version"].startswith("a test's; 8 rows")
     assert score(results, custom=False).manifest["version"].startswith("a test's; 3 rows")
@@ -371,15 +373,22 @@ def test_a_release_of_unknown_size_is_known_by_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_release(tmp_path)
-    monkeypatch.setattr(mmbench, "_FILES", {mmbench._md5(data / "MMBench_DEV_EN.tsv"): "a test's"})
+    monkeypatch.setattr(mmbench_data, "_FILES", {mmbench_data._md5(data / "MMBench_DEV_EN.tsv"): "a test's"})
     assert len(mmbench.load(data)) == 8
 
 
 def test_a_test_split_can_be_asked_and_not_scored(tmp_path: Path) -> None:
     data = write_release(tmp_path / "data", [{**row, "answer": ""} for row in ROWS])
     assert [question.answer for question in mmbench.load(data, custom=True)] == [""] * 8
-    with pytest.raises(UserError, match="8 of 8 rows have no answer: a test split"):
+    with pytest.raises(UserError, match=r"8 of 8 rows have no right answer: .* Upload the predictions there"):
         score(write_vflax(tmp_path / "own.jsonl", ROWS), data=data)
+
+
+@pytest.mark.parametrize("secret", ["", "nan"])
+def test_a_table_with_secret_answers_among_others_is_refused(secret: str, tmp_path: Path) -> None:
+    rows = [{**row, "answer": secret if row["split"] == "test" else row["answer"]} for row in ROWS]
+    with pytest.raises(UserError, match=r"a\.tsv: 3 of 8 rows have no right answer"):
+        score(write_table(tmp_path / "a.tsv", rows))
 
 
 def test_a_release_has_its_pictures_and_keeps_none_apart_from_nothing(tmp_path: Path) -> None:
@@ -393,6 +402,21 @@ def test_a_release_has_its_pictures_and_keeps_none_apart_from_nothing(tmp_path: 
 def test_a_picture_of_a_row_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="index 1000001: its picture is that of index 1, which is not there"):
         mmbench.load(write_release(tmp_path, ROWS[1:]), custom=True)
+
+
+def test_a_picture_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    rows = [{**row, "image": PICTURE[:-3]} for row in ROWS]
+    question = mmbench.load(write_table(tmp_path / "cut" / "MMBench_DEV_EN.tsv", rows), custom=True)[0]
+    with pytest.raises(UserError, match="index 1: its picture is no base64"):
+        question.pictures[0].read()
+
+
+def test_a_cell_that_pandas_left_empty_in_words_is_no_option(tmp_path: Path) -> None:
+    rows = passes(
+        3, "What is it?", "", ("ocr", "coarse_perception", "dev"), "apple|pear|nan > B > a banana or a pear"
+    )
+    found = score(write_table(tmp_path / "a.tsv", rows))
+    assert (found.score, found.verdicts[0].parsed) == (100, "B")
 
 
 def test_a_folder_of_several_files_is_asked_about(tmp_path: Path) -> None:
@@ -436,6 +460,14 @@ def test_llava_asks_in_chinese_where_the_question_is(tmp_path: Path) -> None:
     assert mmbench.prompt(question, "llava") == "哪个?\nA. 一\nB. 二\n请直接回答选项字母。"
 
 
+def test_llava_asks_in_english_about_chinese_options(tmp_path: Path) -> None:
+    rows = passes(3, "What is written?", "", ("ocr", "coarse_perception", "dev"), "一|二 > A > A")
+    question = mmbench.load(write_release(tmp_path, rows), custom=True)[0]
+    assert mmbench.prompt(question, "llava").endswith(
+        "\nB. 二\nAnswer with the option's letter from the given choices directly."
+    )
+
+
 def test_what_is_of_no_format_is_not_recognised(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"other": 1}')
@@ -445,8 +477,8 @@ def test_what_is_of_no_format_is_not_recognised(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.text(), st.sampled_from(list(mmbench.MODES)))
 def test_no_answer_breaks_a_mode(text: str, mode: str) -> None:
-    question = mmbench.Asked("1", "", "A", {}, "1", (), {"A": "None", "B": text})
-    verdict = mmbench._verdict(question, mmbench.Said("1", text), mode, None)
+    question = Question("1", "", "A", {}, "1", (), {"A": "None", "B": text})
+    verdict = mmbench._verdict(question, Said("1", text), mode, None)
     assert verdict.parsed in ("A", "B", "Z", None)
     assert verdict.score in (0, 1)
 
@@ -456,7 +488,7 @@ def test_the_samples_of_mmbenchs_repository(shared_data: Path, tmp_path: Path) -
     data = shared_data / "benchmarks" / "mmbench"
     questions = mmbench.load(data)
     assert len({question.groups["category"] for question in questions}) == 20
-    assert {question.groups["l2-category"] for question in questions} == set(mmbench.ABILITIES.values())
+    assert {question.groups["l2-category"] for question in questions} == set(mmbench_data.ABILITIES.values())
     assert [len(question.options or {}) for question in questions].count(3) == 2
     assert all(question.pictures[0].read()[:2] == b"\xff\xd8" for question in questions)  # JPEG
     lines = [json.dumps({"question_id": int(q.key), "text": "A"}) for q in questions]

@@ -8,7 +8,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import openpyxl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vflax.errors import UserError
 from vflax.evaluate import mme
@@ -23,6 +26,14 @@ ROWS = [
     ("OCR", "a b.png", 'Is the word "x"?', "Yes", "Yes"),
     ("OCR", "a b.png", 'Is the word "y"?', "No", "yes"),
 ]
+# Of a picture's questions, in the order of their texts.
+KEYS = dict(
+    zip(
+        (row[:3] for row in ROWS),
+        ("color/1#2", "color/1#1", "color/2#2", "color/2#1", "OCR/a b#1", "OCR/a b#2"),
+        strict=True,
+    )
+)
 ASKED = " Please answer yes or no."
 PERCEPTION = 75 + 50 + 50 + 0
 
@@ -62,23 +73,39 @@ def write_llava(path: Path, rows: list[tuple[str, ...]]) -> Path:
 
 
 def write_vlmevalkit(path: Path, rows: list[tuple[str, ...]], **columns: list[str]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        writer.writerow(["index", "category", "image_path", "question", "answer", "prediction", *columns])
-        for number, (subtask, picture, question, answer, response) in enumerate(rows):
-            extra = [values[number] for values in columns.values()]
-            writer.writerow(
-                [number, subtask, f"{subtask}/{picture}", question + ASKED, answer, response, *extra]
-            )
+    names = ["index", "category", "image_path", "question", "answer", "prediction", *columns]
+    lines: list[list[object]] = [
+        [
+            number,
+            row[0],
+            f"{row[0]}/{row[1]}",
+            row[2] + ASKED,
+            *row[3:],
+            *(own[number] for own in columns.values()),
+        ]
+        for number, row in enumerate(rows)
+    ]
+    write_table(path, names, lines)
     return path
 
 
+def write_table(path: Path, names: list[str], rows: list[list[object]]) -> None:
+    """As VLMEvalKit does, by the suffix."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=4))
+    elif path.suffix == ".xlsx":
+        book = openpyxl.Workbook(write_only=True)
+        sheet = book.create_sheet()
+        for row in (names, *rows):
+            sheet.append(row)
+        book.save(path)
+    else:
+        with path.open("w", newline="") as file:
+            csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL).writerows([names, *rows])
+
+
 def write_vflax(path: Path, rows: list[tuple[str, ...]]) -> Path:
-    keys = ["color/1#1", "color/1#2", "color/2#1", "color/2#2", "OCR/a b#1", "OCR/a b#2"]
-    lines = [
-        json.dumps({"key": key, "prediction": row[4]}) + "\n" for key, row in zip(keys, rows, strict=True)
-    ]
-    path.write_text("".join(lines))
+    path.write_text("".join(json.dumps({"key": KEYS[row[:3]], "prediction": row[4]}) + "\n" for row in rows))
     return path
 
 
@@ -88,6 +115,7 @@ WRITERS: dict[str, tuple[str, Callable[..., Path]]] = {
     "vlmevalkit": ("model_MME.tsv", write_vlmevalkit),
     "vflax": ("own.jsonl", write_vflax),
 }
+TABLES = ("model_MME.tsv", "model_MME.xlsx", "model_MME.json")
 
 
 @pytest.mark.parametrize("format", WRITERS)
@@ -109,6 +137,13 @@ def test_formats_with_answers_need_no_release(format: str, tmp_path: Path) -> No
     assert mme.score(write(tmp_path / name, ROWS), format, None, "official", custom=True).score == PERCEPTION
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_of_vlmevalkit_is_recognised_and_read(name: str, tmp_path: Path) -> None:
+    path = write_vlmevalkit(tmp_path / name, ROWS)
+    assert mme.recognise(path) == "vlmevalkit"
+    assert mme.score(path, "vlmevalkit", None, "official", custom=True).score == PERCEPTION
+
+
 def test_others_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say --data=DIR of MME"):
         mme.score(write_llava(tmp_path / "a.jsonl", ROWS), "llava", None, "official", custom=True)
@@ -121,12 +156,27 @@ def test_rules_differ_on_words_around_the_answer(tmp_path: Path) -> None:
     assert scores == {"official": 0, "llava": 0, "vlmevalkit": 400, "strict": 0}
 
 
-def test_vlmevalkits_judge_is_asked_only_where_words_do_not_tell(tmp_path: Path) -> None:
-    extracted = ["No", "Unknown", "Yes", "No", "Yes", "No"]
+def test_what_vlmevalkit_has_extracted_counts_by_its_rule_alone(tmp_path: Path) -> None:
+    extracted = ["Yes", "No", "Yes", "No", "Unknown", ""]
     path = write_vlmevalkit(tmp_path / "a.tsv", ROWS, extracted=extracted)
     found = mme.score(path, "vlmevalkit", None, "vlmevalkit", custom=True)
     assert found.groups["subtask"]["color"]["acc"] == 100  # row 3: "It is", and the judge said Yes
-    assert found.groups["subtask"]["OCR"]["acc"] == 50  # row 6: "yes" stands
+    assert (
+        found.groups["subtask"]["OCR"]["acc"] == 0
+    )  # row 5: Unknown; row 6: "yes" is read from the prediction
+    assert mme.score(path, "vlmevalkit", None, "official", custom=True).score == PERCEPTION
+
+
+def test_each_rule_prints_as_its_tool_does(tmp_path: Path) -> None:
+    path = write_vlmevalkit(tmp_path / "a.tsv", [*ROWS, *[("code_reasoning", *row[1:]) for row in ROWS[:2]]])
+    official = mme.score(path, "vlmevalkit", None, "official", custom=True).printed
+    assert official == {
+        "Perception total score": "175.0", "Cognition total score": "200.0", "color score": "125.0",
+        "OCR score": "50.0", "code_reasoning score": "200.0",
+    }  # fmt: skip
+    assert mme.score(path, "vlmevalkit", None, "vlmevalkit", custom=True).printed == {
+        "perception": "175.0", "reasoning": "200.0", "color": "125.0", "OCR": "50.0", "code_reasoning": "200.0"
+    }  # fmt: skip
 
 
 def test_a_question_without_prediction_is_wrong_and_counted(tmp_path: Path) -> None:
@@ -136,13 +186,39 @@ def test_a_question_without_prediction_is_wrong_and_counted(tmp_path: Path) -> N
     assert found.groups["subtask"]["color"] == {"n": 4, "acc": 50, "acc_plus": 0, "score": 50, "other": 2}
 
 
-def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
-    rows, data = list(ROWS), write_release(tmp_path / "data")
-    random.Random(0).shuffle(rows)
-    shuffled = mme.score(write_llava(tmp_path / "a.jsonl", rows), "llava", data, "official", custom=True)
-    straight = mme.score(write_llava(tmp_path / "b.jsonl", ROWS), "llava", data, "official", custom=True)
+@pytest.mark.parametrize("format", WRITERS)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.permutations(ROWS), released=st.permutations(ROWS), seed=st.integers(0, 2**16))
+def test_no_order_of_rows_changes_a_number(
+    format: str, rows: list, released: list, seed: int, tmp_path: Path
+) -> None:
+    said = [(*row[:4], random.Random(f"{seed} {row[:3]}").choice(["Yes", "No", "Well"])) for row in rows]
+    name, write = WRITERS[format]
+    data = write_tool(tmp_path / "data", released)
+    straight = mme.score(
+        write(tmp_path / name, sorted(said)),
+        format,
+        write_tool(tmp_path / "b", ROWS),
+        "official",
+        custom=True,
+    )
+    shuffled = mme.score(write(tmp_path / name, said), format, data, "official", custom=True)
     assert shuffled.metrics == straight.metrics
     assert shuffled.intervals == straight.intervals
+    assert (shuffled.unparsed, shuffled.printed) == (straight.unparsed, straight.printed)
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_duplicates_and_nothing_are_refused(format: str, tmp_path: Path) -> None:
+    name, write = WRITERS[format]
+    data = write_release(tmp_path / "data")
+    with pytest.raises(UserError, match="twice"):
+        mme.score(write(tmp_path / name, [*ROWS, ROWS[3]]), format, data, "official", custom=True)
+    for path in tmp_path.glob("tool/*.txt"):
+        path.write_text("")
+    nothing = tmp_path / "tool" if format == "tool" else write(tmp_path / name, [])
+    with pytest.raises(UserError, match=r"empty|no predictions in it"):
+        mme.score(nothing, format, data, "official", custom=True)
 
 
 def test_yes_everywhere_has_no_picture_right(tmp_path: Path) -> None:
@@ -161,6 +237,7 @@ def test_yes_everywhere_has_no_picture_right(tmp_path: Path) -> None:
         (lambda rows: rows[:-1], "OCR/a b has 1"),
         (lambda rows: [(*rows[0][:3], "Maybe", "Yes"), *rows[1:]], "'Maybe', expected Yes or No"),
         (lambda rows: [(*rows[0][:4], "Yes\tindeed"), *rows[1:]], "line 1: 5 parts between tabs"),
+        (lambda rows: [row[:4] for row in rows], "line 1: 3 parts between tabs"),  # the template
     ],
 )
 def test_what_is_no_mme_is_refused(change: Callable[[list], list], said: str, tmp_path: Path) -> None:
@@ -190,6 +267,26 @@ def test_another_right_answer_than_the_releases_is_refused(tmp_path: Path) -> No
         mme.score(write_tool(tmp_path / "tool", rows), "tool", data, "official", custom=True)
 
 
+def test_null_is_no_prediction(tmp_path: Path) -> None:
+    path = write_llava(tmp_path / "a.jsonl", [(*ROWS[0][:4], None), *ROWS[1:]])
+    found = mme.score(path, "llava", write_release(tmp_path / "data"), "official", custom=True)
+    assert found.missing == 1  # and not "None", which begins with "no"
+
+
+def test_only_files_of_subtasks_are_read_in_a_folder(tmp_path: Path) -> None:
+    write_tool(tmp_path, ROWS)
+    (tmp_path / "readme.txt").write_text("how to")
+    with pytest.raises(UserError, match=r"count: 0 pictures, released were 30; .*OCR: 1|OCR: 1 pictures"):
+        mme.score(tmp_path, "tool", None, "official")
+
+
+def test_a_release_is_found_in_what_it_is_unpacked_to(tmp_path: Path) -> None:
+    data = tmp_path / "MME_Benchmark_release_version"
+    write_release(data / "MME_Benchmark")
+    (data / "eval_tool").mkdir()
+    assert len(mme.load(tmp_path, custom=True)) == len(mme.load(data, custom=True)) == 6
+
+
 def test_a_part_of_the_release_is_named_unless_it_is_ones_own(tmp_path: Path) -> None:
     data = write_release(tmp_path / "MME_Benchmark_release_version")
     with pytest.raises(UserError, match=r"color: 2 pictures, released were 30.*--custom"):
@@ -208,31 +305,54 @@ def test_a_release_has_its_pictures(tmp_path: Path) -> None:
 def test_a_repeated_picture_of_a_table_is_that_of_another_row(tmp_path: Path) -> None:
     path = write_vlmevalkit(tmp_path / "MME.tsv", ROWS, image=["QQ==", "0", "Qg==", "2", "Qw==", "4"])
     assert table(path)[1]["image"] == "0"
-    questions = mme.load(tmp_path, custom=True)
-    assert [q.pictures[0].read() for q in questions] == [b"A", b"A", b"B", b"B", b"C", b"C"]
+    for data in (tmp_path, path):
+        questions = mme.load(data, custom=True)
+        assert [q.pictures[0].read() for q in questions] == [b"A", b"A", b"B", b"B", b"C", b"C"]
 
 
 def test_llavas_prompt_asks_for_a_word(tmp_path: Path) -> None:
     question = mme.load(write_release(tmp_path), custom=True)[0]
-    assert mme.prompt(question, "llava") == "Is it red?\nAnswer the question using a single word or phrase."
-    assert mme.prompt(question, "plain") == "Is it red? Please answer yes or no."
+    assert mme.prompt(question, "llava") == "Is it blue?\nAnswer the question using a single word or phrase."
+    assert mme.prompt(question, "plain") == "Is it blue? Please answer yes or no."
 
 
+# Of 2 P questions on P pictures, those with yes on the first P // 2 pictures are answered by no, all others rightly:
+# 100 (2 P - P // 2) / 2 P + 100 (P - P // 2) / P.
 @pytest.mark.real_data
-def test_the_released_questions_answered_by_yes(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tool", "llava.jsonl", "own.jsonl", *TABLES])
+def test_the_released_questions_in_every_format(name: str, shared_data: Path, tmp_path: Path) -> None:
     data = shared_data / "benchmarks" / "mme"
-    questions = mme.load(data)
-    assert len(questions) == 2374
+    rows = []
     for path in data.glob("*.txt"):
-        lines = [line for line in path.read_text().split("\n") if line]
-        (tmp_path / path.name).write_text("".join(f"{line}\tYes\n" for line in lines))
-    found = mme.score(tmp_path, "tool", data, "official")
-    # Each picture has one question with yes and one with no.
-    assert (found.metrics["perception"], found.metrics["cognition"]) == (500, 200)
-    right = tmp_path / "right.jsonl"
-    lines = [
-        json.dumps({"question_id": q.unit + ".jpg", "prompt": mme.prompt(q, "llava"), "text": q.answer})
-        for q in questions
-    ]
-    right.write_text("\n".join(lines))
-    assert mme.score(right, "llava", data, "llava").metrics["total"] == 2800
+        lines = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
+        for number, (picture, question, answer) in enumerate(lines):
+            wrong = answer == "Yes" and number // 2 < len(lines) // 2 // 2
+            rows.append((path.stem, picture, question, answer, "No" if wrong else f"{answer}."))
+    path = tmp_path / name
+    if name == "tool":
+        path.mkdir()
+        for subtask in {row[0] for row in rows}:
+            own = ["\t".join(row[1:]) + "\n" for row in rows if row[0] == subtask]
+            (path / f"{subtask}.txt").write_text("".join(own), encoding="utf-8")
+    elif name == "llava.jsonl":
+        write_llava(
+            path,
+            [(*row[:2], row[2].replace("Please answer yes or no.", "").strip(), *row[3:]) for row in rows],
+        )
+    elif name == "own.jsonl":
+        keys = {(q.unit, q.text): q.key for q in mme.load(data)}
+        lines = [
+            {"key": keys[f"{row[0]}/{row[1].split('.')[0]}", row[2]], "prediction": row[4]} for row in rows
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        names = ["index", "category", "image_path", "question", "answer", "prediction"]
+        write_table(path, names, [[n, row[0], f"{row[0]}/{row[1]}", *row[2:]] for n, row in enumerate(rows)])
+    with_answers = name == "tool" or name in TABLES
+    for mode in mme.MODES:
+        found = mme.score(path, mme.recognise(path) or "", None if with_answers else data, mode)
+        assert found.n == 2374
+        # 147 pictures of posters, and an even number elsewhere.
+        assert found.metrics["posters"] == pytest.approx(100 * (221 / 294 + 74 / 147))
+        assert found.metrics["perception"] == pytest.approx(9 * 125 + 125.510204, abs=1e-6)
+        assert found.metrics["cognition"] == 500

@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vflax.errors import UserError
-from vflax.evaluate import mmmu, mmmu_answers
+from vflax.evaluate import mmmu, mmmu_answers, mmmu_data
+from vflax.evaluate.jobs import asks
 from vflax.evaluate.predictions import Said
 from vflax.evaluate.question import Question
+from vflax.evaluate.tasks import TASKS
 
 Row = dict[str, Any]
 
@@ -116,6 +118,13 @@ def write_table(path: Path, rows: list[Row], **columns: list[str]) -> Path:
     return path
 
 
+def write_objects(path: Path, rows: list[Row]) -> Path:
+    """VLMEvalKit's table as JSON, in which an empty cell is NaN."""
+    head, *lines = cells(rows, {})
+    values = [{name: cell or float("nan") for name, cell in zip(head, line, strict=True)} for line in lines]
+    return write_json(path, values)
+
+
 def write_workbook(path: Path, rows: list[Row], **columns: list[str]) -> Path:
     book = openpyxl.Workbook()
     for row in cells(rows, columns):
@@ -183,6 +192,24 @@ def test_every_format_gives_the_scripts_numbers(format: str, tmp_path: Path) -> 
     assert (found.n, found.missing, found.unparsed) == (5, 0, 1)
     assert found.printed["Math"] == "0.5"
     assert found.printed["Overall"] == str(round((ART + 1) / 5, 3))
+
+
+@pytest.mark.parametrize(
+    "name", ["model_MMMU_DEV_VAL.tsv", "model_MMMU_DEV_VAL.xlsx", "model_MMMU_DEV_VAL.json"]
+)
+@pytest.mark.parametrize("of_folder", [True, False])
+def test_vlmevalkits_table_is_found_in_its_folder_whatever_its_kind(
+    name: str, of_folder: bool, tmp_path: Path
+) -> None:
+    write = {".tsv": write_table, ".xlsx": write_workbook, ".json": write_objects}[Path(name).suffix]
+    path = write(tmp_path / name, ROWS)
+    write_table(tmp_path / "model_MMMU_DEV_VAL_openai_result.tsv", ROWS)
+    write_table(tmp_path / "model_MME.tsv", ROWS)
+    (tmp_path / "model_MMMU_DEV_VAL_acc.csv").write_text("split,Overall\n")
+    predictions = tmp_path if of_folder else path
+    assert mmmu.recognise(predictions) == "vlmevalkit"
+    found = mmmu.score(predictions, "vlmevalkit", None, "official", custom=True)
+    assert found.score == pytest.approx(20 * (ART + 1))
 
 
 @pytest.mark.parametrize("format", ["official", "vlmevalkit"])
@@ -342,22 +369,39 @@ def test_rules_differ(tmp_path: Path) -> None:
 def test_vlmevalkit_makes_a_choice_of_an_open_question(tmp_path: Path) -> None:
     rows = [
         written("validation_Math_1", "8", "A"),
-        written("validation_Math_2", "B", "B"),  # its right option is A, whatever the answer
-        written("validation_Math_3", "Tampa", "other answers"),
+        written("validation_Math_2", "8", "other answers"),
+        # A right answer that is a letter stays what is looked for, as in validation_Basic_Medical_Science_10.
+        written("validation_Math_3", "C", "C"),
+        written("validation_Math_4", "C", "c"),
+        written("validation_Math_5", "B", "B"),
     ]
     found = mmmu.score(write_table(tmp_path / "a.tsv", rows), "vlmevalkit", None, "vlmevalkit", custom=True)
-    assert [v.parsed for v in found.verdicts] == ["A", "B", "B"]
-    assert [v.score for v in found.verdicts] == [1, 0, 0]
+    assert [v.parsed for v in found.verdicts] == ["A", "B", "A", "A", "B"]
+    assert [v.score for v in found.verdicts] == [1, 0, 0, 0, 1]
 
 
-def test_vlmevalkits_judge_is_asked_only_where_no_letter_is_read(tmp_path: Path) -> None:
+def test_for_vlmevalkit_the_hits_of_a_file_count(tmp_path: Path) -> None:
     rows = [
         multiple(f"validation_Art_{n}", "A", text) for n, text in ((1, "the pet"), (2, "B"), (3, "the pet"))
     ]
-    path = write_table(tmp_path / "a.tsv", rows, hit=["1", "1", "0"])
+    path = write_table(tmp_path / "a.tsv", rows, hit=["1", "True", "0.0"])
     found = mmmu.score(path, "vlmevalkit", None, "vlmevalkit", custom=True)
-    assert [v.score for v in found.verdicts] == [1, 0, 0]
-    assert found.unparsed == 2
+    assert [v.score for v in found.verdicts] == [1, 1, 0]
+    assert found.unparsed == 1
+    assert mmmu.score(path, "vlmevalkit", None, "strict", custom=True).score == 0
+
+
+def test_a_hit_is_0_or_1(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.tsv", ROWS[:1], hit=["0.5"])
+    with pytest.raises(UserError, match=r"validation_Art_1: hit is '0\.5', expected 0 or 1"):
+        mmmu.score(path, "vlmevalkit", None, "vlmevalkit", custom=True)
+
+
+def test_a_letter_that_mmmus_script_read_is_no_hit(tmp_path: Path) -> None:
+    write_official(tmp_path, ROWS[:1], "parsed_output.json")
+    path = tmp_path / "Art" / "parsed_output.json"
+    write_json(path, [{**row, "parsed_pred": "A"} for row in json.loads(path.read_text())])
+    assert mmmu.score(path, "official", None, "vlmevalkit", custom=True).score == 100
 
 
 def test_vlmevalkit_loses_an_option_that_pandas_takes_for_missing(tmp_path: Path) -> None:
@@ -478,7 +522,7 @@ def test_options_are_never_run(tmp_path: Path) -> None:
 
 
 def released() -> list[Row]:
-    rows = whole(tuple(mmmu.SUBJECTS))
+    rows = whole(tuple(mmmu_data.SUBJECTS))
     return [*rows[:847], *(written(row["id"], "8", "8") for row in rows[847:])]
 
 
@@ -587,8 +631,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{}", "empty, or no JSON object"),
-        ("[1]", "empty, or no JSON object"),
+        ("{}", "expected a JSON object with something in it"),
+        ("[1]", "expected a JSON object with something in it"),
         ('{"validation_Art_1": "A"', "not readable as JSON"),
         ('{"validation_Art_1": "A", "validation_Art_1": "B"}', "validation_Art_1 is there twice"),
         ('{"validation_Art_1": ["A"]}', "validation_Art_1: expected one answer, as text"),
@@ -647,11 +691,29 @@ def test_a_folder_or_file_of_something_else_is_not_recognised(tmp_path: Path) ->
     assert mmmu.recognise(write_json(tmp_path / "a.json", ["A"])) is None
     with pytest.raises(UserError, match=r"no SUBJECT/output\.json in it"):
         mmmu.score(tmp_path, "official", None, "official")
-    with pytest.raises(UserError, match=r"no file in it that is called total\*\.json"):
+    with pytest.raises(UserError, match=r"expected one file in it that is called total\*\.json, found none"):
+        mmmu.score(tmp_path, "total", None, "official")
+
+
+def test_two_files_of_answers_in_a_folder_are_asked_about(tmp_path: Path) -> None:
+    for name in ("total_val_output.json", "total_test_output.json"):
+        write_total(tmp_path / name, ROWS)
+    assert mmmu.recognise(tmp_path) == "total"
+    with pytest.raises(UserError, match=r"total_test_output\.json, total_val_output\.json; name the file"):
         mmmu.score(tmp_path, "total", None, "official")
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_llava_is_shown_the_first_picture_alone(tmp_path: Path) -> None:
+    write_table(tmp_path / "MMMU_DEV_VAL.tsv", ROWS, image=["QQ==", "['QQ==', 'Qg==']", "", "QQ==", "QQ=="])
+    questions = mmmu.load(tmp_path, custom=True)
+    assert [[p.name for p in mmmu.pictures(q, "llava")] for q in questions[:3]] == [
+        ["validation_Art_1_1"], ["validation_Art_2_1"], [],
+    ]  # fmt: skip
+    assert len(mmmu.pictures(questions[1], "vlmevalkit")) == len(mmmu.pictures(questions[1], "plain")) == 2
+    assert [len(ask.pictures) for ask in asks(TASKS["mmmu"], questions[:3], "llava", 8)] == [1, 1, 0]
 
 
 def test_prompts(tmp_path: Path) -> None:

@@ -122,6 +122,9 @@ def write_vlmevalkit(path: Path, rows: dict[str, Any]) -> Path:
         for row in table_of(rows):
             book.active.append(row)
         book.save(path)
+    elif path.suffix == ".json":
+        names, *cells = table_of(rows)
+        write(path, [dict(zip(names, row, strict=True)) for row in cells])
     else:
         with path.open("w", newline="") as file:
             csv.writer(file, delimiter="\t").writerows(table_of(rows))
@@ -158,7 +161,7 @@ def test_every_format_of_several_runs_gives_the_evaluators_numbers(
     assert found.manifest["runs"] == 2
 
 
-@pytest.mark.parametrize("suffix", [".xlsx", ".tsv"])
+@pytest.mark.parametrize("suffix", [".xlsx", ".tsv", ".json"])
 def test_vlmevalkits_table_needs_no_release(suffix: str, tmp_path: Path) -> None:
     path = write_vlmevalkit(tmp_path / f"model_MMVet_gpt-4-turbo{suffix}", ROWS)
     assert mmvet.recognise(path) == "vlmevalkit"
@@ -317,10 +320,37 @@ def test_broken_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
         run_of(tmp_path / "a.json", data=data)
 
 
+@pytest.mark.parametrize(("model", "judges"), [("gpt-4", ["gpt-4"]), (4, ["4"]), (None, [])])
+def test_a_judge_is_named_once_for_all_runs_too(model: object, judges: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {key: {"score": own, "model": model} for key, (_, own) in ROWS.items()})
+    assert run_of(path, data=write_release(tmp_path / "data")).manifest["judges"] == judges
+
+
 def test_what_is_none_of_the_formats_is_not_recognised(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"other": 1}\n{"other": 2}\n')
     assert mmvet.recognise(tmp_path / "a.jsonl") is None
     assert mmvet.recognise(tmp_path) is None
+
+
+def test_the_evaluators_own_tables_are_no_grades(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",rec,ocr,total,std,runs\nllava,37.0,21.0,31.2,0.0,[31.2]\n")
+    with pytest.raises(UserError, match="row 1: lacks index, category, prediction"):
+        run_of(tmp_path / "a.csv", custom=False)
+
+
+@pytest.mark.parametrize("format", mmvet.FORMATS)
+def test_a_format_that_it_is_not_is_refused(format: str, tmp_path: Path) -> None:
+    data = write_release(tmp_path / "data")
+    paths = {
+        "official": write_official(tmp_path / "a.json", ROWS),
+        "vlmevalkit": write_vlmevalkit(tmp_path / "b.xlsx", ROWS),
+        "vflax": write_vflax(tmp_path / "c.jsonl", ROWS),
+        "folder": data,
+    }
+    for own, path in paths.items():
+        if own != format:
+            with pytest.raises(UserError):
+                mmvet.score(path, format, data, "official", custom=True)
 
 
 def test_a_question_is_twice_in_a_table(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Callable
@@ -10,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tests.evaluate.test_mme import write_table
 from vflax.errors import UserError
 from vflax.evaluate import pope
 
@@ -73,17 +75,28 @@ def write_official(folder: Path, rows: list[tuple[Any, ...]]) -> Path:
     return folder
 
 
-def write_vlmevalkit(path: Path, rows: list[tuple[Any, ...]]) -> Path:
+def write_with_ids(folder: Path, rows: list[tuple[Any, ...]]) -> Path:
+    """As POPE's, but a row says which question it answers."""
+    for split in pope.SPLITS:
+        own = [{"question_id": row[1], "answer": row[5]} for row in rows if row[0] == split]
+        write_lines(folder / f"model_coco_pope_{split}.json", own)
+    return folder
+
+
+def write_vlmevalkit(path: Path, rows: list[tuple[Any, ...]], **columns: list[str]) -> Path:
     """Splits share the questions that they have in common."""
     shared: dict[tuple[Any, ...], list[str]] = {}
     for row in rows:
         shared.setdefault(row[2:], []).append(row[0])
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t")
-        writer.writerow(["index", "image_path", "question", "answer", "category", "prediction"])
-        for number, (row, splits) in enumerate(shared.items()):
-            question = f"Is there a {row[1]} in the image?"
-            writer.writerow([number, row[0], question, row[2].capitalize(), ",".join(splits), row[3]])
+    names = ["index", "image_path", "question", "answer", "category", "prediction", *columns]
+    lines = [
+        [
+            f"{row[0]} {row[1]}", row[0], f"Is there a {row[1]} in the image?", row[2].capitalize(),
+            ",".join(splits), row[3], *(own[number] for own in columns.values()),
+        ]
+        for number, (row, splits) in enumerate(shared.items())
+    ]  # fmt: skip
+    write_table(path, names, lines)
     return path
 
 
@@ -94,15 +107,17 @@ def write_vflax(path: Path, rows: list[tuple[Any, ...]]) -> Path:
 WRITERS: dict[str, tuple[str, Callable[..., Path]]] = {
     "llava": ("answers.jsonl", write_llava),
     "official": ("answers", write_official),
+    "official with ids": ("answers", write_with_ids),
     "vlmevalkit": ("model_POPE.tsv", write_vlmevalkit),
     "vflax": ("own.jsonl", write_vflax),
 }
 
 
-@pytest.mark.parametrize("format", WRITERS)
-def test_every_format_gives_the_tools_numbers(format: str, tmp_path: Path) -> None:
-    name, write = WRITERS[format]
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_format_gives_the_tools_numbers(writer: str, tmp_path: Path) -> None:
+    name, write = WRITERS[writer]
     predictions, data = write(tmp_path / name, ROWS), write_release(tmp_path / "data")
+    format = writer.partition(" ")[0]
     assert pope.recognise(predictions) == format
     found = pope.score(predictions, format, data, "official", custom=True)
     for split, f1 in F1.items():
@@ -133,12 +148,58 @@ def test_no_everywhere_divides_by_nothing(tmp_path: Path) -> None:
     assert (found.score, found.metrics["precision"], found.metrics["accuracy"]) == (0, 0, 50)
 
 
-def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
-    rows, data = list(ROWS), write_release(tmp_path / "data")
-    random.Random(0).shuffle(rows)
-    shuffled = pope.score(write_llava(tmp_path / "a.jsonl", rows), "llava", data, "official", custom=True)
-    straight = pope.score(write_llava(tmp_path / "b.jsonl", ROWS), "llava", data, "official", custom=True)
+def test_what_vlmevalkit_has_extracted_counts_by_its_rule_alone(tmp_path: Path) -> None:
+    # By row: cat yes (all splits), dog, cat b (random), bus "Well", car, cat b (popular), bus "Yes", cup, cat b, bus.
+    extracted = ["Yes", "No", "No", "No", "No", "Yes", "Unknown", "No", "No", "No"]
+    path = write_vlmevalkit(tmp_path / "a.json", ROWS, extracted=extracted)
+    found = pope.score(path, "vlmevalkit", None, "vlmevalkit", custom=True)
+    # "Well" and "not that I see" were told by the judge, and the "Yes" to the bus was not read: TP 4, FP 0, FN 2.
+    assert found.score == pytest.approx(100 * 2 * (4 / 6) / (1 + 4 / 6))
+    assert (found.unparsed, found.metrics["accuracy"]) == (1, pytest.approx(100 * 9 / 12))
+    assert found.printed["Overall Overall"] == str(found.score)
+    assert found.printed["popular recall"] == "100.0"
+    assert pope.score(path, "vlmevalkit", None, "official", custom=True).score == pytest.approx(
+        100 * sum(F1.values()) / 3
+    )
+
+
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "official"])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.permutations(ROWS), released=st.permutations(ROWS), seed=st.integers(0, 2**16))
+def test_no_order_of_rows_changes_a_number(
+    writer: str, rows: list, released: list, seed: int, tmp_path: Path
+) -> None:
+    # The same answer to a question wherever it is asked: VLMEvalKit asks it once.
+    said = [(*row[:5], random.Random(f"{seed} {row[2:5]}").choice(["Yes", "No", "Well"])) for row in rows]
+    name, write = WRITERS[writer]
+    format = writer.partition(" ")[0]
+    mixed, data = write_release(tmp_path / "a", released), write_release(tmp_path / "b")
+    shuffled = pope.score(write(tmp_path / name, said), format, mixed, "vlmevalkit", custom=True)
+    straight = pope.score(write(tmp_path / name, sorted(said)), format, data, "vlmevalkit", custom=True)
     assert (shuffled.metrics, shuffled.intervals) == (straight.metrics, straight.intervals)
+    assert (shuffled.unparsed, shuffled.printed) == (straight.unparsed, straight.printed)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_duplicates_and_nothing_are_refused(writer: str, tmp_path: Path) -> None:
+    name, write = WRITERS[writer]
+    data, format = write_release(tmp_path / "data"), writer.partition(" ")[0]
+    # Of texts alone there is one too many; of others a question is answered twice.
+    again = (*ROWS[3][:5], "Yes")
+    with pytest.raises(UserError, match=r"answered twice|which question is it"):
+        pope.score(write(tmp_path / name, [*ROWS, again]), format, data, "official", custom=True)
+    with pytest.raises(UserError, match="empty"):
+        pope.score(write(tmp_path / name, []), format, data, "official", custom=True)
+
+
+def test_null_is_no_prediction(tmp_path: Path) -> None:
+    rows, data = [(*ROWS[0][:5], None), *ROWS[1:]], write_release(tmp_path / "data")
+    for format, path in (
+        ("llava", write_llava(tmp_path / "a.jsonl", rows)),
+        ("official", write_official(tmp_path / "b", rows)),
+    ):
+        found = pope.score(path, format, data, "official", custom=True)
+        assert (found.missing, found.groups["split"]["random"]["recall"]) == (1, 0)  # and not "None", a yes
 
 
 def test_a_question_without_prediction_is_wrong_and_counted(tmp_path: Path) -> None:
@@ -159,6 +220,17 @@ def test_llavas_question_file_gives_ids_their_meaning(tmp_path: Path) -> None:
     rows = [{"question_id": number, "text": row[5]} for number, row in enumerate(ROWS)]
     found = pope.score(write_lines(tmp_path / "a.jsonl", rows), "llava", data, "official", custom=True)
     assert found.score == pytest.approx(100 * sum(F1.values()) / 3)
+
+
+def test_answers_without_questions_must_be_all_of_them(tmp_path: Path) -> None:
+    data = write_release(tmp_path / "data")
+    rows = [{"question_id": START[row[0]] + row[1], "text": row[5]} for row in ROWS]
+    found = pope.score(write_lines(tmp_path / "a.jsonl", rows), "llava", data, "official", custom=True)
+    assert found.score == pytest.approx(100 * sum(F1.values()) / 3)
+    with pytest.raises(UserError, match="11 answers to 12 questions, and without prompt nothing shows"):
+        pope.score(write_lines(tmp_path / "b.jsonl", rows[1:]), "llava", data, "official", custom=True)
+    with pytest.raises(UserError, match="which question is it"):
+        pope.score(write_with_ids(tmp_path / "c", ROWS[1:]), "official", data, "official", custom=True)
 
 
 def test_one_split_alone_is_scored_from_its_file(tmp_path: Path) -> None:
@@ -217,17 +289,66 @@ def test_a_part_of_vlmevalkits_table_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_the_released_questions_answered_by_yes(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", ["llava", "official", "official with ids", "vlmevalkit", "vflax"])
+def test_the_released_questions_in_every_format(writer: str, shared_data: Path, tmp_path: Path) -> None:
+    """The first 300 of each split's 1,500 questions with yes, the same in all of them, are answered by no, all others
+    rightly: precision 1, recall 0.8."""
     data = shared_data / "benchmarks" / "pope"
-    rows = [(q.groups["split"], int(q.key.split("/")[1]), q.unit, q.text) for q in pope.load(data)]
-    lines = [
-        {"question_id": START[split] + number, "prompt": text, "text": "Yes"}
-        for split, number, _, text in rows
-    ]
-    found = pope.score(write_lines(tmp_path / "a.jsonl", lines), "llava", data, "llava")
-    assert found.n == 8910
-    assert found.printed["random F1 score"] == str(2 * (1500 / 2910) / (1500 / 2910 + 1))
+    rows = []
+    for split in pope.SPLITS:
+        left = 300
+        for line in (data / f"coco_pope_{split}.json").read_text().splitlines():
+            row = json.loads(line)
+            said = row["label"].capitalize()
+            if said == "Yes" and left:
+                said, left = "No", left - 1
+            rows.append((split, row["question_id"], row["image"], row["text"], row["label"], said))
+    name, _ = WRITERS[writer]
+    path, format = tmp_path / name, writer.partition(" ")[0]
+    if writer.startswith("official"):
+        for split in pope.SPLITS:
+            names = ("question_id", "answer") if "ids" in writer else ("question", "answer")
+            own = [
+                dict(zip(names, (row[1] if "ids" in writer else row[3], row[5]), strict=True))
+                for row in rows
+                if row[0] == split
+            ]
+            write_lines(path / f"model_{split}.jsonl", own)
+    elif writer == "llava":
+        ids = [START[row[0]] + row[1] for row in rows]
+        write_lines(
+            path,
+            [
+                {"question_id": id, "prompt": row[3], "text": row[5]}
+                for id, row in zip(ids, rows, strict=True)
+            ],
+        )
+    elif writer == "vflax":
+        write_lines(path, [{"key": f"{row[0]}/{row[1]}", "prediction": row[5]} for row in rows])
+    else:
+        shared: dict[tuple[str, ...], list[str]] = {}
+        for row in rows:
+            shared.setdefault(row[2:], []).append(row[0])
+        write_table(
+            path,
+            ["index", "image_path", "question", "answer", "category", "prediction"],
+            [
+                [n, *row[:2], row[2].capitalize(), ",".join(own), row[3]]
+                for n, (row, own) in enumerate(shared.items())
+            ],
+        )
+    assert pope.recognise(path) == format
+    # Splits of this version share fewer questions than those of VLMEvalKit's table: 5,043 rows, not 5,127.
+    for mode in pope.MODES:
+        found = pope.score(path, format, data, mode, custom=writer == "vlmevalkit")
+        assert (found.n, found.missing, found.unparsed) == (8910, 0, 0)
+        assert found.score == pytest.approx(100 * 8 / 9)
+        assert found.metrics["random/accuracy"] == pytest.approx(100 * 2610 / 2910)
+        assert found.metrics["overall/yes_ratio"] == pytest.approx(100 * 3600 / 8910)
     assert (
-        found.printed["popular f1, acc, precision, recall, yes_ratio"] == "0.667, 0.500, 0.500, 1.000, 1.000"
+        pope.score(path, format, data, "llava", custom=True).printed[
+            "popular f1, acc, precision, recall, yes_ratio"
+        ]
+        == "0.889, 0.900, 1.000, 0.800, 0.400"
     )
     assert "2,910 rows, commit e3e39262" in found.manifest["version"]

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from vflax.evaluate.result import Verdict, intervals, make, mean, means_by
+from vflax.evaluate.result import Verdict, draws, intervals, make, mean, means_by
 
 
 def verdicts(scores: list[float], units: list[str] | None = None) -> list[Verdict]:
@@ -25,7 +25,7 @@ def accuracy(of: list[Verdict]):
 def test_an_interval_is_that_of_a_mean() -> None:
     rng = np.random.default_rng(1)
     own = verdicts((rng.random(1000) < 0.7).astype(float).tolist())
-    low, high = intervals(own, accuracy(own))["accuracy"]
+    low, high = intervals(draws(own, accuracy(own)))["accuracy"]
     found, error = 100 * np.mean([v.score for v in own]), 100 * np.sqrt(0.7 * 0.3 / 1000)
     assert low == pytest.approx(found - 1.96 * error, abs=0.4)
     assert high == pytest.approx(found + 1.96 * error, abs=0.4)
@@ -34,18 +34,20 @@ def test_an_interval_is_that_of_a_mean() -> None:
 def test_questions_of_a_unit_are_drawn_together() -> None:
     scores = [1.0] * 50 + [0.0] * 50
     alone, pairs = verdicts(scores), verdicts(scores, [str(n // 10) for n in range(100)])
-    narrow, wide = (intervals(own, accuracy(own))["accuracy"] for own in (alone, pairs))
+    narrow, wide = (intervals(draws(own, accuracy(own)))["accuracy"] for own in (alone, pairs))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 
 def test_strata_keep_their_sizes() -> None:
     own = verdicts([1.0, 0.0] * 20)  # kind a: all right, b: all wrong
-    assert intervals(own, accuracy(own), "kind")["accuracy"] == (50, 50)
+    assert intervals(draws(own, accuracy(own), "kind"))["accuracy"] == (50, 50)
 
 
 def test_the_draws_are_the_same_each_time() -> None:
     own = verdicts([1.0, 0.0, 0.0] * 20)
-    assert intervals(own, accuracy(own)) == intervals(own, accuracy(own))
+    others = verdicts([0.0, 1.0, 0.0] * 20)
+    assert draws(own, accuracy(own))["accuracy"] == draws(own, accuracy(own))["accuracy"]
+    assert draws(own, lambda counts: {"n": counts[3]}) == draws(others, lambda counts: {"n": counts[3]})
 
 
 def test_a_score_counts_what_is_missing_and_unparsed() -> None:
@@ -74,8 +76,9 @@ def test_a_score_file_holds_all_but_verdicts_and_no_nan() -> None:
     written = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert set(written) == {
         "task", "mode", "format", "n", "missing", "unparsed", "score", "metrics", "intervals", "groups", "printed",
-        "manifest",
+        "manifest", "draws",
     }  # fmt: skip
+    assert written["draws"] == [100] * 1000
     assert written["metrics"] == {"accuracy": 100, "none": None}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,23 +119,36 @@ def write_vflax(path: Path, rows: list[Row]) -> Path:
 
 def write_vlmevalkit(path: Path, rows: list[Row], **columns: list[str]) -> Path:
     """Of questions with a picture, which it numbers in its own way."""
+    names = [
+        "index",
+        "question",
+        "hint",
+        "A",
+        "B",
+        "C",
+        "answer",
+        "category",
+        "split",
+        "prediction",
+        *columns,
+    ]
+    cells = [
+        [
+            number, row[1], row[4], *[*row[2], None][:3], "ABC"[row[3]], row[6].split()[0], "test", row[8],
+            *(values[number] for values in columns.values()),
+        ]
+        for number, row in enumerate(row for row in rows if row[5])
+    ]  # fmt: skip
     if path.suffix == ".xlsx":
-        import openpyxl
-
         book = openpyxl.Workbook()
-        add: Callable[[list[Any]], Any] = book.active.append
-    else:
-        file = path.open("w", newline="")
-        add = csv.writer(file, delimiter="\t").writerow
-    add(["index", "question", "hint", "A", "B", "C", "answer", "category", "split", "prediction", *columns])
-    for number, row in enumerate([row for row in rows if row[5]]):
-        options = [*row[2], ""][:3]
-        more = [values[number] for values in columns.values()]
-        add([number, row[1], row[4], *options, "ABC"[row[3]], row[6].split()[0], "test", row[8], *more])
-    if path.suffix == ".xlsx":
+        for row in (names, *cells):
+            book.active.append(row)
         book.save(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in cells]))
     else:
-        file.close()
+        with path.open("w", newline="") as file:
+            csv.writer(file, delimiter="\t").writerows([names, *cells])
     return path
 
 
@@ -159,12 +173,30 @@ def test_every_format_gives_the_tools_numbers(what: str, mode: str, tmp_path: Pa
     assert scienceqa.recognise(predictions) == format
     found = scienceqa.score(predictions, format, data, mode, custom=True)
     assert found.metrics == pytest.approx(NUMBERS)
-    assert found.score == 60
     assert PRINTED.items() <= found.printed.items()
     assert (found.printed["Accuracy"], found.printed["IMG-Accuracy"]) == ("60.00%", "66.67%")
     assert (found.n, found.missing) == (5, 0)
     assert found.groups["context"]["IMG"] == {"n": 3, "accuracy": pytest.approx(200 / 3)}
     assert found.manifest["split"] == "test"
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_llavas_score_is_of_questions_with_a_picture_where_prompts_tell(what: str, tmp_path: Path) -> None:
+    name, format, write = WRITERS[what]
+    predictions, data = write(tmp_path / name, ROWS), write_release(tmp_path / "data")
+    scores = {
+        mode: scienceqa.score(predictions, format, data, mode, custom=True).score
+        for mode in ("official", "llava")
+    }
+    told = format in ("llava", "vflax")
+    assert scores == {"official": 60, "llava": pytest.approx(200 / 3 if told else 60)}
+
+
+def test_llavas_score_is_of_all_where_no_prompt_has_a_picture(tmp_path: Path) -> None:
+    path = write_llava(tmp_path / "a", ROWS)
+    path.write_text(path.read_text().replace("<image>", ""))
+    found = scienceqa.score(path, "llava", write_release(tmp_path / "data"), "llava", custom=True)
+    assert (found.score, "IMG-Accuracy" in found.printed) == (60, False)
 
 
 def test_the_strict_rule_wants_the_letter_alone(tmp_path: Path) -> None:
@@ -183,7 +215,7 @@ def test_vlmevalkits_rule_is_of_questions_with_a_picture(tmp_path: Path) -> None
     assert (found.score, found.printed["Overall"]) == (100, "1.0")
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "xlsx"])
+@pytest.mark.parametrize("suffix", ["tsv", "xlsx", "json"])
 def test_vlmevalkits_table_needs_no_release(suffix: str, tmp_path: Path) -> None:
     path = write_vlmevalkit(tmp_path / f"a.{suffix}", ROWS)
     assert scienceqa.recognise(path) == "vlmevalkit"
@@ -204,12 +236,22 @@ def test_vlmevalkits_hits_are_taken_as_they_are(tmp_path: Path) -> None:
     assert strict.score == 0
 
 
+def test_a_choice_that_pandas_lost_can_be_the_right_one(tmp_path: Path) -> None:
+    """VLMEvalKit has an empty cell where the choice is "None"."""
+    rows = [(*ROWS[1][:2], ["tea", "ice", ""], 2, *ROWS[1][4:8], "C")]
+    found = scienceqa.score(
+        write_vlmevalkit(tmp_path / "a.tsv", rows), "vlmevalkit", None, "official", custom=True
+    )
+    assert found.score == 100
+
+
 def test_llavas_output_needs_no_release(tmp_path: Path) -> None:
     path = write_output(tmp_path / "a.jsonl", ROWS)
     for mode in ("official", "llava"):
         found = scienceqa.score(path, "llava", None, mode, custom=True)
         assert found.metrics == {"accuracy": 60, "IMG": pytest.approx(200 / 3)}
         assert found.printed["IMG-Accuracy"] == "66.67%"
+    assert [v.key for v in found.verdicts] == ["4", "5", "11", "15", "22"]
     with pytest.raises(UserError, match="needs the choices"):
         scienceqa.score(path, "llava", None, "vlmevalkit", custom=True)
 
@@ -220,7 +262,7 @@ def test_llavas_output_tells_what_was_not_answered(tmp_path: Path) -> None:
     whole["incorrect"][0] |= {"question": "Unknown", "pred": "FAILED"}
     path.write_text(json.dumps(whole))
     found = scienceqa.score(path, "llava", write_release(tmp_path / "data"), "llava", custom=True)
-    assert (found.missing, found.score) == (1, 60)
+    assert (found.missing, found.metrics["accuracy"]) == (1, 60)
 
 
 @pytest.mark.parametrize("write", [write_llava, write_result, write_texts, write_outputs, write_vflax])
@@ -230,6 +272,19 @@ def test_others_do(write: Callable[..., Path], tmp_path: Path) -> None:
     assert format
     with pytest.raises(UserError, match="say --data=DIR of ScienceQA"):
         scienceqa.score(path, format, None, "official", custom=True)
+
+
+def test_a_folder_is_its_only_file(tmp_path: Path) -> None:
+    folder, data = tmp_path / "gpt3", write_release(tmp_path / "data")
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"expected one file of scienceqa .* found none"):
+        scienceqa.recognise(folder)
+    write_result(folder / "final_test_QCM-ALE_2_seed_3.json", ROWS)
+    assert scienceqa.recognise(folder) == "official"
+    assert scienceqa.score(folder, "official", data, "official", custom=True).score == 60
+    write_llava(folder / "answers.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"found answers\.jsonl, final_test.*; name the file"):
+        scienceqa.score(folder, "official", data, "official", custom=True)
 
 
 def test_stored_results_count_in_official_and_texts_in_llava(tmp_path: Path) -> None:
@@ -264,8 +319,8 @@ def test_llavas_result_is_llavas_format_too(tmp_path: Path) -> None:
 def test_a_question_without_prediction_is_wrong_and_counted(tmp_path: Path) -> None:
     data = write_release(tmp_path / "data")
     found = scienceqa.score(write_llava(tmp_path / "a", ROWS[2:]), "llava", data, "llava", custom=True)
-    assert (found.n, found.missing, found.score) == (5, 2, 20)
-    assert found.metrics["IMG"] == pytest.approx(100 / 3)
+    assert (found.n, found.missing, found.metrics["accuracy"]) == (5, 2, 20)
+    assert found.score == found.metrics["IMG"] == pytest.approx(100 / 3)
     # LLaVA's script does not know that the question it has no answer to has a picture.
     assert found.printed["IMG-Accuracy"] == "50.00%"
 
@@ -416,6 +471,7 @@ def test_ensembles_have_one_file_of_each_and_need_the_release(tmp_path: Path) ->
         ('{"question_id": "4"}', "line 1: lacks text"),
         ('{"4": "B", "4": "A"}', "4 is there twice"),
         ('{"results": {"4": "B"}}', "results, 4: 'B', expected the index"),
+        ('{"results": {"4": 1.5}}', "results, 4: 1.5, expected the index"),
         ('{"results": {"4": 1}, "outputs": {"5": "B"}}', "of different questions"),
         ('{"results": {}}', "no predictions"),
         ('{"outputs": {}}', "no predictions"),
@@ -436,16 +492,17 @@ def test_broken_or_foreign_predictions_are_refused(text: str, said: str, tmp_pat
 def test_what_is_none_of_the_formats_is_not_recognised(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     assert scienceqa.recognise(tmp_path / "a.json") is None
-    assert scienceqa.recognise(tmp_path) is None
 
 
 @pytest.mark.parametrize(
     ("columns", "said"),
-    [({"hit": ["0", "2", "1"]}, "1: hit is '2'"), ({}, "0: the answer is 'C', expected one of A, B")],
+    [
+        ({"hit": ["0", "2", "1"]}, "1: hit is '2'"),
+        ({"answer": ["C", "F", "B"]}, "1: the answer is 'F', expected one of A, B, C"),
+    ],
 )
 def test_a_damaged_table_is_refused(columns: dict[str, list[str]], said: str, tmp_path: Path) -> None:
-    rows = ROWS if columns else [(*ROWS[1][:2], ["tea", "ice"], *ROWS[1][3:])]
-    path = write_vlmevalkit(tmp_path / "a.tsv", rows, **columns)
+    path = write_vlmevalkit(tmp_path / "a.json", ROWS, **columns)
     with pytest.raises(UserError, match=said):
         scienceqa.score(path, "vlmevalkit", None, "vlmevalkit", custom=True)
 
@@ -483,6 +540,13 @@ def test_a_release_lies_in_the_folder_or_where_its_repository_has_it(tmp_path: P
         scienceqa.load(tmp_path / "data" / "scienceqa" / "images", custom=True)
 
 
+def test_without_pid_splits_a_problems_own_split_counts(tmp_path: Path) -> None:
+    data = write_release(tmp_path)
+    (data / "pid_splits.json").unlink()
+    assert [q.key for q in scienceqa.load(data, custom=True)] == ["4", "5", "11", "15", "22"]
+    assert [q.key for q in scienceqa.load(data, custom=True, split="train")] == ["1"]
+
+
 def test_a_release_has_all_its_pictures_or_none(tmp_path: Path) -> None:
     data = write_release(tmp_path)
     assert not any(question.pictures for question in scienceqa.load(data, custom=True))
@@ -506,7 +570,7 @@ def test_a_release_has_all_its_pictures_or_none(tmp_path: Path) -> None:
         ("pid_splits.json", {"test": ["4", "4"]}, "test is empty or has a question twice"),
         ("pid_splits.json", {"test": []}, "test is empty"),
         ("pid_splits.json", {"test": ["4", "6", "7"]}, "lacks 2 questions of test, 6, 7"),
-        ("pid_splits.json", {"test": "4"}, "expected lists of questions"),
+        ("pid_splits.json", {"test": "4"}, "test: expected a list of questions"),
     ],
 )  # fmt: skip
 def test_a_broken_release_is_refused(file: str, change: dict[str, Any], said: str, tmp_path: Path) -> None:

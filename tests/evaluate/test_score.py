@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.evaluate import test_mme, test_pope
+from vflax.errors import UserError
 from vflax.evaluate import score as command
+from vflax.evaluate.tasks import TASKS
 
 
 def test_a_score_file_and_verdicts_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +43,11 @@ def test_a_score_file_and_verdicts_are_written(tmp_path: Path, capsys: pytest.Ca
         (["--predictions={b}"], "none of the formats of mme"),
         (["--predictions={empty}"], "empty"),
         (["--predictions={a}"], "say --data=DIR of MME"),
+        (["--predictions={a}", "--data={empty}"], "empty"),
+        (["--predictions={a}", "--limit=0"], "--limit=0: expected 1 or more"),
+        (["--predictions={a}", "--format=vlmevalkit"], "expected a table"),
+        (["--predictions={empty}", "--format=llava"], "empty"),
+        (["--predictions={tool}", "--custom", "--json={a}/b.json"], "b.json: cannot be written"),
     ],
 )
 def test_what_is_wrong_is_told_with_status_1(
@@ -49,15 +56,36 @@ def test_what_is_wrong_is_told_with_status_1(
     test_mme.write_llava(tmp_path / "a", test_mme.ROWS)
     (tmp_path / "b").write_text('{"other": 1}')
     (tmp_path / "empty").mkdir()
-    names = {name: tmp_path / name for name in ("a", "b", "empty")}
+    test_mme.write_tool(tmp_path / "tool", test_mme.ROWS)
+    names = {name: tmp_path / name for name in ("a", "b", "empty", "tool")}
     assert command.main(["--task=mme", *(option.format(**names) for option in options)]) == 1
     assert said in capsys.readouterr().err
 
 
-def test_scorers_need_no_jax_torch_or_network() -> None:
+def test_a_named_format_is_not_looked_for(tmp_path: Path) -> None:
+    path = test_mme.write_llava(tmp_path / "a.jsonl", test_mme.ROWS)
+    data = test_mme.write_release(tmp_path / "data")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].replace("{", '{"key": 1, ', 1), *lines[1:]]))
+    with pytest.raises(UserError, match="lacks prediction"):  # it looks like one of vflax's own
+        command.score("mme", path, data=data, custom=True)
+    assert command.score("mme", path, data=data, custom=True, format="llava").score == test_mme.PERCEPTION
+
+
+def test_half_a_character_is_written_as_json_has_it(tmp_path: Path) -> None:
+    data = test_pope.write_release(tmp_path / "data")
+    rows = [(*test_pope.ROWS[0][:5], "Yes \ud83d"), *test_pope.ROWS[1:]]
+    found = command.score("pope", test_pope.write_llava(tmp_path / "a.jsonl", rows), data=data, custom=True)
+    command.write(found, None, tmp_path / "verdicts.jsonl")
+    first = json.loads((tmp_path / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["prediction"] == "Yes \ud83d"
+
+
+@pytest.mark.parametrize("name", [*TASKS, "score"])
+def test_a_scorer_is_imported_alone(name: str) -> None:
     code = (
-        "import sys, vflax.evaluate.score\n"
-        "from vflax.evaluate import mme, pope\n"
-        "print([name for name in ('jax', 'flax', 'torch', 'transformers', 'requests', 'httpx') if name in sys.modules])"
+        f"import sys\nfrom vflax.evaluate import {name}\n"
+        "print([name for name in ('jax', 'flax', 'torch', 'openai', 'pandas', 'transformers', 'httpx', 'requests') "
+        "if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

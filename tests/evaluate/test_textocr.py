@@ -136,8 +136,16 @@ def test_a_crop_is_the_box_and_a_tenth_of_its_longer_side(tmp_path: Path) -> Non
 
 def test_a_crop_ends_with_the_image(tmp_path: Path) -> None:
     path = write_images(tmp_path / "images") / "aa01.jpg"
-    box = textocr._Box("aa01_1", "aa01", ("stop",), (50, 30), (100, 100))
+    box = textocr._Box("aa01_1", "aa01", ("stop",), (50, 30), (100, 100), (64, 32))
     assert Image.open(io.BytesIO(textocr._crop(path, box))).size == (64 - 40, 32 - 20)
+
+
+def test_a_box_is_scaled_with_an_image_of_another_size(tmp_path: Path) -> None:
+    path = write_images(tmp_path / "images") / "aa01.jpg"
+    Image.open(path).resize((128, 64)).save(path)
+    box = textocr._Box("aa01_1", "aa01", ("stop",), (5, 10), (20, 5), (64, 32))
+    # Twice: from 10 to 50 and from 20 to 30, and 4 on all sides.
+    assert Image.open(io.BytesIO(textocr._crop(path, box))).size == (54 - 6, 34 - 16)
 
 
 def test_an_image_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -164,7 +172,7 @@ def test_words_are_counted_as_multisets_over_all_images(format: str, tmp_path: P
         rows.append({"question_id": f"crop/{chosen('aa01', [1, 2])}", "text": None})
     path = write_lines(tmp_path / "a.jsonl", rows)
     assert textocr.recognise(path) == format
-    found = textocr.score(path, format, data, "words", custom=True)
+    found = textocr.score(path, format, data, "vflax-words", custom=True)
     # There are 2 + 2 words; read were it, says, stop, and, stop; stop, stop, go; right 1 + 2.
     assert found.metrics == {
         "f1": pytest.approx(100 * 6 / 12), "recall": pytest.approx(75), "precision": pytest.approx(100 * 3 / 8)
@@ -183,7 +191,7 @@ def test_crops_are_exact_or_contain_the_word(tmp_path: Path) -> None:
         "crop/aa01_1": "Stop.", "crop/bb02_1": "The word is stop", "crop/cc03_1": "USA", "crop/dd04_1": "10.30"
     }  # fmt: skip
     path = write_lines(tmp_path / "a.jsonl", own_rows(said))
-    found = textocr.score(path, "vflax", data, "crop", custom=True)
+    found = textocr.score(path, "vflax", data, "vflax-crop", custom=True)
     assert found.metrics == {"exact": 25, "contains": 50}
     assert [v.why for v in found.verdicts] == [
         "the word",
@@ -197,7 +205,7 @@ def test_what_is_missing_or_has_no_word_is_wrong_and_counted(tmp_path: Path) -> 
     data = write_data(tmp_path / "data", {"aa01": ["one"], "bb02": ["two"], "cc03": ["six"], "dd04": ["ten"]})
     said = {"words/aa01": "one", "words/bb02": "...", "words/cc03": None}
     path = write_lines(tmp_path / "a.jsonl", own_rows(said))
-    found = textocr.score(path, "vflax", data, "words", custom=True)
+    found = textocr.score(path, "vflax", data, "vflax-words", custom=True)
     assert (found.n, found.missing, found.unparsed) == (4, 2, 1)
     assert found.metrics == {"f1": pytest.approx(40), "recall": 25, "precision": 100}
     assert [v.why for v in found.verdicts[1:]] == ["no word", "no prediction", "no prediction"]
@@ -205,14 +213,14 @@ def test_what_is_missing_or_has_no_word_is_wrong_and_counted(tmp_path: Path) -> 
 
 def test_nothing_read_is_no_division_by_zero(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", own_rows({"words/aa01": ""}))
-    found = textocr.score(path, "vflax", write_data(tmp_path / "data"), "words", custom=True)
+    found = textocr.score(path, "vflax", write_data(tmp_path / "data"), "vflax-words", custom=True)
     assert found.metrics == {"f1": 0, "recall": 0, "precision": 0}
 
 
 def test_limit_takes_the_first_images_of_each_kind(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     path = write_lines(tmp_path / "a.jsonl", own_rows({"words/aa01": "stop cocacola", "words/bb02": "x"}))
-    found = textocr.score(path, "vflax", data, "words", custom=True, limit=1)
+    found = textocr.score(path, "vflax", data, "vflax-words", custom=True, limit=1)
     assert (found.n, found.score) == (1, 100)
 
 
@@ -220,9 +228,13 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     images = {f"i{n}": [f"word{n}"] for n in range(20)}
     data = write_data(tmp_path / "data", images)
     rows = own_rows({f"words/i{n}": f"word{n} more" if n % 3 else "none" for n in range(20)})
-    straight = textocr.score(write_lines(tmp_path / "a.jsonl", rows), "vflax", data, "words", custom=True)
+    straight = textocr.score(
+        write_lines(tmp_path / "a.jsonl", rows), "vflax", data, "vflax-words", custom=True
+    )
     random.Random(0).shuffle(rows)
-    shuffled = textocr.score(write_lines(tmp_path / "b.jsonl", rows), "vflax", data, "words", custom=True)
+    shuffled = textocr.score(
+        write_lines(tmp_path / "b.jsonl", rows), "vflax", data, "vflax-words", custom=True
+    )
     assert shuffled.metrics == straight.metrics
     assert shuffled.intervals == straight.intervals
 
@@ -241,13 +253,13 @@ def test_predictions_that_do_not_fit_are_refused(
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=said):
-        textocr.score(path, "vflax", write_data(tmp_path / "data"), "words", custom=True)
+        textocr.score(path, "vflax", write_data(tmp_path / "data"), "vflax-words", custom=True)
 
 
 def test_predictions_need_the_release(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", own_rows({"words/aa01": "x"}))
     with pytest.raises(UserError, match="say --data=DIR of TextOCR"):
-        textocr.score(path, "vflax", None, "words")
+        textocr.score(path, "vflax", None, "vflax-words")
 
 
 def test_other_files_are_not_recognised(tmp_path: Path) -> None:
@@ -280,6 +292,10 @@ def test_the_validation_set_is_taken_before_the_training_set(tmp_path: Path) -> 
         (lambda path: path.write_text("["), "not readable as TextOCR"),
         (lambda path: path.write_text("[]"), "not readable as TextOCR"),
         (lambda path: path.write_text('{"imgs": {}}'), "KeyError: 'anns'"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"aa01": {', '"aa02": {')),
+            "KeyError: 'aa01'",
+        ),
         (lambda path: path.write_text('{"imgs": {}, "anns": {}}'), "no box has a word"),
         (
             lambda path: path.write_text(path.read_text().replace("[4.2, 10.0, 20.5, 6.0]", "[4.2]")),

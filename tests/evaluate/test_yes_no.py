@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vflax.evaluate import yes_no
+from vflax.evaluate.predictions import Said
+from vflax.evaluate.question import Question
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,26 @@ def test_no_text_breaks_a_rule(text: str) -> None:
 )
 def test_punctuation_goes_as_in_vqa(text: str, left: str) -> None:
     assert yes_no.without_punctuation(text) == left
+
+
+QUESTION = Question("1", "Is it?", "no", {"split": "random"}, "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("said", "rule", "parsed", "score", "why"),
+    [
+        (None, yes_no.pope_tool, None, 0, "no prediction"),
+        (Said("1", "No"), yes_no.pope_tool, "no", 1, "read no"),
+        (Said("1", "perhaps"), yes_no.strict, None, 0, "neither yes nor no"),
+        (Said("1", "perhaps", extracted="No"), yes_no.strict, None, 0, "neither yes nor no"),
+        (Said("1", "perhaps", extracted="No"), yes_no.vlmevalkit, "no", 1, "read no"),
+        (Said("1", "No", extracted="Unknown"), yes_no.vlmevalkit, None, 0, "neither yes nor no"),
+        (Said("1", "No", extracted=""), yes_no.vlmevalkit, "no", 1, "read no"),
+    ],
+)
+def test_a_verdict_says_why(
+    said: Said | None, rule: yes_no.Rule, parsed: str | None, score: float, why: str
+) -> None:
+    found = yes_no.verdict(QUESTION, said, rule)
+    assert (found.parsed, found.score, found.why) == (parsed, score, why)
+    assert found.prediction == (said.text if said else None)

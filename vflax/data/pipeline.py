@@ -17,7 +17,7 @@ import numpy as np
 from vflax.conversation import Position
 from vflax.data.lengths import Lengths
 from vflax.data.loader import Loader
-from vflax.data.mixture import Mixture, SourceSpec, TaskCount
+from vflax.data.mixture import Mixture, SourceSpec, TaskCount, select
 from vflax.data.packing import PLAN_VERSION, PackPlan, PlanStats
 from vflax.data.preflight import Part, Preflight, examine, few, read_rules, read_specs
 from vflax.data.questions import Question, ask, choose
@@ -167,7 +167,9 @@ class Data:
         if not self._eval_split:
             return "data.eval_split is empty"
         if there := self.preflight.of("held out"):
-            if any(part.used.any() for part in there):
+            if any(part.used.any() for part in there) and self._train.mixture.drawn_tasks is None:
+                why = "config.evaluate.include and exclude leave none of its tasks"
+            elif any(part.used.any() for part in there):
                 why = "it holds none of the tasks that data.tasks drew"
             elif any(part.chosen.any() for part in there):
                 why = "the preflight drops all that include and exclude leave of it"
@@ -194,6 +196,22 @@ class Data:
             yield from loader
         finally:
             loader.close()
+
+    @property
+    def heldout_tasks(self) -> list[str]:
+        """Of which samples are held out."""
+        part = self._heldout
+        if part is None:
+            return []
+        used = zip(part.sources, part.lengths, strict=True)
+        return sorted(
+            {task for source, found in used for task in itertools.compress(source.tasks, found.kept)}
+        )
+
+    def heldout_batch_tasks(self, batch: int) -> list[list[str]]:
+        """For each row of a held-out batch, those of all hosts, the tasks of its samples in their order."""
+        rows = self._need_heldout().rows
+        return [rows.tasks(batch * rows.rows_per_step + row) for row in range(rows.rows_per_step)]
 
     def heldout_questions(self, per_task: int) -> list[Question]:
         """At most `per_task` held-out samples of each task as questions, the same ones every time.
@@ -252,10 +270,12 @@ class Data:
                 f"  {part.name}, {part.role}: {int(part.used.sum()):,} of {int(part.chosen.sum()):,} samples, "
                 f"{len(tasks)} tasks"
             )
-        drawn = self._train.mixture.drawn_tasks
-        if drawn is not None and self._heldout is not None:
+        if self._heldout is not None:
             held = sum(int(lengths.kept.sum()) for lengths in self._heldout.lengths)
-            lines.append(f"  held out: of the tasks that data.tasks={len(drawn)} drew, {held:,} samples")
+            if held < sum(int(part.used.sum()) for part in self.preflight.of("held out")):
+                drawn = self._train.mixture.drawn_tasks
+                why = "config.evaluate leaves" if drawn is None else f"data.tasks={len(drawn)} drew"
+                lines.append(f"  held out: of the tasks that {why}, {held:,} samples")
         if self._heldout is None and self._eval_split:
             lines.append(
                 f"  held out: nothing, so no held-out loss and no best checkpoint: {self.why_no_heldout}"
@@ -314,6 +334,7 @@ def build_data(
     epochs: int,
     steps: int,
     evaluate_sources: Sequence[Any] = (),
+    evaluate_tasks: tuple[Sequence[str], Sequence[str]] = ((), ()),
     cache: Path | None = None,
     accumulation: int = 1,
     process_index: int | None = None,
@@ -337,6 +358,7 @@ def build_data(
         steps: length of the run, or 0.
         evaluate_sources: config.evaluate.sources (path, split, include, exclude), more samples to ask; they are no
             part of the held-out loss.
+        evaluate_tasks: config.evaluate.include and exclude, for the held-out split.
         cache: where what the preflight finds is kept when a dataset directory is read-only.
         accumulation: micro-batches per step; held-out batches are as large as one of them.
         process_index, process_count: which host this is; None asks JAX.
@@ -408,8 +430,7 @@ def build_data(
     return Data(
         _Part(sources, lengths, mixture, plan, rows),
         _heldout(
-            preflight.of("held out"),
-            mixture.drawn_tasks,
+            _filtered(preflight.of("held out"), mixture.drawn_tasks, evaluate_tasks),
             plan,
             format,
             accumulation,
@@ -428,21 +449,29 @@ def build_data(
     )
 
 
+def _filtered(
+    parts: Sequence[Part], drawn: Collection[str] | None, evaluated: tuple[Sequence[str], Sequence[str]]
+) -> list[Part]:
+    """Only tasks that data.tasks drew, and of these those that config.evaluate's include and exclude leave."""
+    if not parts:
+        return []
+    tasks = [task for part in parts for task in part.source.tasks]
+    spec = SourceSpec(
+        "the held-out data", parts[0].source.split, include=tuple(evaluated[0]), exclude=tuple(evaluated[1])
+    )
+    mask = select(spec, tasks, key="config.evaluate")
+    if drawn is not None:
+        mask &= np.array([task in drawn for task in tasks], bool)
+    masks = np.split(mask, np.cumsum([len(part.source.tasks) for part in parts])[:-1])
+    return [
+        dataclasses.replace(part, chosen=part.chosen & own) for part, own in zip(parts, masks, strict=True)
+    ]
+
+
 def _heldout(
-    parts: Sequence[Part],
-    tasks: Collection[str] | None,
-    train: PackPlan,
-    format: RowFormat,
-    accumulation: int,
-    rows_multiple: int,
+    parts: Sequence[Part], train: PackPlan, format: RowFormat, accumulation: int, rows_multiple: int
 ) -> _Part | None:
-    """The held-out split of each source that has it, each sample once; the task filters and drawn tasks hold too."""
-    if tasks is not None:
-        drawn = [np.array([name in tasks for name in part.source.tasks], bool) for part in parts]
-        parts = [
-            dataclasses.replace(part, chosen=part.chosen & mask)
-            for part, mask in zip(parts, drawn, strict=True)
-        ]
+    """The held-out split of each source that has it, each sample once."""
     parts = [part for part in parts if part.used.any()]
     sources, lengths = [part.source for part in parts], [part.lengths for part in parts]
     if not sources:

@@ -193,11 +193,18 @@ class RowSource:
 
     def sample_ids(self, index: int) -> list[str]:
         """Ids of the samples of row `index`, in their order."""
+        return [self._sources[k][i].id for k, i in self._places(index)]
+
+    def tasks(self, index: int) -> list[str]:
+        """Tasks of the samples of row `index`, in their order."""
+        return [self._sources[k].tasks[i] for k, i in self._places(index)]
+
+    def _places(self, index: int) -> list[tuple[int, int]]:
+        """Of the samples of row `index`: the source, and which of its samples."""
         step, row = divmod(index, self.rows_per_step)
         if row >= self._plan.rows_per_step:
             return []
-        places = [self._mixture.locate(number) for number in self._plan.row(step, row)]
-        return [self._sources[k][i].id for k, i in places]
+        return [self._mixture.locate(number) for number in self._plan.row(step, row)]
 
     def _prepare(self, number: int) -> Prepared:
         k, index = self._mixture.locate(number)

@@ -2,7 +2,8 @@
 
 Transient, tried again: 408, 409, 429, 5xx, no connection, a connection or a body that breaks off, no answer in time, an
 answer that is no chat completion. Permanent, for every request alike: any other 4xx (key, model, parameters) and a 429
-that says the credit is used up. A 400 of the endpoint's content filter is a reply of its own kind, kept like one.
+that says the credit is used up. A 400 of the endpoint's content filter, or of a prompt that is longer than the model
+reads, is a reply of its own kind, kept like one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ NO_KEY = (
     "none"  # what is sent where there is no key: servers on one's own machine ask for none, the client does
 )
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+_FILTERED = ("content_filter", "content_policy")
+# OpenAI's code for it, and vLLM's words.
+_TOO_LONG = ("context_length_exceeded", "maximum context length")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an endpoint gave: the text, why it ended, and its refusal where it says so in a field of its own."""
+    """What an endpoint gave: the text, why it ended ("content_filter" or "too_long" where it refused the request), and
+    its refusal where it says so in a field of its own."""
 
     text: str
     finish: str = "stop"
@@ -240,7 +245,7 @@ class Asker:
             raise _Transient("connection", f"{name} {cause}".strip(), name != "ConnectError") from None
         except openai.APIStatusError as error:
             code = str(error.code or "")
-            if error.status_code == 400 and code.startswith(("content_filter", "content_policy")):
+            if error.status_code == 400 and (code.startswith(_FILTERED) or _too_long(error.response.text)):
                 return Stored(400, replace_surrogates(error.response.text), Tokens())
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
                 if "insufficient_quota" in (code, error.type):
@@ -270,11 +275,14 @@ class Asker:
             case 401 | 403:
                 return f"{where} refuses the key in OPENAI_API_KEY ({said})"
             case 404:
-                return f"{where} does not know the model or the path ({said}); check --model and --base_url"
+                return (
+                    f"{where} does not know the model or the path ({said}); check --model and --base_url, of a judge "
+                    "--judge-model and --judge"
+                )
             case 400 | 422:
                 return (
                     f"{where} refuses the request ({said}); a parameter is changed or, with null, left out by "
-                    """--parameters, e.g. --parameters='{"seed": null}'"""
+                    """--parameters, of a judge by --judge-parameters, e.g. '{"seed": null}'"""
                 )
             case 429:
                 return f"the credit at {self._client.base_url} is used up ({said})"
@@ -326,10 +334,19 @@ def _usage(usage: Any) -> Tokens | None:
     return Tokens(prompt, completion)
 
 
+def laid_over(usual: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters, with a user's own over them; null leaves one out."""
+    return {name: value for name, value in {**usual, **own}.items() if value is not None}
+
+
+def _too_long(body: str) -> bool:
+    return any(words in body for words in _TOO_LONG)
+
+
 def stored_reply(stored: Stored) -> Reply:
     """The reply of a kept body."""
     if stored.status == 400:
-        return Reply("", "content_filter")
+        return Reply("", "too_long" if _too_long(stored.body) else "content_filter")
     return read_reply(json.loads(stored.body))
 
 

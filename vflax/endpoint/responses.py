@@ -40,11 +40,13 @@ def request_key(
 
 @dataclass(frozen=True)
 class Stored:
-    """status: 200, or 400 for a request that the endpoint's filter refused. body: all of the answer, as JSON."""
+    """status: 200, or 400 for a request that the endpoint refused for what is in it. body: all of the answer, as JSON.
+    time: when it was kept, in seconds since 1970; 0 before that."""
 
     status: int
     body: str
     tokens: Tokens
+    time: float = 0.0
 
 
 _Row = tuple[str, tuple[Any, ...], asyncio.Future[None]]  # statement, values, done
@@ -63,10 +65,10 @@ class Responses:
         self._writing: asyncio.Task[None] | None = None
 
     def get(self, key: str) -> Stored | None:
-        query = "SELECT status, body, prompt_tokens, completion_tokens FROM responses WHERE key = ?"
+        query = "SELECT status, body, prompt_tokens, completion_tokens, time FROM responses WHERE key = ?"
         with _telling(self._path):
             row = self._reader.execute(query, (key,)).fetchone()
-        return None if row is None else Stored(row[0], row[1], Tokens(row[2], row[3]))
+        return None if row is None else Stored(row[0], row[1], Tokens(row[2], row[3]), row[4])
 
     async def put(self, key: str, stored: Stored) -> None:
         """Returns once it is on the disk; it gets there also where the caller is cancelled meanwhile.

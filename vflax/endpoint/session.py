@@ -24,6 +24,8 @@ from vflax.errors import UserError
 
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 OPENAI_URL = "https://api.openai.com/v1"
+# Seconds to answer what it has.
+_LOOK = 30.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Job = TypeVar("Job")
 
@@ -106,6 +108,49 @@ class Endpoint:
         Raises:
             UserError: no key, where one is needed, or something that is none.
         """
+        return openai.AsyncOpenAI(api_key=self._key(), base_url=self.url, timeout=self.timeout, max_retries=0)
+
+    def models(self) -> list[str] | None:
+        """What models it says to have; None: it does not tell.
+
+        Raises:
+            UserError: it cannot be reached, or refuses the key.
+        """
+        with openai.OpenAI(api_key=self._key(), base_url=self.url, timeout=_LOOK, max_retries=1) as client:
+            try:
+                return [model.id for model in client.models.list()]
+            except openai.AuthenticationError as error:
+                raise UserError(
+                    f"{self.url} refuses the key in {KEY_VARIABLE} ({error.message[:300]})"
+                ) from None
+            except openai.APIConnectionError as error:
+                raise UserError(
+                    f"{self.url} cannot be reached ({error.__cause__ or error}); start what serves it, or correct the "
+                    "address"
+                ) from None
+            except (openai.OpenAIError, AttributeError):  # the second: something else than a list
+                return None
+
+    def check(self) -> None:
+        """Ask whether it is there, as far as that costs nothing.
+
+        Raises:
+            UserError: it cannot be reached, refuses the key, or says that it does not have the model.
+        """
+        names = self.models()
+        if not names or self.model in names:
+            return
+        # Some know more names than they list.
+        with openai.OpenAI(api_key=self._key(), base_url=self.url, timeout=_LOOK, max_retries=1) as client:
+            try:
+                client.models.retrieve(self.model)
+            except openai.NotFoundError:
+                listed = ", ".join(names[:20])
+                raise UserError(f"{self.url} has no model {self.model}; it has {listed}") from None
+            except openai.OpenAIError:
+                pass  # it does not tell
+
+    def _key(self) -> str:
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if not all("!" <= letter <= "~" for letter in key):
             raise UserError(
@@ -113,9 +158,7 @@ class Endpoint:
             )
         if not key and self.url == OPENAI_URL:
             raise UserError(f"the environment variable {KEY_VARIABLE} is not set; {self.url} needs a key")
-        return openai.AsyncOpenAI(
-            api_key=key or NO_KEY, base_url=self.url, timeout=self.timeout, max_retries=0
-        )
+        return key or NO_KEY
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

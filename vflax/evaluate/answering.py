@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-import os
 import queue
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import PIL.Image
@@ -38,66 +42,70 @@ class Local:
 
         slots = self._engine.layout.shards * self._engine.layout.slots
         window = threading.Semaphore(2 * slots)
-        ended: queue.SimpleQueue[tuple[str, str, str]] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[tuple[str, str, int, str]] = queue.SimpleQueue()
         tickets: dict[str, Any] = {}
 
-        def drain() -> None:
-            while not ended.empty():
-                key, text, finish = ended.get()
-                del tickets[key]
-                if finish in ("cancelled", "failed"):
-                    raise RuntimeError("the engine ended before all questions were answered")
-                on_answer(key, text, finish)
+        def take() -> None:
+            key, text, tokens, finish = ended.get()
+            ticket = tickets.pop(key)
+            if finish in ("cancelled", "failed"):
+                raise RuntimeError("the engine ended before all questions were answered")
+            on_answer(key, text, finish, (ticket.prompt_tokens, tokens))
 
-        def end(key: str, text: str, finish: str) -> None:
-            ended.put((key, text, finish))
+        def end(key: str, text: str, tokens: int, finish: str) -> None:
+            ended.put((key, text, tokens, finish))
             window.release()
 
         try:
             with ThreadPoolExecutor(2) as pool:
-                for ask, prompt in zip(asked, _ahead(pool, self._prompt, asked, 2 * slots), strict=True):
+                prompts = _ahead(pool, partial(prompt_of, processor=self._processor), asked, 2 * slots)
+                for ask, prompt in zip(asked, prompts, strict=True):
                     window.acquire()
-                    drain()
+                    while not ended.empty():
+                        take()
                     try:
                         tickets[ask.key] = self._submit(ask, prompt, end)
-                    except PromptTooLong:
+                    except PromptTooLong as error:
                         window.release()
-                        on_answer(ask.key, None, "too_long")
+                        on_answer(ask.key, None, "too_long", (error.tokens, 0))
             while tickets:
-                key, text, finish = ended.get()
-                ended.put((key, text, finish))
-                drain()
+                take()
         except BaseException:
             for ticket in list(tickets.values()):
                 ticket.cancel()
             raise
         return ""
 
-    def _prompt(self, ask: Ask) -> Prompt:
-        from vflax import conversation as talk
-        from vflax import images
-
-        pictures = []
-        for picture in ask.pictures:
-            try:
-                pictures.append(images.decode(picture.read()))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{ask.key}: picture {picture.name}: {error}; fetch it again") from None
-        parts: list[talk.Part] = [talk.Image()] * len(pictures)
-        turn = talk.Turn("user", (*parts, talk.Text(ask.text)))
-        return self._processor.chat(talk.Conversation((turn,)), pictures)
-
-    def _submit(self, ask: Ask, prompt: Prompt, end: Callable[[str, str, str], None]) -> Any:
+    def _submit(self, ask: Ask, prompt: Prompt, end: Callable[[str, str, int, str], None]) -> Any:
         from vflax.generate.request import Sampling
 
-        pieces: list[str] = []
+        pieces: list[Delta] = []
 
         def on_delta(delta: Delta) -> None:
-            pieces.append(delta.text)
+            pieces.append(delta)
             if delta.finish:
-                end(ask.key, "".join(pieces), delta.finish)
+                text = "".join(piece.text for piece in pieces)
+                end(ask.key, text, sum(len(piece.tokens) for piece in pieces), delta.finish)
 
         return self._engine.submit(prompt, Sampling(max_tokens=ask.max_tokens), on_delta)
+
+
+def prompt_of(ask: Ask, processor: Processor) -> Prompt:
+    """A question as the model reads it: one turn, its pictures before its text.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    from vflax import conversation as talk
+    from vflax import images
+
+    pictures = []
+    for picture in ask.pictures:
+        with _naming(ask, picture):
+            pictures.append(images.decode(picture.read()))
+    parts: list[talk.Part] = [talk.Image()] * len(pictures)
+    turn = talk.Turn("user", (*parts, talk.Text(ask.text)))
+    return processor.chat(talk.Conversation((turn,)), pictures)
 
 
 def _ahead(
@@ -116,14 +124,17 @@ def _ahead(
 class Remote:
     """A model that an endpoint serves; replies are kept in a file, so none is asked for twice."""
 
-    def __init__(self, endpoint: Endpoint, cache: Path) -> None:
+    def __init__(
+        self, endpoint: Endpoint, cache: Path, parameters: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """
         Args:
             endpoint: where, and which.
             cache: the file of replies.
+            parameters: laid over temperature 0 and max_tokens; None leaves one out.
         """
-        self._endpoint, self._cache = endpoint, cache
-        self.identity: Mapping[str, Any] = {"served as": endpoint.model}
+        self._endpoint, self._cache, self._parameters = endpoint, cache, parameters
+        self.identity: Mapping[str, Any] = {"served as": endpoint.model, "parameters": dict(parameters)}
 
     def answer(self, asked: Sequence[Ask], on_answer: OnAnswer) -> str:
         """See `Model`."""
@@ -136,8 +147,9 @@ class Remote:
             stored = await asker.ask(self._request(ask))
             if stored is None:
                 return None
-            reply = stored_reply(stored)
-            on_answer(ask.key, reply.text, reply.finish)
+            reply, tokens = stored_reply(stored), stored.tokens
+            text = None if reply.finish == "too_long" else reply.text
+            on_answer(ask.key, text, reply.finish, (tokens.prompt, tokens.completion))
             return ""
 
         with open_responses(self._cache) as responses:
@@ -153,43 +165,33 @@ class Remote:
         )
 
     def _request(self, ask: Ask) -> Any:
-        from vflax.endpoint.asking import Request
+        from vflax.endpoint.asking import Request, laid_over
 
-        pictures = [
-            {"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in ask.pictures
-        ]
-        content = [*pictures, {"type": "text", "text": ask.text}]
-        parameters = {"temperature": 0, "max_tokens": ask.max_tokens}
+        content: list[dict[str, Any]] = []
+        for picture in ask.pictures:
+            with _naming(ask, picture):
+                content.append({"type": "image_url", "image_url": {"url": _data_url(picture.read())}})
+        content.append({"type": "text", "text": ask.text})
+        parameters = laid_over({"temperature": 0, "max_tokens": ask.max_tokens}, self._parameters)
         return Request(self._endpoint.model, [{"role": "user", "content": content}], parameters, 0)
 
 
-def _data_url(picture: Picture) -> str:
-    data = picture.read()
-    try:
-        kind = PIL.Image.open(io.BytesIO(data)).get_format_mimetype()
-    except (OSError, ValueError) as error:
-        raise UserError(f"picture {picture.name}: {error}; fetch it again") from None
+def _data_url(data: bytes) -> str:
+    kind = PIL.Image.open(io.BytesIO(data)).get_format_mimetype()
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def served_name(url: str) -> str:
-    """What the only model of an endpoint is called.
-
-    Raises:
-        UserError: it cannot be reached, or has several.
-    """
-    import openai
-
-    from vflax.endpoint.asking import NO_KEY
-    from vflax.endpoint.session import KEY_VARIABLE
-
-    client = openai.OpenAI(base_url=url, api_key=os.environ.get(KEY_VARIABLE) or NO_KEY, timeout=60)
+@contextlib.contextmanager
+def _naming(ask: Ask, picture: Picture) -> Iterator[None]:
+    """Tells what is wrong with a picture as of its question."""
     try:
-        names = [model.id for model in client.models.list().data]
-    except openai.OpenAIError as error:
-        raise UserError(
-            f"--model={url}: tells no models ({error}); check the address, or say --served-as=NAME"
-        ) from None
-    if len(names) != 1:
-        raise UserError(f"--model={url}: has {', '.join(names) or 'no models'}; say --served-as=NAME")
-    return names[0]
+        yield
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        PIL.Image.DecompressionBombError,
+    ) as error:
+        raise UserError(f"{ask.key}: picture {picture.name}: {error}; fetch it again") from None

@@ -1,11 +1,13 @@
 """The image sets of the catastrophic-forgetting suite, as people have them on disk.
 
-    CIFAR-10, CIFAR-100   cifar-10-python.tar.gz as downloaded, or the folder in it; pickles are read without running
-                          anything that stands in them
+    CIFAR-10, CIFAR-100   cifar-10-python.tar.gz as downloaded, or the folder in it
     MNIST                 t10k-images-idx3-ubyte and its labels, .gz or not
     any of them           a folder or zip of CLASS/NNNN.jpg, test.zip beside train.zip, test/ beside train/
     miniImageNet          folders of synsets (n01532829/...), in train/, val/ and test/ or not, or images in one folder
                           with CSV files of filename,label beside it
+
+A folder is one set, or has some of the four anywhere in it, three folders deep: DIR/mnist, DIR/cifar10/test.zip.
+Nothing is unpacked on the disk, and nothing in a pickle is run.
 
 Asked is about the 10,000 test images of CIFAR and MNIST. miniImageNet's splits part its classes, not its images, and
 EMT does not say what it asked about: here it is the last 100 images, by file name, of each of the 100 classes, so many
@@ -15,14 +17,10 @@ as CIFAR-100 has.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import os
-import pickle
-import pickletools
 import re
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections import Counter
@@ -30,12 +28,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.evaluate import labels
+from vflax.evaluate import cf_arrays, labels
 from vflax.evaluate.question import Picture, Question
 from vflax.small_files import read_text
 
@@ -47,6 +45,7 @@ class Dataset:
     name: as keys have it; title: for people.
     labels: in the order in which the question lists them, as spelled there.
     counts: how many images of each were released; of a set of one's own, none.
+    md5: of what was released in arrays: MNIST's images and labels, unpacked; CIFAR's pickle.
     thing: what the question asks for.
     """
 
@@ -54,6 +53,7 @@ class Dataset:
     title: str
     labels: tuple[str, ...]
     counts: tuple[int, ...] = ()
+    md5: tuple[str, ...] = ()
     thing: str = "object"
 
     @property
@@ -77,14 +77,15 @@ def _spelled(names: tuple[str, ...]) -> dict[str, str]:
 DATASETS = {
     dataset.name: dataset
     for dataset in (
-        Dataset("cifar10", "CIFAR-10", labels.CIFAR10, (1000,) * 10),
-        Dataset("cifar100", "CIFAR-100", labels.CIFAR100, (100,) * 100),
+        Dataset("cifar10", "CIFAR-10", labels.CIFAR10, (1000,) * 10, ("40351d587109b95175f43aff81a1287e",)),
+        Dataset("cifar100", "CIFAR-100", labels.CIFAR100, (100,) * 100, ("f0ef6b0ae62326f3e7ffdfab6717acfc",)),
         Dataset(
-            "mnist", "MNIST", labels.MNIST, (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009), "number"
+            "mnist", "MNIST", labels.MNIST, (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+            ("2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"), "number",
         ),
         Dataset("miniimagenet", "miniImageNet", labels.MINIIMAGENET, (100,) * 100),
     )
-}
+}  # fmt: skip
 _IMAGES = (".jpg", ".jpeg", ".png")
 _SPLITS = ("train", "val", "test")
 _MINI_OF_CLASS, _MINI_ASKED = 600, 100
@@ -101,13 +102,17 @@ class _Image(NamedTuple):
     read: Callable[[], bytes]
 
 
+_Images = tuple[list[_Image], tuple[str, ...]]
+"""Images, and the MD5 of the files that they lie in together; none where each is a file."""
+
+
 class _Source(NamedTuple):
     """kind: sources of one kind have the same keys, so that either may be read."""
 
     dataset: Dataset
     kind: str
     where: Path
-    images: Callable[[], list[_Image]]
+    images: Callable[[], _Images]
 
 
 def load(data: Path, *, custom: bool = False) -> list[Question]:
@@ -137,8 +142,8 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
             "t10k-images-idx3-ubyte.gz and its labels, folders or a zip of CLASS/NNNN.jpg, or folders that have these; "
             "for classes of your own, name their folder and say --custom"
         )
-    ordered = {name: found[name] for name in (*DATASETS, *found) if name in found}
-    return [question for source in ordered.values() for question in _asked(source, custom)]
+    ordered = [found[name] for name in dict.fromkeys((*DATASETS, *found)) if name in found]
+    return [question for source in ordered for question in _asked(source, custom)]
 
 
 def check(dataset: Dataset, seen: Counter[str], where: str) -> None:
@@ -160,18 +165,34 @@ def check(dataset: Dataset, seen: Counter[str], where: str) -> None:
         )
 
 
-def _asked(source: _Source, custom: bool) -> Iterator[Question]:
-    dataset, images = source.dataset, source.images()
+def _asked(source: _Source, custom: bool) -> list[Question]:
+    dataset, (images, md5) = source.dataset, source.images()
     if not custom:
         check(dataset, Counter(image.label for image in images), str(source.where))
-    text = dataset.question
+        if md5 and md5 != dataset.md5:
+            raise UserError(
+                f"{source.where}: as many images as {dataset.title} has, but not those: MD5 {', '.join(md5)}, released "
+                f"was {', '.join(dataset.md5)}. Fetch it again, or say --custom for a set of your own"
+            )
+    found: dict[str, Question] = {}
     for image in images:
         key = f"{dataset.name}/{image.key}"
+        if key in found:
+            raise UserError(f"{source.where}: {image.name} is there twice; keep one of them")
         groups = {"class": f"{dataset.name}/{image.label}", "dataset": dataset.name}
-        yield Question(key, text, image.label, groups, key, (Picture(image.name, image.read),))
+        picture = Picture(image.name, image.read)
+        found[key] = Question(key, dataset.question, image.label, groups, key, (picture,))
+    return list(found.values())
 
 
 # --- where they lie ---------------------------------------------------------------------------------------------------
+
+_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+# In which folder of the archive which file has the test images, and a file that lies beside it.
+_PICKLES = {
+    "cifar10": ("cifar-10-batches-py", "test_batch", "batches.meta"),
+    "cifar100": ("cifar-100-python", "test", "meta"),
+}
 
 
 def _sources(path: Path, depth: int = 0) -> Iterator[_Source]:
@@ -181,25 +202,23 @@ def _sources(path: Path, depth: int = 0) -> Iterator[_Source]:
         return
     inside = sorted(path.iterdir())
     names = {entry.name for entry in inside}
-    idx = _idx_files(path)
-    if idx is not None:
-        yield _Source(DATASETS["mnist"], "idx", path, partial(_of_idx, *idx))
-    for name, (_, member, beside) in _PICKLES.items():
-        if (path / member).is_file() and (path / beside).is_file():
-            read = partial(_of_pickle, path / member, None, DATASETS[name])
-            yield _Source(DATASETS[name], "pickle", path, read)
+    yield from _of_idx(path, names)
+    for name, (folder, member, beside) in _PICKLES.items():
+        if path.name == folder or ({member, beside} <= names and (path / member).is_file()):
+            yield _of_arrays(name, "pickle", "test", path, partial(cf_arrays.cifar, path / member))
     whole = _of_classes(path, own=False)
     if whole is not None:
         yield whole
         return
-    for entry in inside:
-        other = entry.name.replace("train", "test")
-        beside_test = entry.name.startswith("train") and other in names
-        if entry.is_dir() and depth < _DEPTH and not beside_test:
+    # Of train and test, test.
+    wanted = [
+        e for e in inside if not (e.name.startswith("train") and e.name.replace("train", "test") in names)
+    ]
+    for entry in wanted:
+        if entry.is_dir() and depth < _DEPTH:
             yield from _sources(entry, depth + 1)
-    for entry in inside:
-        beside_test = entry.name.startswith("train") and entry.name.replace("train", "test") in names
-        if entry.is_file() and not beside_test:
+    for entry in wanted:
+        if entry.is_file():
             yield from _of_file(entry)
 
 
@@ -210,164 +229,52 @@ def _of_file(path: Path) -> Iterator[_Source]:
             yield source
     for name, (folder, member, _) in _PICKLES.items():
         if path.name == _ARCHIVES[name]:
-            read = partial(_of_pickle, path, f"{folder}/{member}", DATASETS[name])
-            yield _Source(DATASETS[name], "pickle", path, read)
+            reader = partial(cf_arrays.cifar, path, f"{folder}/{member}")
+            yield _of_arrays(name, "pickle", "test", path, reader)
 
 
-# --- MNIST ------------------------------------------------------------------------------------------------------------
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def _idx_files(folder: Path) -> tuple[Path, Path, str] | None:
-    """Images, labels and split; the test's, where both are there."""
-    names = [entry.name for entry in folder.iterdir()]
+def _of_idx(folder: Path, names: set[str]) -> Iterator[_Source]:
+    """MNIST; the test images, where those for training are there, too."""
     for prefix, split in (("t10k", "test"), ("train", "train")):
         both = []
         for what, rank in (("images", 3), ("labels", 1)):
             pattern = re.compile(rf"{prefix}-{what}[-.]idx{rank}-ubyte(\.gz)?")
             both += sorted(folder / name for name in names if pattern.fullmatch(name))[:1]
-        if len(both) == 2:
-            return both[0], both[1], split
-    return None
+        if len(both) == 1:
+            raise UserError(f"{both[0]}: MNIST's images and labels are two files; fetch the other, too")
+        if both:
+            yield _of_arrays("mnist", "idx", split, folder, partial(cf_arrays.idx, *both))
+            return
 
 
-def _of_idx(images: Path, answers: Path, split: str) -> list[_Image]:
-    pixels, numbers = _idx(images, 3), _idx(answers, 1)
-    if len(pixels) != len(numbers) or numbers.max(initial=0) > 9:
-        raise UserError(
-            f"{answers}: {len(numbers):,} labels up to {numbers.max(initial=0)}, expected {len(pixels):,} up to 9 as "
-            f"{images.name} has images; fetch both again"
-        )
-    return [
-        _Image(f"{split}/{n:05d}", str(number), f"{n:05d}.png", partial(_png, pixels[n]))
-        for n, number in enumerate(numbers)
-    ]
+def _of_arrays(
+    name: str, kind: str, split: str, where: Path, reader: Callable[[], cf_arrays.Arrays]
+) -> _Source:
+    dataset = DATASETS[name]
 
-
-def _idx(path: Path, rank: int) -> np.ndarray:
-    """Unsigned bytes of so many dimensions (LeCun's IDX format)."""
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        kind, shape = struct.unpack_from(">I", raw)[0], struct.unpack_from(f">{rank}I", raw, 4)
-        if kind != 0x800 + rank:
-            raise ValueError(f"it begins with {kind:#x}, not {0x800 + rank:#x}")
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise UserError(f"{path}: not readable as IDX ({error}); fetch it again") from None
-
-
-# --- CIFAR ------------------------------------------------------------------------------------------------------------
-
-_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
-# In which folder of the archive which file has the test images, and a file that lies beside it.
-_PICKLES = {
-    "cifar10": ("cifar-10-batches-py", "test_batch", "batches.meta"),
-    "cifar100": ("cifar-100-python", "test", "meta"),
-}
-
-
-def _of_pickle(path: Path, member: str | None, dataset: Dataset) -> list[_Image]:
-    """Of a file, or of a member of an archive."""
-    where = f"{path}, {member}" if member else str(path)
-    try:
-        if member is None:
-            raw = path.read_bytes()
-        else:
-            with tarfile.open(path) as archive:
-                file = archive.extractfile(member)
-                raw = file.read() if file is not None else b""
-        found = _unpickle(raw)
-        numbers = found["fine_labels"] if "fine_labels" in found else found["labels"]
-        pixels, files = found["data"].array(), found["filenames"]
-        if not len(pixels) == len(numbers) == len(files) or pixels.shape[1:] != (3072,):
-            raise ValueError(f"{len(numbers)} labels and {len(files)} names of {pixels.shape} bytes")
-        if not set(numbers) <= set(range(len(dataset.labels))):
-            raise ValueError(f"labels from {min(numbers)} to {max(numbers)}")
-        return [
-            _Image(f"test/{n:05d}", dataset.labels[number], str(name), partial(_png, _channels_last(row)))
-            for n, (number, name, row) in enumerate(zip(numbers, files, pixels, strict=True))
+    def images() -> _Images:
+        numbers, pixels, names, md5 = reader()
+        if wrong := set(numbers) - set(range(len(dataset.labels))):
+            raise UserError(f"{where}: {min(wrong)} is no label of {dataset.title}; fetch it again")
+        found = [
+            _Image(f"{split}/{n:05d}", dataset.labels[number], name, partial(_png, pixels[n]))
+            for n, (number, name) in enumerate(zip(numbers, names, strict=True))
         ]
-    # A pickle that is damaged, or was made to do harm, raises anything: the reader has no bound on what it makes of it.
-    except Exception as error:
-        raise UserError(
-            f"{where}: not readable as {dataset.title} ({type(error).__name__}: {error}); fetch it again"
-        ) from None
+        return found, md5
+
+    return _Source(dataset, kind, where, images)
 
 
-def _channels_last(row: np.ndarray) -> np.ndarray:
-    """[3072], red first -> [32, 32, 3]."""
-    return row.reshape(3, 32, 32).transpose(1, 2, 0)
+def _png(pixels: np.ndarray) -> bytes:
+    """[H, W] or [H, W, 3], bytes -> a file without loss."""
+    from PIL import Image
 
-
-class _Array:
-    """What a pickle says of a numpy array; numpy itself is not asked until the bytes are counted."""
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray:
-        """Of unsigned bytes.
-
-        Raises:
-            ValueError: it is none.
-        """
-        _, shape, kind, columns_first, raw = self.state
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        if not isinstance(kind, _Kind) or kind.name != "u1":
-            raise ValueError("expected an array of unsigned bytes")
-        return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if columns_first else "C")
-
-
-class _Kind:
-    """Of a numpy array's elements."""
-
-    def __init__(self, name: Any, *_: Any) -> None:
-        self.name = name.decode() if isinstance(name, bytes) else name
-
-    def __setstate__(self, state: Any) -> None:
-        """Byte order and fields, which bytes have not."""
-
-
-def _of_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    """An array as protocol 5 has it."""
-    found = _Array()
-    found.state = (1, shape, kind, order == "F", bytes(raw))
-    return found
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Bytes as protocol 2 of Python 3 has them."""
-    return text.encode("latin1")
-
-
-class _Plain(pickle.Unpickler):
-    """Plain containers and arrays of bytes; whatever else a pickle names is refused, and nothing of it is run."""
-
-    _KNOWN = {
-        ("multiarray", "_reconstruct"): _Array, ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Kind,
-        ("numeric", "_frombuffer"): _of_buffer, ("_codecs", "encode"): _latin1,
-    }  # fmt: skip
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = self._KNOWN.get((re.sub(r"^numpy\._?core\.", "", module), name))
-        if found is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no image set needs")
-        return found
-
-
-def _unpickle(raw: bytes) -> dict[str, Any]:
-    """A dictionary under text keys; text of Python 2 is read as latin1, which holds all bytes."""
-    for number, (opcode, value, _) in enumerate(pickletools.genops(raw)):
-        # A damaged one would have gigabytes reserved for what it never puts there.
-        if opcode.name.endswith("PUT") and isinstance(value, int) and value > number:
-            raise ValueError(f"object {value} of {number}")
-    found = _Plain(io.BytesIO(raw), encoding="latin1").load()
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
-    return {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    return file.getvalue()
 
 
 # --- folders and zips of classes --------------------------------------------------------------------------------------
@@ -383,13 +290,13 @@ def _of_classes(folder: Path, own: bool) -> _Source | None:
     dataset = _named_so(names)
     if dataset is None and own:
         names = {entry.name for entry in classes if any(_is_image(path.name) for path in entry.iterdir())}
-        dataset = Dataset(labels.plain(folder.name), folder.name, tuple(sorted(names))) if names else None
+        dataset = _own(folder.resolve().name, names)
     if dataset is None:
         return None
     if tables:
         return _Source(dataset, "folder", folder, partial(_of_tables, folder, tables, dataset))
 
-    def images() -> list[_Image]:
+    def images() -> _Images:
         files = [
             (PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes)
             for entry in classes
@@ -404,23 +311,23 @@ def _of_classes(folder: Path, own: bool) -> _Source | None:
 def _of_zip(path: Path, own: bool) -> _Source | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [PurePosixPath(name) for name in archive.namelist() if _is_image(name)]
-    except (zipfile.BadZipFile, OSError) as error:
+            members = sorted(name for name in archive.namelist() if _is_image(name))
+    # A damaged list of names: zipfile raises what its parsers do.
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UserError(f"{path}: not readable as a zip ({error}); fetch it again") from None
-    names = sorted(name for name in names if len(name.parts) > 1 and name.parts[0] != "__MACOSX")
-    classes = {name.parent.name for name in names}
-    dataset = _named_so(classes)
-    if dataset is None and own and classes:
-        dataset = Dataset(labels.plain(path.stem), path.stem, tuple(sorted(classes)))
+    # Names are only compared, nothing is written; some tools of Windows write backslashes.
+    files = [(PurePosixPath(name.replace("\\", "/")), partial(_of_archive, path, name)) for name in members]
+    files = [(name, read) for name, read in files if len(name.parts) > 1 and name.parts[0] != "__MACOSX"]
+    classes = {name.parent.name for name, _ in files}
+    dataset = _named_so(classes) or (_own(path.stem, classes) if own else None)
     if dataset is None:
         return None
-    files = [(name, partial(_of_archive, path, str(name))) for name in names]
     return _Source(dataset, "folder", path, partial(_by_class, files, path, dataset))
 
 
 def _by_class(
     files: Sequence[tuple[PurePosixPath, Callable[[], bytes]]], where: Path, dataset: Dataset
-) -> list[_Image]:
+) -> _Images:
     """In the order of labels, then of names; of the test split, where there are splits of images."""
     mini = dataset.name == "miniimagenet"
     if not mini and any("test" in path.parts for path, _ in files):
@@ -438,7 +345,7 @@ def _by_class(
     return _last_of_mini(found, dataset)
 
 
-def _of_tables(folder: Path, tables: Sequence[Path], dataset: Dataset) -> list[_Image]:
+def _of_tables(folder: Path, tables: Sequence[Path], dataset: Dataset) -> _Images:
     files = {path.name: path for path in folder.rglob("*") if _is_image(path.name)}
     found: dict[str, list[_Image]] = {label: [] for label in dataset.labels}
     for table in tables:
@@ -451,10 +358,10 @@ def _of_tables(folder: Path, tables: Sequence[Path], dataset: Dataset) -> list[_
     return _last_of_mini(found, dataset)
 
 
-def _last_of_mini(found: dict[str, list[_Image]], dataset: Dataset) -> list[_Image]:
+def _last_of_mini(found: dict[str, list[_Image]], dataset: Dataset) -> _Images:
     whole = dataset.name == "miniimagenet" and all(len(own) == _MINI_OF_CLASS for own in found.values())
     ordered = [sorted(own, key=lambda image: image.key) for own in found.values()]
-    return [image for own in ordered for image in (own[-_MINI_ASKED:] if whole else own)]
+    return [image for own in ordered for image in (own[-_MINI_ASKED:] if whole else own)], ()
 
 
 def _named_so(classes: set[str]) -> Dataset | None:
@@ -464,6 +371,22 @@ def _named_so(classes: set[str]) -> Dataset | None:
     }
     best = max(fits, key=lambda dataset: fits[dataset])
     return best if 2 * fits[best] > len(classes) else None
+
+
+def _own(name: str, classes: set[str]) -> Dataset | None:
+    """A set of somebody's own; None: it has no classes.
+
+    Raises:
+        UserError: it is called like one of the four.
+    """
+    if not classes:
+        return None
+    dataset = Dataset(labels.plain(name), name, tuple(sorted(classes)))
+    if dataset.name in DATASETS:
+        raise UserError(
+            f"{name}: its classes are not those of {DATASETS[dataset.name].title}; call it otherwise"
+        )
+    return dataset
 
 
 def _names_labels(path: Path) -> bool:
@@ -484,19 +407,14 @@ def _is_image(name: str) -> bool:
 
 
 def _of_archive(path: Path, name: str) -> bytes:
-    return _archive(path, os.getpid()).read(name)
+    try:
+        return _archive(path, os.getpid()).read(name)
+    # RuntimeError: it is encrypted, or packed in a way that zipfile does not know.
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError) as error:
+        raise UserError(f"{path}, {name}: not readable ({error}); fetch it again") from None
 
 
 @lru_cache
 def _archive(path: Path, process: int) -> zipfile.ZipFile:
     """Open, since its list of names takes longer to read than an image; not shared with a process that was forked."""
     return zipfile.ZipFile(path)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """[H, W] or [H, W, 3], bytes -> a file without loss."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
-    return file.getvalue()

@@ -2,18 +2,23 @@
 
     python -m vflax.evaluate.compare A B [--json=OUT]
 
-A and B are what vflax.evaluate wrote: its --out folders, or a task's folder of each. For every task that both have, the
-same questions are drawn again (paired bootstrap, Efron and Tibshirani, 1993) and the scores' differences taken; and on
-questions that one of the two got right, an exact sign test (McNemar, 1947) asks whether that could be chance.
+A and B are what vflax.evaluate wrote: its --out folders, or a task's folder of each. Of every task that both have:
+
+score       the benchmark's own, and what holds 95 % of the differences when the same questions are drawn again for both
+            (paired bootstrap, Efron and Tibshirani, 1993)
+questions   their mean score in percent, likewise; and an exact sign test (McNemar, 1947): how often would one model be
+            ahead on so many more of the units where they differ, were neither better? A unit is what belongs together,
+            as the questions on one picture, since these are not independent.
+
+"ahead" is on how many units A is, and B. With --json=OUT the questions on which either is better are listed there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,31 +28,43 @@ from rich.console import Console
 from rich.table import Table
 
 from vflax.errors import UserError
-from vflax.evaluate.files import json_lines, json_value, keyed, need
+from vflax.evaluate.files import Row, json_lines, json_value, keyed, need
 from vflax.evaluate.result import ROUNDS, SHARE
+
+# What makes two questions the same one, beside their key.
+_SAME = ("unit", "groups", "answer")
+
+
+@dataclass(frozen=True)
+class Change:
+    """From a to b; low, high: what 95 % of the draws of the difference hold, None where a score file has no draws."""
+
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
 class Difference:
     """Of B to A on a task, over the same questions.
 
-    mean_a, mean_b: of the questions' scores, in percent; difference: B - A; low, high: what 95 % of the draws hold.
-    only_a, only_b: questions that only one has fully right; p: of the sign test on these.
-    score_a, score_b: the benchmark's own, for reading beside published ones.
+    n, units: how many. score: the benchmark's own; questions: the mean of their scores, in percent.
+    units_a, units_b: units on which only this one is ahead; p: of the sign test on these.
+    better_a, better_b: the keys of questions on which it has the higher score.
     """
 
     task: str
     n: int
-    mean_a: float
-    mean_b: float
-    difference: float
-    low: float
-    high: float
-    only_a: int
-    only_b: int
+    units: int
+    score: Change
+    questions: Change
+    units_a: int
+    units_b: int
     p: float
-    score_a: float | None
-    score_b: float | None
+    better_a: list[str]
+    better_b: list[str]
 
 
 def compare(a: Path, b: Path) -> list[Difference]:
@@ -64,10 +81,16 @@ def compare(a: Path, b: Path) -> list[Difference]:
 
 
 def _tasks(folder: Path) -> dict[str, Path]:
-    paths = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-    found = {
-        json_value(path / "score.json")["task"]: path for path in paths if (path / "score.json").exists()
-    }
+    """{task: the folder with its score}."""
+    found: dict[str, Path] = {}
+    for path in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
+        file = path / "score.json"
+        if file.exists():
+            score = json_value(file)
+            need(score, ("task", "mode", "score"), str(file))
+            other = found.setdefault(score["task"], path)
+            if other != path:
+                raise UserError(f"{other} and {path} are both {score['task']}; say which one to compare")
     if not found:
         raise UserError(
             f"{folder}: no score.json in it or in its folders; python -m vflax.evaluate writes them"
@@ -81,45 +104,76 @@ def _difference(task: str, a: Path, b: Path) -> Difference:
         raise UserError(
             f"{task}: {a} is scored by rule {scores[0]['mode']!r}, {b} by {scores[1]['mode']!r}; score alike"
         )
-    rows: list[dict[str, dict[str, Any]]] = []
-    for folder in (a, b):
-        path = folder / "verdicts.jsonl"
-        lines = json_lines(path)
-        need(lines[0], ("key", "unit", "answer", "score"), str(path))
-        rows.append(keyed(lines, lambda row: row["key"], path))
-    if rows[0].keys() != rows[1].keys():
-        other = sorted(rows[0].keys() ^ rows[1].keys())
+    rows_a, rows_b = _verdicts(a), _verdicts(b)
+    odd = sorted(rows_a.keys() ^ rows_b.keys())
+    if odd:
         raise UserError(
-            f"{task}: {len(other):,} questions are on one side only, the first {other[0]}; compare like with like"
+            f"{task}: {len(odd):,} questions are on one side only, the first {odd[0]}; compare like with like"
         )
-    keys = list(rows[0])
-    of_a, of_b = (np.array([own[key]["score"] for key in keys], float) for own in rows)
-    units = np.unique([rows[0][key]["unit"] for key in keys], return_inverse=True)[1]
-    low, high = _interval(of_b - of_a, units)
-    only_a, only_b = (int(((x == 1) & (y < 1)).sum()) for x, y in ((of_a, of_b), (of_b, of_a)))
+    for key, row in rows_a.items():
+        for name in _SAME:
+            if row[name] != rows_b[key][name]:
+                raise UserError(
+                    f"{task}: {key}: {name} is {row[name]!r} in {a} and {rows_b[key][name]!r} in {b}: two versions of "
+                    "the benchmark; compare like with like"
+                )
+    of_a, of_b = (np.array([own[key]["score"] for key in rows_a], float) for own in (rows_a, rows_b))
+    unit = np.unique([row["unit"] for row in rows_a.values()], return_inverse=True)[1]
+    gains, sizes = np.bincount(unit, of_b - of_a), np.bincount(unit)
+    # Sums of tenths are not exact: what should be no gain may be 1e-17.
+    units_a, units_b = int((gains < -1e-9).sum()), int((gains > 1e-9).sum())
     return Difference(
-        task, len(keys), 100 * of_a.mean(), 100 * of_b.mean(), 100 * (of_b - of_a).mean(), low, high, only_a, only_b,
-        sign_test(only_a, only_b), scores[0]["score"], scores[1]["score"],
+        task, len(of_a), len(sizes),
+        score=_change(scores[0]["score"], scores[1]["score"], _paired(scores)),
+        questions=_change(100 * of_a.mean(), 100 * of_b.mean(), _drawn(gains, sizes)),
+        units_a=units_a, units_b=units_b, p=sign_test(units_a, units_b),
+        better_a=[key for key, one, other in zip(rows_a, of_a, of_b, strict=True) if one > other],
+        better_b=[key for key, one, other in zip(rows_a, of_a, of_b, strict=True) if other > one],
     )  # fmt: skip
 
 
-def _interval(differences: np.ndarray, units: np.ndarray) -> tuple[float, float]:
-    """Of the mean difference, in percent, units drawn again."""
-    sums, sizes = np.bincount(units, differences), np.bincount(units)
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(ROUNDS):
-        own = rng.integers(0, len(sums), len(sums))
-        drawn.append(100 * sums[own].sum() / sizes[own].sum())
+def _verdicts(folder: Path) -> dict[str, Row]:
+    path = folder / "verdicts.jsonl"
+    rows = json_lines(path)
+    for number, row in enumerate(rows, 1):
+        need(row, ("key", "score", *_SAME), f"{path}, line {number}")
+    return keyed(rows, lambda row: row["key"], path)
+
+
+def _change(a: float | None, b: float | None, draws: np.ndarray) -> Change:
+    one, other = (float("nan") if value is None else float(value) for value in (a, b))
+    draws = draws[np.isfinite(draws)]
+    if not len(draws):
+        return Change(one, other, other - one, None, None)
     edge = 100 * (1 - SHARE) / 2
-    low, high = np.percentile(drawn, [edge, 100 - edge])
-    return float(low), float(high)
+    low, high = np.percentile(draws, [edge, 100 - edge])
+    return Change(one, other, other - one, float(low), float(high))
+
+
+def _paired(scores: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """[draws] differences of the benchmark's own score: each draw of result.intervals takes the same units of the same
+    questions, whoever answered them. Empty where a file has no draws."""
+    one, other = (np.array(score.get("draws", ()), float) for score in scores)
+    return other - one if one.shape == other.shape else np.empty(0)
+
+
+def _drawn(gains: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """[draws] mean difference of questions in percent, units drawn again; gains, sizes: of each unit."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(ROUNDS):
+        own = rng.integers(0, len(sizes), len(sizes))
+        found.append(100 * gains[own].sum() / sizes[own].sum())
+    return np.array(found)
 
 
 def sign_test(one: int, other: int) -> float:
     """The chance of a split at least as uneven, of one + other fair coins (two-sided, exact)."""
-    count, few = one + other, min(one, other)
-    tail = sum(math.comb(count, k) for k in range(few + 1))
+    count = one + other
+    ways = tail = 1  # to choose k of them; for all k so far
+    for k in range(min(one, other)):
+        ways = ways * (count - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**count)
 
 
@@ -139,15 +193,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    table = Table("task", "n", "A", "B", "B - A", "95 %", "only A right", "only B right", "p", box=None)
+    table = Table("", "A", "B", "B - A", "95 %", "ahead", "p", box=None)
     for one in found:
+        table.add_row(f"{one.task} score", *_cells(one.score))
         table.add_row(
-            one.task, f"{one.n:,}", f"{one.mean_a:.2f}", f"{one.mean_b:.2f}", f"{one.difference:+.2f}",
-            f"{one.low:+.2f} to {one.high:+.2f}", str(one.only_a), str(one.only_b), f"{one.p:.3g}",
-        )  # fmt: skip
+            f"{one.n:,} questions",
+            *_cells(one.questions),
+            f"{one.units_a:,} : {one.units_b:,}",
+            f"{one.p:.2g}",
+        )
     Console().print(table)
     return 0
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    within = "" if change.low is None else f"{change.low:+.2f} to {change.high:+.2f}"
+    return f"{change.a:.2f}", f"{change.b:.2f}", f"{change.difference:+.2f}", within
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import csv
 import hashlib
 import io
 import json
+import math
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +39,36 @@ def json_value(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The one object of a JSON file.
+
+    Raises:
+        UserError: naming the file, where it is missing, no JSON, something else or empty, or names something twice.
+    """
+    try:
+        found = json.loads(read_text(path), object_pairs_hook=unique(path))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path}: expected a JSON object with something in it; fetch it again")
+    return found
+
+
+def unique(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """For json's object_pairs_hook, which would let the last of several win: refuses a name that is there twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise UserError(f"{path}: {twice} is there twice; two runs in one file? Keep one of them")
+        return found
+
+    return once
+
+
 def json_lines(path: Path) -> list[Row]:
     """The objects of a file with one in each line, or of a JSON list.
 
@@ -58,25 +90,40 @@ def json_lines(path: Path) -> list[Row]:
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    """The rows of a .tsv, .csv or .xlsx file under the names of its first row.
+    """The rows of a .tsv, .csv or .xlsx file under the names of its first row; or the objects of a .json file, which
+    tools write in place of such.
 
     Raises:
-        UserError: naming file and row, where it is missing, empty, damaged, or a row has other columns than the first.
+        UserError: naming file and row, where it is missing, empty, damaged, of another kind, or a row has other columns
+            than the first.
     """
-    if path.suffix.lower() == ".xlsx":
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        objects = json_lines(path)
+        for number, own in enumerate(objects, 1):
+            if set(own) != set(objects[0]):
+                raise UserError(
+                    f"{path}, row {number}: it has {', '.join(own)}, but the first row {', '.join(objects[0])}; two "
+                    "files in one? Keep one of them"
+                )
+        return [{name: as_text(cell) for name, cell in own.items()} for own in objects]
+    if suffix == ".xlsx":
         rows = _sheet(path)
-    else:
+    elif suffix in _SEPARATORS:
         csv.field_size_limit(2**31 - 1)  # pictures are in some
-        reader = csv.reader(
-            io.StringIO(read_text(path), newline=""), delimiter=_SEPARATORS[path.suffix.lower()]
-        )
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=_SEPARATORS[suffix])
         try:
             rows = [row for row in reader if row]
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}; fetch it again") from None
+    else:
+        raise UserError(f"{path}: expected a table: {', '.join(TABLES)} or .json")
     if len(rows) < 2:
         raise UserError(f"{path}: empty; expected a row of names and one for each question")
     names = rows[0]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: {', '.join(twice)} is there twice in its first row; rename or remove one")
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(names):
             raise UserError(
@@ -91,8 +138,9 @@ def _sheet(path: Path) -> list[list[str]]:
     import openpyxl
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True)
-        rows = [[_text(cell) for cell in row] for row in book.worksheets[0].iter_rows(values_only=True)]
+        sheet = openpyxl.load_workbook(path, read_only=True).worksheets[0]
+        sheet.reset_dimensions()  # some tools note another size than the sheet has, and cells beyond it would be lost
+        rows = [[as_text(cell) for cell in row] for row in sheet.iter_rows(values_only=True)]
     except FileNotFoundError:
         raise UserError(f"{path}: not there") from None
     # A damaged archive, or one without what a workbook has: openpyxl raises what its parsers do.
@@ -103,8 +151,14 @@ def _sheet(path: Path) -> list[list[str]]:
     return [row + [""] * (width - len(row)) for row in rows]
 
 
-def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell)
+def as_text(cell: Any) -> str:
+    """A cell or an id, which may have a type; of nothing "". A whole number is written as one: where others of a column
+    are missing, tools write 1 as 1.0."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell)
 
 
 def keyed(rows: Iterable[Row], key: Callable[[Row], K], path: Path) -> dict[K, Row]:

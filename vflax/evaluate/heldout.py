@@ -1,33 +1,20 @@
-"""Evaluation in the loop: loss and greedy answers on held-out samples."""
+"""Loss and greedy answers on held-out samples."""
 
 from __future__ import annotations
 
 import collections
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
-from vflax import conversation
-from vflax.data.pipeline import Data
 from vflax.data.questions import Question
-from vflax.errors import UserError
-from vflax.generate.greedy import greedy
-from vflax.sharding import BATCH_AXES, platform
-from vflax.step import make_eval_step
-from vflax.workdir import ModelFiles
-from vflax.xla_options import compiler_options
+from vflax.generate.greedy import Prompt, greedy
 
-# What config.evaluate.tasks may name, and the metrics that each gives.
-TASKS = {
-    "loss": ("eval/loss",),
-    "accuracy": ("eval/accuracy", "eval/blind", "eval/words_short", "eval/words_long"),
-}
-# Questions answered at a time.
-_BATCH = 64
 # A task whose reference answers are longer than this in the median is judged by length, not by exact match.
 SHORT_ANSWER_WORDS = 5
 
@@ -41,95 +28,36 @@ class Answered:
     blind: str
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What one evaluation found.
-
-    metrics: {"eval/loss": ...}, flat numbers; empty where there was nothing to evaluate.
-    facts: the same and more for summary.json (see `score`); None where there was nothing.
-    answered: every question with its answers.
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] | None = None
-    answered: list[Answered] = field(default_factory=list)
-
-
-class Evaluator:
-    """Evaluates parameters on the held-out samples of a run's data, as config.evaluate says."""
-
-    def __init__(self, options: Any, graphdef: Any, files: ModelFiles, data: Data, mesh: Mesh) -> None:
-        """
-        Args:
-            options: config.evaluate.
-            graphdef: the model without its parameters.
-            files: tokenizer and template.
-            data: what to evaluate on.
-            mesh: where the parameters lie.
-        """
-        self._options, self._graphdef, self._files, self._data = options, graphdef, files, data
-        self._placement = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-        if data.has_heldout:
-            self._step = jax.jit(
-                make_eval_step(graphdef, data.heldout_capacity),
-                out_shardings=NamedSharding(mesh, PartitionSpec()),
-                compiler_options=compiler_options(platform(mesh)),
-            )
-
-    def __call__(self, params: Any) -> Evaluation:
-        """Evaluate {path: array}; every process of a run calls it."""
-        metrics: dict[str, float] = {}
-        facts: dict[str, Any] = {}
-        answered: list[Answered] = []
-        if "loss" in self._options.tasks and self._data.has_heldout:
-            batches = (
-                {k: jax.make_array_from_process_local_data(self._placement, v) for k, v in rows.items()}
-                for rows in self._data.heldout_batches()
-            )
-            facts["loss"] = metrics["eval/loss"] = heldout_loss(self._step, params, batches)
-        if "accuracy" in self._options.tasks and self._data.has_questions:
-            answered = self._answer(params)
-            scored = score(answered)
-            facts |= scored
-            shown = [(name, scored[name.removeprefix("eval/")]) for name in TASKS["accuracy"]]
-            metrics |= {name: value for name, value in shown if value is not None}
-        return Evaluation(metrics, facts or None, answered)
-
-    def _answer(self, params: Any) -> list[Answered]:
-        files = self._files
-        questions = self._data.heldout_questions(self._options.samples_per_task)
-        options = {
-            "tokenizer": files.tokenizer, "eos_ids": conversation.stop_ids(files.template, files.tokenizer),
-            "max_new_tokens": self._options.max_new_tokens, "batch_size": _BATCH,
-        }  # fmt: skip
-        seen = answer(params, self._graphdef, questions, **options)
-        blind = answer(params, self._graphdef, permute_images(questions), **options)
-        return [Answered(q, a, b) for q, a, b in zip(questions, seen, blind, strict=True)]
-
-
-def check_tasks(tasks: Sequence[str], best_metric: str) -> None:
-    """Refuse a name in config.evaluate.tasks that is none, and a config.checkpoint.best_metric that none gives."""
-    unknown = sorted(set(tasks) - set(TASKS))
-    if unknown:
-        raise UserError(f"config.evaluate.tasks: {', '.join(unknown)} unknown; there are: {', '.join(TASKS)}")
-    given = [metric for task in tasks for metric in TASKS[task]]
-    if best_metric and best_metric not in given:
-        raise UserError(
-            f"config.checkpoint.best_metric={best_metric!r} is not measured: config.evaluate.tasks={tuple(tasks)} "
-            f"gives {', '.join(given) or 'nothing'}. Choose one of these, or '' to keep no best checkpoint"
-        )
-
-
 def heldout_loss(
-    eval_step: Callable[..., Mapping[str, jax.Array]], params: Any, batches: Iterable[Mapping[str, jax.Array]]
-) -> float:
-    """Mean loss in nats per supervised token over all batches (one global mean); nan without any."""
-    total, tokens = 0.0, 0.0
-    for batch in batches:
-        result = eval_step(params, batch)
-        total += float(result["loss_sum"])
-        tokens += float(result["tokens"])
-    return total / tokens if tokens else float("nan")
+    eval_step: Callable[..., Mapping[str, jax.Array]],
+    params: Any,
+    batches: Iterable[tuple[Mapping[str, jax.Array], Sequence[Sequence[str]]]],
+) -> tuple[float, dict[str, float]]:
+    """Mean loss in nats per supervised token, over all batches and over those of each task.
+
+    Args:
+        eval_step: see `vflax.step.make_eval_step`.
+        params: {path: array}.
+        batches: each with the tasks of the samples of its rows.
+
+    Returns:
+        (one global mean, {task: mean}); nan without any supervised token.
+    """
+    sums: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for batch, rows in batches:
+        result = jax.device_get(eval_step(params, batch))
+        for losses, segments, tasks in zip(result["losses"], result["segments"], rows, strict=True):
+            if np.isnan(losses).any():
+                return float("nan"), {}
+            of_segment = np.bincount(segments, losses.astype(np.float64), len(tasks) + 1)
+            counts = np.bincount(segments, minlength=len(tasks) + 1)
+            for task, loss, count in zip(tasks, of_segment[1:], counts[1:], strict=True):
+                sums[task] = sums.get(task, 0.0) + float(loss)
+                tokens[task] = tokens.get(task, 0) + int(count)
+    total = sum(tokens.values())
+    mean = math.fsum(sums.values()) / total if total else float("nan")
+    return mean, {task: sums[task] / tokens[task] for task in sorted(sums) if tokens[task]}
 
 
 def permute_images(questions: Sequence[Question]) -> list[Question]:
@@ -154,23 +82,18 @@ def permute_images(questions: Sequence[Question]) -> list[Question]:
 def answer(
     params: Any,
     graphdef: Any,
-    questions: Sequence[Question],
+    prompts: Sequence[Prompt],
     *,
     tokenizer: Any,
     eos_ids: Sequence[int],
     max_new_tokens: int,
     batch_size: int,
 ) -> list[str]:
-    """Greedy answers as stripped text, in the questions' order."""
+    """Greedy answers as stripped text, in the prompts' order."""
     answers = greedy(
-        params,
-        graphdef,
-        [(q.ids, q.images) for q in questions],
-        eos_ids=eos_ids,
-        pad_id=tokenizer.pad_id,
-        max_new_tokens=max_new_tokens,
+        params, graphdef, prompts, eos_ids=eos_ids, pad_id=tokenizer.pad_id, max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-    )
+    )  # fmt: skip
     return [tokenizer.decode([int(i) for i in a.ids]).strip() for a in answers]
 
 

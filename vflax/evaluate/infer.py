@@ -14,11 +14,17 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vflax.errors import UserError
+from vflax.evaluate.hosts import Hosts
 from vflax.evaluate.journal import Journal
-from vflax.evaluate.question import Picture, Question
+from vflax.evaluate.question import Picture
 
-OnAnswer = Callable[[str, str | None, str], None]
-"""(key, prediction, finish: "stop" or "length"); None and "too_long" where a question does not fit into the model."""
+# Seconds between two lines of progress where stderr is no terminal.
+_TELL = 30
+
+OnAnswer = Callable[[str, str | None, str, tuple[int, int]], None]
+"""(key, prediction, finish, (tokens of the prompt, of the answer)). finish: "stop", "length" or what else an endpoint
+says; where a question does not fit into the model there is no prediction, and finish is "too_long"."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Ask:
 
 
 class Model(Protocol):
-    """Something that answers. identity: what decides its answers, for manifests; decoding is greedy always."""
+    """Something that answers. identity: what decides its answers, as JSON; decoding is greedy always."""
 
     identity: Mapping[str, Any]
 
@@ -53,52 +59,58 @@ def infer(
     folder: Path,
     asked: Sequence[Ask],
     identity: Mapping[str, Any],
+    hosts: Hosts = Hosts(),  # noqa: B008 (an immutable tuple)
     *,
-    process: int = 0,
-    processes: int = 1,
-    wait: Callable[[], None] = lambda: None,
     show_progress: bool = True,
 ) -> str:
-    """Write predictions.jsonl of a task, or go on with it.
+    """Write predictions.jsonl of a task, or go on with it; all hosts call it.
 
     Args:
-        model: who answers.
+        model: who answers. Where there are several hosts it answers all or raises.
         folder: OUT/TASK.
         asked: all questions of the benchmark, in its order.
         identity: what decides a prediction beside the model and the questions.
-        process, processes: which host this is, of how many.
-        wait: returns once all hosts are there.
+        hosts: this one among those that share the questions.
         show_progress: on stderr.
 
     Returns:
         "", or why there is no predictions.jsonl yet.
 
     Raises:
-        UserError: a question that cannot be asked, or predictions of another run in `folder`.
+        UserError: a question that cannot be asked, predictions of another run in `folder`, a disk that is full.
     """
-    journal = Journal(folder, {"model": model.identity, "questions": digest(asked), **identity}, process)
-    keys = [ask.key for ask in asked]
-    left = [ask for number, ask in enumerate(asked) if number % processes == process]
-    left = [ask for ask in left if ask.key not in journal.found]
+    if hosts.process:
+        hosts.wait()  # for run.json
+    journal = Journal(
+        folder, {"model": model.identity, "questions": digest(asked), **identity}, hosts.process
+    )
+    if not hosts.process:
+        hosts.wait()
+    left = [ask for ask in asked[hosts.process :: hosts.processes] if ask.key not in journal.found]
+    pictures = {ask.key: len(ask.pictures) for ask in left}
+    began = time.monotonic()
+    done = len(asked[hosts.process :: hosts.processes]) - len(left)
     try:
-        with _line(folder.name, len(asked), len(asked) - len(left), left, show_progress) as advance:
+        with _line(folder.name, done, len(left), show_progress) as advance:
 
-            def on_answer(key: str, prediction: str | None, finish: str) -> None:
-                journal.add(key, prediction and prediction.strip(), finish)
-                advance(key)
+            def on_answer(key: str, prediction: str | None, finish: str, tokens: tuple[int, int]) -> None:
+                text = None if prediction is None else prediction.strip()
+                seconds = time.monotonic() - began
+                journal.add(key, text, finish, pictures=pictures[key], tokens=tokens, seconds=seconds)
+                advance(pictures[key])
 
             reason = model.answer(left, on_answer) if left else ""
     finally:
         journal.close()
-    wait()
-    if process:
-        wait()
+    hosts.wait()
+    if hosts.process or reason:
         return reason
-    missing = journal.finish(keys)
-    wait()
-    if missing and not reason:
-        reason = f"{len(missing):,} questions have no prediction, the first: {missing[0]}"
-    return reason
+    if missing := journal.finish([ask.key for ask in asked]):
+        raise UserError(
+            f"{folder}: {len(missing):,} questions have no prediction though all hosts are done, the first: "
+            f"{missing[0]}; --out must be one folder that all hosts share. If it is, run the same command again"
+        )
+    return ""
 
 
 def digest(asked: Iterable[Ask]) -> str:
@@ -110,38 +122,34 @@ def digest(asked: Iterable[Ask]) -> str:
     return whole.hexdigest()
 
 
-def asks(
-    questions: Sequence[Question], prompt: Callable[[Question, str], str], style: str, max_tokens: int
-) -> list[Ask]:
-    """Questions as they are asked in a style."""
-    return [Ask(q.key, prompt(q, style), q.pictures, max_tokens) for q in questions]
-
-
 @contextmanager
-def _line(
-    what: str, total: int, done: int, left: Sequence[Ask], show: bool
-) -> Iterator[Callable[[str], None]]:
-    """The progress line on stderr: done, pictures per second, time left."""
-    pictures = {ask.key: len(ask.pictures) for ask in left}
+def _line(what: str, done: int, left: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """Progress on stderr: done, pictures per second, time left; on a terminal a line that moves, else one in a while.
+
+    Gives what is to be called with each answer's number of pictures.
+    """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
     console = Console(stderr=True)
-    began, seen = time.monotonic(), 0
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as progress:
-        task = progress.add_task(what, total=total, completed=done, rate="")
+    plain = show and not console.is_terminal
+    began = told = time.monotonic()
+    answers = pictures = 0
+    with Progress(*columns, console=console, disable=plain or not show) as progress:
+        task = progress.add_task(what, total=done + left, completed=done, rate="")
 
-        def advance(key: str) -> None:
-            nonlocal seen
-            seen += pictures[key]
-            rate = seen / max(time.monotonic() - began, 1e-3)
-            progress.update(task, advance=1, rate=f"{rate:.1f} pictures/s")
+        def advance(more: int) -> None:
+            nonlocal answers, pictures, told
+            answers, pictures, now = answers + 1, pictures + more, time.monotonic()
+            rate = f"{pictures / max(now - began, 1e-3):.1f} pictures/s"
+            progress.update(task, advance=1, rate=rate)
+            if plain and (answers == left or now - told > _TELL):
+                told = now
+                remaining = (now - began) / answers * (left - answers)
+                print(
+                    f"{what}: {done + answers:,} of {done + left:,} questions, {rate}, {remaining:,.0f} s left",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
 
         yield advance
-    if left and show and not console.is_terminal:
-        seconds = time.monotonic() - began
-        print(
-            f"{what}: {len(left):,} questions in {seconds:.0f} s, {seen / seconds:.1f} pictures/s",
-            file=sys.stderr,
-        )

@@ -8,26 +8,57 @@ cannot be read, is asked for again. The grades are a function of the replies on 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from vflax.endpoint.account import Account
-from vflax.endpoint.asking import Asker, Request, stored_reply
+from vflax.endpoint.account import Account, Prices, Tokens
+from vflax.endpoint.asking import TOKEN_LIMITS, Asker, Request, laid_over, stored_reply
 from vflax.endpoint.responses import Responses, Stored, open_responses
 from vflax.endpoint.session import Endpoint, ask_all
 from vflax.errors import UserError
-from vflax.evaluate.files import json_lines, keyed, need
+from vflax.evaluate.files import digest, json_lines, json_value, keyed, need
+from vflax.evaluate.journal import replace
 from vflax.evaluate.judging import Judged
 from vflax.evaluate.question import Question
 
+GRADED, FACTS = "graded.jsonl", "judge.json"
+
 
 @dataclass(frozen=True)
-class _Job:
-    question: Question
-    prediction: str
+class _Exam:
+    """What is asked of a judge. times: how often each prediction is graded; parameters: see `judge`."""
+
+    task: Judged
+    model: str
+    times: int
+    parameters: Mapping[str, Any]
+
+    def attempts(self, question: Question, prediction: str, run: int) -> Iterator[Request]:
+        """What is sent for one grade, one after the other until a reply can be read."""
+        for attempt in range(self.task.ATTEMPTS):
+            wanted = self.task.judge_request(question, prediction, attempt)
+            usual = {"temperature": wanted.temperature, "max_tokens": wanted.max_tokens}
+            sent = laid_over(usual, self.parameters)
+            yield Request(self.model, wanted.messages, sent, run * self.task.ATTEMPTS + attempt)
+
+    def grade(self, question: Question, stored: Stored) -> Any:
+        """What a reply says, None where it cannot be read.
+
+        Raises:
+            UserError: the request is longer than what the judge reads.
+        """
+        reply = stored_reply(stored)
+        if reply.finish == "too_long":
+            raise UserError(
+                f"{question.key}: longer with its request than what the judge {self.model} reads; choose one that "
+                "reads more"
+            )
+        return self.task.read_grade(reply.text)
 
 
 def judge(
@@ -38,6 +69,7 @@ def judge(
     cache: Path,
     *,
     runs: int | None = None,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
     show_progress: bool = True,
 ) -> str:
     """Write graded.jsonl and judge.json beside a task's predictions.jsonl.
@@ -49,6 +81,7 @@ def judge(
         endpoint: the judge.
         cache: the file of its replies; several tasks and runs may share it.
         runs: how often each answer is graded; None: as published numbers were made.
+        parameters: laid over the benchmark's temperature and max_tokens; None leaves one out.
         show_progress: on stderr.
 
     Returns:
@@ -61,22 +94,21 @@ def judge(
     rows = json_lines(path)
     need(rows[0], ("key", "prediction"), str(path))
     said = keyed(rows, lambda row: row["key"], path)
-    if foreign := [key for key in said if key not in {question.key for question in questions}]:
+    known = {question.key for question in questions}
+    if foreign := [key for key in said if key not in known]:
         raise UserError(f"{path}: {foreign[0]} is no question of this {task.NAME}")
-    jobs = [
-        _Job(question, text)
-        for question in questions
-        if (text := said.get(question.key, {}).get("prediction")) is not None
-    ]
-    times = task.RUNS if runs is None else runs
+    jobs = [(q, text) for q in questions if (text := said.get(q.key, {}).get("prediction")) is not None]
+    exam = _Exam(task, endpoint.model, task.RUNS if runs is None else runs, parameters)
+    if endpoint.budget is not None and jobs and not next(exam.attempts(*jobs[0], 0)).most_tokens:
+        raise UserError(f"--budget: needs a limit of tokens per reply ({' or '.join(TOKEN_LIMITS)})")
 
-    async def settle(asker: Asker, job: _Job) -> str | None:
-        for run in range(times):
-            for request in _attempts(task, job, run, endpoint.model):
+    async def settle(asker: Asker, job: tuple[Question, str]) -> str | None:
+        for run in range(exam.times):
+            for request in exam.attempts(*job, run):
                 stored = await asker.ask(request)
                 if stored is None:
                     return None
-                if task.read_grade(stored_reply(stored).text) is not None:
+                if exam.grade(job[0], stored) is not None:
                     break
         return ""
 
@@ -88,49 +120,52 @@ def judge(
         if stop.is_error:
             raise UserError(f"{stop.reason}. Replies that came are kept in {cache}")
         graded, used = [], []
-        for job in jobs:
-            found = _grades(task, job, times, endpoint.model, responses)
+        for question, prediction in jobs:
+            found = _grades(exam, question, prediction, responses)
             if found is None:
                 failed = next(iter(asker.failures.values()), "")
-                return stop.reason or f"{job.question.key} has no grade yet: {failed}"
+                return stop.reason or f"{question.key} has no grade yet: {failed}"
             grades, replies = found
-            graded.append(
-                {
-                    "key": job.question.key,
-                    "prediction": job.prediction,
-                    "grades": grades,
-                    "judge": endpoint.model,
-                }
-            )
+            row = {"key": question.key, "prediction": prediction, "grades": grades, "judge": endpoint.model}
+            graded.append(json.dumps(row, ensure_ascii=False) + "\n")
             used += replies
-        facts = {**_facts(task, jobs, times, endpoint, used), "cost": account.cost()}
-    _write(folder / "graded.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in graded))
-    _write(folder / "judge.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    replace(folder / GRADED, "".join(graded))
+    facts = {
+        "judge": endpoint.model,
+        "base_url": endpoint.url,
+        **_facts(exam, jobs, used, endpoint.prices),
+        "graded_sha256": digest([folder / GRADED]),
+    }
+    replace(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return ""
 
 
-def _attempts(task: Judged, job: _Job, run: int, model: str) -> Iterator[Request]:
-    """What is sent for one grade, one after the other until a reply can be read."""
-    for attempt in range(task.ATTEMPTS):
-        wanted = task.judge_request(job.question, job.prediction, attempt)
-        parameters = {"temperature": wanted.temperature, "max_tokens": wanted.max_tokens}
-        yield Request(model, wanted.messages, parameters, run * task.ATTEMPTS + attempt)
+def facts(folder: Path) -> dict[str, Any]:
+    """Of the judge whose grades are in a folder: what is in judge.json.
+
+    Raises:
+        UserError: one of the two files is missing, or they are not of one step.
+    """
+    found: dict[str, Any] = json_value(folder / FACTS)
+    if found.get("graded_sha256") != digest([folder / GRADED]):
+        raise UserError(f"{folder / FACTS}: is of other grades than {GRADED}; run the judge step again")
+    return found
 
 
 def _grades(
-    task: Judged, job: _Job, runs: int, model: str, responses: Responses
+    exam: _Exam, question: Question, prediction: str, responses: Responses
 ) -> tuple[list[Any], list[Stored]] | None:
     """A grade, or None where no reply could be read, for each run; and the replies. None: replies are missing."""
     grades: list[Any] = []
     used = []
-    for run in range(runs):
+    for run in range(exam.times):
         grade = None
-        for request in _attempts(task, job, run, model):
+        for request in exam.attempts(question, prediction, run):
             stored = responses.get(request.key)
             if stored is None:
                 return None
             used.append(stored)
-            grade = task.read_grade(stored_reply(stored).text)
+            grade = exam.grade(question, stored)
             if grade is not None:
                 break
         grades.append(grade)
@@ -138,30 +173,34 @@ def _grades(
 
 
 def _facts(
-    task: Judged, jobs: Sequence[_Job], runs: int, endpoint: Endpoint, used: Sequence[Stored]
+    exam: _Exam, jobs: Sequence[tuple[Question, str]], used: Sequence[Stored], prices: Prices | None
 ) -> Mapping[str, Any]:
-    """Who judged: what was asked for, what the endpoint says it is, when, how."""
-    versions: dict[str, int] = {}
+    """What was asked for, what the endpoint says it is and when: of the replies that the grades are read from, so that
+    grading again gives the same file. parameters: of the first attempt."""
+    versions: Counter[str] = Counter()
     for stored in used:
         body = json.loads(stored.body)
-        version = body.get("model") if isinstance(body, dict) else None
-        versions[str(version)] = versions.get(str(version), 0) + 1
-    tokens = sum((stored.tokens for stored in used), start=type(used[0].tokens)()) if used else None
-    wanted = task.judge_request(jobs[0].question, jobs[0].prediction, 0) if jobs else None
+        versions[str(body.get("model") if isinstance(body, dict) else None)] += 1
+    tokens = sum((stored.tokens for stored in used), start=Tokens())
+    published = exam.task.judge_request(*jobs[0], 0).model if jobs else None
+    sent = next(exam.attempts(*jobs[0], 0)).parameters if jobs else {}
+    first, last = (
+        (
+            datetime.fromtimestamp(which(s.time for s in used), UTC).isoformat(timespec="seconds")
+            if used
+            else None
+        )
+        for which in (min, max)
+    )
     return {
-        "judge": endpoint.model,
-        "base_url": endpoint.url,
-        "versions": versions,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "runs": runs,
-        "temperature": wanted and wanted.temperature,
-        "max_tokens": wanted and wanted.max_tokens,
-        "judge of published numbers": wanted and wanted.model,
-        "tokens": tokens and asdict(tokens),
+        "versions": dict(sorted(versions.items())),
+        "date": first,
+        "last_date": last,
+        "runs": exam.times,
+        "temperature": sent.get("temperature"),
+        "parameters": sent,
+        "judge of published numbers": published,
+        "replies": len(used),
+        "tokens": asdict(tokens),
+        "cost": None if prices is None else prices.cost(tokens),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -10,19 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.evaluate.files import TABLES, Row, digest, json_lines, keyed, need, table
+from vflax.evaluate.files import TABLES, Row, digest, json_lines, need, table
 from vflax.evaluate.judging import Request, number, of_vflax, times, ungraded
+from vflax.evaluate.llava_bench_data import COCO, WILD, BenchQuestion, load, order, rows_by
 from vflax.evaluate.predictions import Name, Said, join, without_answers
-from vflax.evaluate.question import Picture, Question, limited
+from vflax.evaluate.question import Question, limited
 from vflax.evaluate.result import Score, Verdict, make
-from vflax.small_files import read_json
 
 NAME = "llava_bench"
 MODES = {
@@ -33,50 +32,16 @@ MODES = {
 }
 FORMATS = {
     "llava": "LLaVA's reviews: JSON lines with question_id, category and tuple; or a folder of several such files",
-    "vlmevalkit": "VLMEvalKit's table after its judge: index, category, gpt4_score, score",
+    "vlmevalkit": "VLMEvalKit's table after its judge (.xlsx, .tsv, .json): index, category, gpt4_score, score",
     "vflax": "JSON lines with key, prediction and grades: for each review [GPT-4's, the model's]; null where not read",
 }
 MAX_TOKENS = 1024
-CATEGORIES = ("complex", "conv", "detail")
 RUNS = 3
 ATTEMPTS = 1  # LLaVA's scripts ask once, whatever the reply
 
 _SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
-_PREFIX = "llava_bench_"
 _Pair = tuple[float, float]
 _UNREAD: _Pair = (-1.0, -1.0)
-
-
-class _Set(NamedTuple):
-    """The files of one of the two, folders that its pictures may be in, what is in front of a category's name in
-    rule.json, and the categories of its questions 0, 1 and so on."""
-
-    questions: str
-    answers: str
-    context: str
-    images: tuple[str, ...]
-    prefix: str
-    categories: tuple[str, ...]
-
-
-_LETTERS = {"c": "conv", "d": "detail", "x": "complex"}
-_WILD = _Set(
-    "questions.jsonl", "answers_gpt4.jsonl", "context.jsonl", ("images",), _PREFIX,
-    tuple(_LETTERS[c] for c in "cdxxccdxdxxccxdxcdxdxcxxxdxcccdxcxxxcdxdxcxcxdxdxcxcdxcdxdxx"),
-)  # fmt: skip
-_COCO = _Set(
-    "qa90_questions.jsonl", "qa90_gpt4_answer.jsonl", "caps_boxes_coco2014_val_80.jsonl", ("images", "val2014"), "",
-    ("conv", "detail", "complex") * 30,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BenchQuestion(Question):
-    """answer: GPT-4's; context: what the judge is told of the picture; role, rule: of LLaVA's rule.json, "" without."""
-
-    context: str = ""
-    role: str = ""
-    rule: str = ""
 
 
 class _Graded(NamedTuple):
@@ -87,98 +52,9 @@ class _Graded(NamedTuple):
     category: str
 
 
-# --- the release -----------------------------------------------------------------------------------------------------
-
-
-def load(data: Path, *, custom: bool = False) -> list[Question]:
-    """The questions of a release.
-
-    Args:
-        data: a folder with questions.jsonl, answers_gpt4.jsonl, context.jsonl and images (in the wild), or with
-            qa90_questions.jsonl, qa90_gpt4_answer.jsonl, caps_boxes_coco2014_val_80.jsonl and images or val2014 (COCO).
-            LLaVA's rule.json beside them is what a judge is told; without it there is nothing to tell one.
-        custom: a set of one's own in one of these formats.
-
-    Raises:
-        UserError: a file, an answer, a context or a picture is not there, or other questions than were released.
-    """
-    own = next((own for own in (_WILD, _COCO) if (data / own.questions).is_file()), None)
-    if own is None:
-        raise UserError(
-            f"{data}: no {_WILD.questions}, as LLaVA-Bench (In-the-Wild) has it, and no {_COCO.questions}, as LLaVA's "
-            "evaluation on COCO has it"
-        )
-    path, rule_path = data / own.questions, data / "rule.json"
-    answers = _keyed(data / own.answers, "question_id", "text")
-    contexts = _keyed(data / own.context, "image")
-    rules = read_json(rule_path) if rule_path.is_file() else {}
-    folders = [data / name for name in own.images if (data / name).is_dir()]
-    found: list[Question] = []
-    for key, row in _keyed(path, "question_id", "image", "text", "category").items():
-        image, category = str(row["image"]), str(row["category"])
-        if key not in answers or image not in contexts:
-            lacking = data / (own.context if key in answers else own.answers)
-            raise UserError(f"{lacking}: nothing on question {key}, picture {image}; fetch it again")
-        rule = rules.get(own.prefix + category) or {"role": "", "prompt": ""}
-        need(rule, ("role", "prompt"), f"{rule_path}: {own.prefix + category}")
-        found.append(
-            BenchQuestion(
-                key, str(row["text"]), str(answers[key]["text"]), {"category": category}, key,
-                _pictures(folders, image),
-                context=_context(contexts[image], f"{data / own.context}: {image}"),
-                role=str(rule["role"]), rule=str(rule["prompt"]),
-            )
-        )  # fmt: skip
-    here, released = {question.key: question.groups["category"] for question in found}, _released(own)
-    if not custom and here != released:
-        odd = sorted((k for k in {*here, *released} if here.get(k) != released.get(k)), key=_order)
-        raise UserError(
-            f"{path}: {len(here)} questions, released were {len(released)}; {len(odd)} differ in number or category, "
-            f"as {', '.join(odd[:3])}. Fetch it again, or say --custom for a set of your own"
-        )
-    return sorted(found, key=lambda question: _order(question.key))
-
-
 def prompt(question: Question, style: str) -> str:
     """What a model is asked: the question, by everybody's rule."""
     return question.text
-
-
-def _keyed(path: Path, *keys: str) -> dict[str, Row]:
-    """Rows that have all of `keys`, by the first of these."""
-    rows = json_lines(path)
-    for line, row in enumerate(rows, 1):
-        need(row, keys, f"{path}, line {line}")
-    return keyed(rows, lambda row: str(row[keys[0]]), path)
-
-
-def _pictures(folders: Sequence[Path], name: str) -> tuple[Picture, ...]:
-    """From the first of the folders that has it, with COCO's prefix or without; without folders there are none."""
-    paths = [folder / spelled for folder in folders for spelled in (name, f"COCO_val2014_{name}")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None and paths:
-        raise UserError(f"{paths[0]}: not there; fetch the pictures again")
-    return () if path is None else (Picture(name, path.read_bytes),)
-
-
-def _context(row: Row, where: str) -> str:
-    """Captions and boxes as LLaVA's scripts join them. In the wild a caption is one string, of which the script joins
-    the letters by line breaks: so was every published number made, and so it is here."""
-    if "captions" not in row:
-        need(row, ("caption",), where)
-        return "\n".join(row["caption"])
-    need(row, ("instances",), where)
-    boxes = "\n".join(f"{box['category']}: {box['bbox']}" for box in row["instances"])
-    return "\n".join(row["captions"]) + "\n\n" + boxes
-
-
-def _released(own: _Set) -> dict[str, str]:
-    """{key: category}."""
-    return {str(number): category for number, category in enumerate(own.categories)}
-
-
-def _order(key: str) -> tuple[int, str]:
-    return int(key) if key.isascii() and key.isdecimal() else 0, key
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------
@@ -231,16 +107,17 @@ def recognise(predictions: Path) -> str | None:
     if predictions.suffix.lower() in TABLES:
         return "vlmevalkit"
     first = json_lines(predictions)[0]
-    return "vflax" if "key" in first else "llava" if "question_id" in first else None
+    names = {"key": "vflax", "question_id": "llava", "index": "vlmevalkit"}
+    return next((format for name, format in names.items() if name in first), None)
 
 
 def _of_llava(paths: Sequence[Path]) -> list[_Graded]:
     """Reviews of the same answers to the same questions."""
-    reviews = [_keyed(path, "question_id") for path in paths]
+    reviews = [rows_by(path, "question_id") for path in paths]
     first = reviews[0]
     for path, review in zip(paths[1:], reviews[1:], strict=True):
         if review.keys() != first.keys():
-            key = min(review.keys() ^ first.keys(), key=_order)
+            key = min(review.keys() ^ first.keys(), key=order)
             raise UserError(f"{path if key in first else paths[0]}: no review of question {key}; finish it")
         for key, row in review.items():
             for name, remedy in (
@@ -274,9 +151,9 @@ def _of_review(row: Row, where: str) -> _Pair:
 def _of_vlmevalkit(path: Path, custom: bool) -> list[_Graded]:
     rows = table(path)
     need(rows[0], ("index", "category", "prediction"), f"{path}, row 1")
-    if not custom and len(rows) != len(_WILD.categories):
+    if not custom and len(rows) != len(WILD.categories):
         raise UserError(
-            f"{path}: {len(rows)} rows, LLaVA-Bench (In-the-Wild) has {len(_WILD.categories)}; a part of it? Say "
+            f"{path}: {len(rows)} rows, LLaVA-Bench (In-the-Wild) has {len(WILD.categories)}; a part of it? Say "
             "--custom for a set of your own"
         )
     graded = []
@@ -305,13 +182,11 @@ def _pair(value: Any, where: str) -> _Pair:
 
 def _reviewed(graded: Sequence[_Graded], custom: bool) -> list[Question]:
     """The questions of reviews without data: all of a release, where the categories are those of one."""
-    kinds = {row.category for row in graded}
-    here = {str(row.said.name): row.category.removeprefix(_PREFIX) for row in graded}
-    if not custom and kinds <= {_PREFIX + name for name in CATEGORIES}:
-        here = _released(_WILD)
-    elif not custom and kinds <= set(CATEGORIES):
-        here = _released(_COCO)
-    return [_question(key, here[key]) for key in sorted(here, key=_order)]
+    here = {str(row.said.name): row.category.removeprefix(WILD.prefix) for row in graded}
+    for own in () if custom else (WILD, COCO):
+        if {row.category for row in graded} <= {own.prefix + name for name in own.categories}:
+            here = own.released()
+    return [_question(key, here[key]) for key in sorted(here, key=order)]
 
 
 def _question(key: str, category: str) -> Question:
@@ -336,10 +211,12 @@ def score(
     The score is rounded as the rule has it; intervals are of ratios of means, unrounded.
     """
     paths = sorted(predictions.glob("*.jsonl")) if predictions.is_dir() else [predictions]
+    if not paths:
+        raise UserError(f"{predictions}: no reviews (*.jsonl) there")
     if format == "vlmevalkit":
         graded = _of_vlmevalkit(predictions, custom)
         questions = [_question(str(row.said.name), row.category) for row in graded]
-        questions.sort(key=lambda question: _order(question.key))
+        questions.sort(key=lambda question: order(question.key))
     else:
         graded = _of_llava(paths) if format == "llava" else _of_vflax(predictions)
         if data is not None:
@@ -351,7 +228,7 @@ def score(
     named: dict[Name, Question] = {question.key: question for question in questions}
     joined = join([row.said for row in graded], named, predictions, "LLaVA-Bench")
     for row in graded:
-        here, there = row.category.removeprefix(_PREFIX), named[row.said.name].groups.get("category", "")
+        here, there = row.category.removeprefix(WILD.prefix), named[row.said.name].groups.get("category", "")
         if here not in ("", there):
             raise UserError(
                 f"{predictions}: question {row.said.name} is {here} there, and {there} in LLaVA-Bench; reviews for "

@@ -7,26 +7,32 @@ The score is the share of questions that are; first_pass is that of questions wh
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from string import ascii_uppercase
-from typing import Any
 
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.evaluate import choices
-from vflax.evaluate.files import TABLES, digest, json_lines, need, table
+from vflax.evaluate import choice_tables, choices
+from vflax.evaluate.files import TABLES, digest, json_lines, need
+from vflax.evaluate.mmbench_data import (
+    ABILITIES,
+    KINDS,
+    group_of,
+    index_of,
+    load,
+    other_size,
+    prompt,
+    questions_of,
+    release,
+    version,
+)  # fmt: skip
 from vflax.evaluate.predictions import OWN, Said, join, of_vflax, without_answers
-from vflax.evaluate.question import Picture, Question, limited
+from vflax.evaluate.question import Question, limited
 from vflax.evaluate.result import Score, Verdict, make, mean
+
+__all__ = ["FORMATS", "MAX_TOKENS", "MODES", "NAME", "load", "prompt", "recognise", "score"]
 
 NAME = "mmbench"
 MODES = {
@@ -43,41 +49,7 @@ FORMATS = {
     "vflax": OWN,
 }
 MAX_TOKENS = 1024
-# L2 abilities as VLMEvalKit shortens them, in the paper's order.
-ABILITIES = {
-    "coarse_perception": "CP",
-    "finegrained_perception (instance-level)": "FP-S",
-    "finegrained_perception (cross-instance)": "FP-C",
-    "attribute_reasoning": "AR",
-    "logic_reasoning": "LR",
-    "relation_reasoning": "RR",
-}
-# Rows, questions (0: not known) and name of a release; those of a language have as many as those of the other.
-_RELEASES = (
-    (4329, 1164, "MMBench_DEV v1.0 (2023-10-03)"),
-    (6666, 1784, "MMBench_TEST v1.0 (2023-10-03)"),
-    (10995, 2948, "MMBench v1.0 (2023-10-03), dev and test"),
-    (4377, 1176, "mmbench_dev_20230712, which LLaVA-1.5 was measured with"),
-    (6718, 0, "mmbench_test_20230712"),
-    (4876, 0, "MMBench_DEV v1.1"),
-    (20, 20, "the samples of MMBench's repository, one pass of each"),
-)
-# {md5: the release} as VLMEvalKit (image_mcq.py) lists them, of those whose number of rows is not known here.
-_FILES = {
-    "26f0f15381a21720255091d3e0316ce6": "MMBench_TEST_EN v1.1 (2024)",
-    "74bbe4556dac745613c7cbe5ad787050": "MMBench_TEST_CN v1.1 (2024)",
-    "8d1a704e791df6f5d9fb3ef782b65365": "MMBench_TEST_EN v1.1",
-    "156e6569f9547afb16603eca16e85373": "MMBench_TEST_CN v1.1",
-    "f9c363f74de7928b02fdd578dc6152a7": "MMBench v1.1, dev and test",
-    "4338802f2f40511ca20d660733a89544": "MMBench_CN v1.1, dev and test",
-}
-_PASS = 1_000_000
-# A picture that is shorter than this is the index of the row that has it.
-_REFERENCE = 64
-_KINDS = ("split", "l2-category", "category")
-_CHINESE = re.compile("[\u4e00-\u9fff]")
-_LLAVA_REQUEST = "Answer with the option's letter from the given choices directly."
-_LLAVA_REQUEST_CHINESE = "请直接回答选项字母。"
+_PREDICTIONS = (*choice_tables.SUFFIXES, ".jsonl")
 
 _Row = dict[str, str]
 _Rule = Callable[[str, Mapping[str, str]], str | None]
@@ -95,176 +67,12 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-@dataclass(frozen=True)
-class Asked(Question):
-    """hint: what goes before the question; "" where nothing does. text: the question alone. unit: the question that
-    this is a pass of. options: all whose cell is not empty, whatever it says. answer: "" where it is kept secret."""
-
-    hint: str = ""
-
-
-# --- the release ------------------------------------------------------------------------------------------------------
-
-
-def load(data: Path, *, custom: bool = False) -> list[Question]:
-    """The rows of a release, by index; each is a pass of a question.
-
-    Args:
-        data: MMBench's TSV, or a folder with one.
-        custom: a set of one's own in this format, of which numbers are not compared with the release.
-
-    Raises:
-        UserError: no such file, one that cannot be read, or of another number of rows than any release.
-    """
-    path = _only(data, TABLES)
-    rows = [_named(row) for row in table(path)]
-    need(rows[0], ("question",), str(path))
-    found = _questions(rows, path)
-    if not custom and not _release(len(found)) and _md5(path) not in _FILES:
-        raise _other_size(path, len(found))
-    return list(found)
-
-
-def prompt(question: Question, style: str) -> str:
-    """What a model is asked.
-
-    Args:
-        question: of `load`.
-        style: "llava": LLaVA's, whose options end where one is called None (or what else pandas takes for missing);
-            "vlmevalkit": its own for models without one, where such an option is left out; "plain": as MMBench's
-            repository puts it together.
-    """
-    hint = question.hint if isinstance(question, Asked) else ""
-    options = dict(question.options or {})
-    if style == "plain":
-        listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
-        return f"{hint + ' ' if hint else ''}{question.text} There are several options:\n{listed}"
-    if style == "vlmevalkit":
-        listed = "".join(f"{letter}. {text}\n" for letter, text in choices.pandas_options(options).items())
-        front = "" if hint in choices.PANDAS_MISSING else f"Hint: {hint}\n"
-        request = "Please select the correct answer from the options above. \n"
-        return f"{front}Question: {question.text}\nOptions:\n{listed}{request}"
-    lines = [] if _none_for_llava(hint) else [hint]
-    lines.append(question.text)
-    for letter in ascii_uppercase:
-        if _none_for_llava(options.get(letter, "")):
-            break
-        lines.append(f"{letter}. {options[letter]}")
-    chinese = _CHINESE.search("\n".join(lines))
-    return "\n".join([*lines, _LLAVA_REQUEST_CHINESE if chinese else _LLAVA_REQUEST])
-
-
-def version(questions: Sequence[Question], whole: bool = False) -> str:
-    """Of a set, by its number of rows (whole: of questions), and a digest of all questions, options and answers."""
-    rows = [(q.key, q.text, q.answer, dict(q.options or {})) for q in questions]
-    found = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return f"{_release(len(rows), whole) or 'of a size of its own'}; {len(rows):,} rows; sha256 {found}"
-
-
-def _none_for_llava(text: str) -> bool:
-    return text in choices.PANDAS_MISSING or text.lower() in ("nan", "none")
-
-
-def _only(path: Path, suffixes: Sequence[str]) -> Path:
-    """The file itself, or a folder's only one; of VLMEvalKit's, that of predictions, not what it computed from them."""
-    if not path.is_dir():
-        return path
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and "_acc" not in p.name)
-    files = [p for p in files if "mmbench" in p.name.lower()] or files
-    files = [p for p in files if not re.search(r"_result\.|_vanilla|_EM\.", p.name)] or files
-    if len(files) != 1:
-        raise UserError(
-            f"{path}: expected one file of MMBench ({', '.join(suffixes)}) there, found "
-            f"{', '.join(p.name for p in files) or 'none'}; name the file"
-        )
-    return files[0]
-
-
-def _named(row: Mapping[str, str]) -> _Row:
-    """A row under VLMEvalKit's names: all but the letters of options in small letters."""
-    found = {name if name in ascii_uppercase else name.lower(): value for name, value in row.items()}
-    if "l2_category" in found:  # as MMBench's repository has it
-        found.setdefault("l2-category", found["l2_category"])
-    return found
-
-
-def _questions(rows: Sequence[_Row], path: Path) -> list[Asked]:
-    need(rows[0], ("index", "A", "B"), str(path))
-    held = {row["index"]: row.get("image", "") for row in rows}
-    found: dict[int, Asked] = {}
-    for row in rows:
-        index = _index(row["index"], path)
-        where = f"{path}: index {index}"
-        if index in found:
-            raise UserError(f"{where} is there twice; two files in one? Fetch it again")
-        options = {letter: row[letter] for letter in ascii_uppercase if row.get(letter)}  # "None" is one
-        answer = row.get("answer", "")
-        if answer and answer not in tuple(ascii_uppercase):
-            raise UserError(f"{where}: the answer is {answer!r}, expected a letter; fetch it again")
-        groups = {kind: row[kind] for kind in _KINDS if row.get(kind, "") not in choices.PANDAS_MISSING}
-        if "l2-category" in groups:
-            groups["l2-category"] = ABILITIES.get(groups["l2-category"], groups["l2-category"])
-        unit, pictures = str(_group(row, path)), _pictures(row, held, where)
-        found[index] = Asked(
-            str(index), row.get("question", ""), answer, groups, unit, pictures, options, row.get("hint", "")
-        )
-    return [found[index] for index in sorted(found)]
-
-
-def _index(text: Any, path: Path) -> int:
-    try:
-        number = float(text)
-        if number != int(number):
-            raise ValueError
-    except (ValueError, OverflowError, TypeError):
-        raise UserError(f"{path}: the index {text!r} is no whole number; fetch it again") from None
-    return int(number)
-
-
-def _group(row: _Row, path: Path) -> int:
-    return _index(row["g_index"], path) if row.get("g_index") else _index(row["index"], path) % _PASS
-
-
-def _pictures(row: _Row, held: Mapping[str, str], where: str) -> tuple[Picture, ...]:
-    """Read when asked for; one that another row has is called after that."""
-    code, name = row.get("image", ""), row["index"]
-    if 0 < len(code) <= _REFERENCE:
-        if not held.get(code):
-            raise UserError(
-                f"{where}: its picture is that of index {code}, which is not there; fetch it again"
-            )
-        code, name = held[code], code
-    return (Picture(f"{name}.jpg", partial(base64.b64decode, code)),) if code else ()
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def _release(number: int, whole: bool = False) -> str | None:
-    """The name of the release with so many rows; whole: with so many questions."""
-    return next((name for rows, own, name in _RELEASES if number == (own if whole else rows)), None)
-
-
-def _other_size(where: Path, number: int) -> UserError:
-    listed = "".join(
-        f"\n  {rows:,}{f' ({own:,} questions)' if own else ''}: {name}" for rows, own, name in _RELEASES
-    )
-    return UserError(
-        f"{where}: {number:,} rows, as no release of MMBench has; a part of one? Known are{listed}\nFetch it again, or "
-        "say --custom for a set of your own or a release that is not listed"
-    )
-
-
 # --- predictions ------------------------------------------------------------------------------------------------------
-
-_PREDICTIONS = (*TABLES, ".json", ".jsonl")
 
 
 def recognise(predictions: Path) -> str | None:
     """The format of a file, or of a folder's only one; None: none of these."""
-    path = _only(predictions, _PREDICTIONS)
+    path = choice_tables.only(predictions, NAME, _PREDICTIONS)
     if path.suffix.lower() in TABLES:
         return "vlmevalkit"
     first = json_lines(path)[0]
@@ -273,23 +81,33 @@ def recognise(predictions: Path) -> str | None:
     return "llava" if "question_id" in first else "vflax" if "key" in first else None
 
 
-def _table(path: Path) -> list[_Row]:
-    """A table of predictions, as it lies in its file."""
-    if path.suffix.lower() in TABLES:
-        rows = table(path)
-    else:
-        rows = [{name: _cell(value) for name, value in row.items()} for row in json_lines(path)]
-    found = [_named(row) for row in rows]
-    need(found[0], ("index", "prediction"), str(path))
-    return found
+def _read(path: Path, format: str, known: Sequence[Question] | None) -> tuple[list[Said], list[_Row]]:
+    """What was said, and the rows of a table, which has the questions with it.
+
+    Raises:
+        UserError: also where the answers are neither there nor in `known`.
+    """
+    if format == "vlmevalkit" or (format == "llava" and path.suffix.lower() in TABLES):
+        rows = choice_tables.read(path, ("index", "prediction"))
+        said = []
+        for row in rows:
+            answer = row.get("answer", "")
+            key = str(index_of(row["index"], path))
+            said.append(Said(key, row["prediction"], None if answer in choice_tables.EMPTY else answer))
+        if known is None and not any(row.answer for row in said):
+            raise UserError(
+                f"{path}: no right answers in it; say --data=DIR of MMBench. Of a test split only its server, "
+                "mmbench.opencompass.org.cn, has them: such a table is scored there"
+            )
+        return said, rows
+    if known is None:
+        raise without_answers(path, "MMBench")
+    return (of_vflax(path) if format == "vflax" else _of_llava(path, known)), []
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-
-
-def _of_llava(path: Path, questions: Mapping[str, Question]) -> list[Said]:
+def _of_llava(path: Path, known: Sequence[Question]) -> list[Said]:
     """One answer to each row. Its options must be those of the release, as far as LLaVA showed them."""
+    questions = {question.key: question for question in known}
     found = []
     for number, row in enumerate(json_lines(path), 1):
         where = f"{path}, line {number}"
@@ -299,7 +117,7 @@ def _of_llava(path: Path, questions: Mapping[str, Question]) -> list[Said]:
                 f"{where}: round {row['round_id']} of --all-rounds, where options were shifted that MMBench has "
                 "shifted before; keep the lines of round_id 0"
             )
-        key = str(_index(row["question_id"], path))
+        key = str(index_of(row["question_id"], path))
         question = questions.get(key)
         if question is not None and isinstance(row.get("options"), list):
             shown = [_plain(str(option)) for option in row["options"]]
@@ -319,18 +137,11 @@ def _plain(text: str) -> str:
 
 def _hits(rows: Sequence[_Row], path: Path) -> dict[str, float]:
     """{key: whether it was right}, as VLMEvalKit found; {} where the file does not say."""
-    if "hit" not in rows[0]:
-        return {}
     found = {}
     for row in rows:
-        value = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}.get(
-            row["hit"].lower()
-        )
-        if value is None:
-            raise UserError(
-                f"{path}: index {row['index']}: hit is {row['hit']!r}, expected 0 or 1; evaluate it again"
-            )
-        found[str(_index(row["index"], path))] = value
+        hit = choice_tables.hit_of(row, f"{path}: index {row['index']}")
+        if hit is not None:
+            found[str(index_of(row["index"], path))] = hit
     return found
 
 
@@ -340,7 +151,7 @@ def _of_questions(rows: Sequence[_Row], known: Sequence[Question] | None, path: 
     Raises:
         UserError: hits of first passes, which do not tell a question's.
     """
-    groups = [_group(row, path) for row in rows]
+    groups = [group_of(row, path) for row in rows]
     if len(set(groups)) < len(groups):
         return False
     if known is not None and len({question.unit for question in known}) == len(known):
@@ -367,24 +178,28 @@ def score(
 ) -> Score:
     """Score predictions; see `vflax.evaluate.mme.score`. A file of VLMEvalKit's results, which has a row and a hit for
     each question, is scored by these in the modes official and vlmevalkit, and not in others."""
-    path = _only(predictions, _PREDICTIONS)
+    path = choice_tables.only(predictions, NAME, _PREDICTIONS)
     known = load(data, custom=custom) if data else None
     said, rows = _read(path, format, known)
-    hits = _hits(rows, path) if rows else {}
+    hits = _hits(rows, path)
     whole = bool(hits) and _of_questions(rows, known, path)
     if whole and mode not in ("official", "vlmevalkit"):
         raise UserError(
             f"{path}: one row of each question with its hit, not the predictions of all passes, which --mode={mode} "
             "needs; take the file that VLMEvalKit computed it from"
         )
-    questions = known if known is not None else _questions(rows, path)
-    if known is None and not custom and not _release(len(questions), whole):
-        raise _other_size(path, len(questions))
+    questions = known
+    if questions is None:
+        need(rows[0], ("A", "B"), str(path))
+        questions = questions_of(rows, path)
+        # How many questions v1.1 has is not known here; VLMEvalKit's names of files tell it.
+        if not custom and not release(len(questions), whole) and not (whole and "_V11" in path.name):
+            raise other_size(path, len(questions))
     secret = sum(not question.answer for question in questions)
     if secret:
         raise UserError(
-            f"{data}: {secret:,} of {len(questions):,} rows have no answer: a test split as it was released at first, "
-            "which only its authors' server scored. Take one with answers"
+            f"{data or path}: {secret:,} of {len(questions):,} rows have no right answer: those of a test split only "
+            "MMBench's server, mmbench.opencompass.org.cn, has. Upload the predictions there, or score a dev split"
         )
     if whole:
         first: dict[str, Question] = {}
@@ -406,28 +221,8 @@ def score(
     )  # fmt: skip
 
 
-def _read(path: Path, format: str, known: Sequence[Question] | None) -> tuple[list[Said], list[_Row]]:
-    """What was said, and the rows of a table, which has the questions with it.
-
-    Raises:
-        UserError: also where the answers are neither there nor in `known`.
-    """
-    tabular = format == "vlmevalkit" or (format == "llava" and path.suffix.lower() in TABLES)
-    rows = _table(path) if tabular else []
-    if known is None and not (rows and all(row.get("answer") for row in rows)):
-        raise without_answers(path, "MMBench")
-    if tabular:
-        return [
-            Said(str(_index(row["index"], path)), row["prediction"], row.get("answer") or None)
-            for row in rows
-        ], rows
-    if format == "vflax":
-        return of_vflax(path), []
-    return _of_llava(path, {question.key: question for question in known or ()}), []
-
-
 def _verdict(question: Question, said: Said | None, mode: str, hit: float | None) -> Verdict:
-    """hit: what a judge has found, which then counts."""
+    """hit: what VLMEvalKit has found, which then counts."""
     parsed, text = None, None
     if said is not None:
         text = said.text
@@ -459,7 +254,7 @@ class _Metrics:
         self._whole = whole
         # {kind: {name: [questions] bool}}
         self._masks: dict[str, dict[str, np.ndarray]] = {}
-        for kind in _KINDS:
+        for kind in KINDS:
             own = np.array([verdicts[row].groups.get(kind, "") for row in self.first])
             names = sorted(set(own.tolist()) - {""})
             if kind == "l2-category":
@@ -501,7 +296,7 @@ class _Metrics:
         for name in sorted(set(split.tolist())):
             here = split == name
             told[f"{name} Overall"] = _share(self._circular[here])
-            for kind in _KINDS[1:]:
+            for kind in KINDS[1:]:
                 for column, mask in self._masks.get(kind, {}).items():
                     if (mask & here).any():
                         told[f"{name} {column}"] = _share(self._circular[mask & here])

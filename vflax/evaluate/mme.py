@@ -27,19 +27,19 @@ NAME = "mme"
 MODES = {
     "official": "calculation.py of MME's evaluation tool",
     "llava": "the same, which LLaVA's converter feeds",
-    "vlmevalkit": "VLMEvalKit's words, without a judge unless the file has what one extracted",
+    "vlmevalkit": "VLMEvalKit's words, or what it has extracted where the file has that",
     "strict": "yes or no alone",
 }
 FORMATS = {
     "tool": "a folder of SUBTASK.txt, as MME's tool reads: picture, question, answer and response between tabs",
     "llava": "LLaVA's answers: JSON lines with question_id, prompt and text",
-    "vlmevalkit": "VLMEvalKit's table: category, image_path, question, answer, prediction",
+    "vlmevalkit": "VLMEvalKit's table (.xlsx, .tsv, .json): category, image_path, question, answer, prediction, and "
+    "extracted where it has been evaluated",
     "vflax": OWN,
 }
-
 MAX_TOKENS = 128
 
-_RULES = {
+_RULES: dict[str, yes_no.Rule] = {
     "official": yes_no.mme_tool,
     "llava": yes_no.mme_tool,
     "vlmevalkit": yes_no.vlmevalkit,
@@ -60,6 +60,8 @@ _RELEASED = PERCEPTION | COGNITION
 _REQUEST = "Please answer yes or no."
 _LLAVA_REQUEST = "Answer the question using a single word or phrase."
 _PICTURES = (".jpg", ".png", ".jpeg")
+# Where a release lies in what it is unpacked to: later ones have the tool beside it.
+_INNER = ("MME_Benchmark_release_version/MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark")
 # Subtask, name of the picture, question, answer, the picture.
 _Row = tuple[str, str, str, str, Picture | None]
 
@@ -72,23 +74,28 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
 
     Args:
         data: folders of subtasks with pictures and texts (MME_Benchmark_release_version), the tool's template of
-            SUBTASK.txt (no pictures), or a folder with VLMEvalKit's MME.tsv.
-        custom: a set of one's own in this format, of which numbers are not compared with the release.
+            SUBTASK.txt (no pictures), or VLMEvalKit's MME.tsv or the folder that it is in.
+        custom: a set of one's own in this format, of which neither names nor numbers are compared with the release.
 
     Raises:
         UserError: nothing of these, a question or picture that does not fit, or another number of them than released.
     """
-    inner = data / "MME_Benchmark_release_version"
-    data = inner if inner.is_dir() else data
-    tables = [path for path in sorted(data.glob("*")) if path.suffix in TABLES]
-    folders = sorted(path for path in data.glob("*") if path.is_dir() and any(_texts(path)))
-    texts = sorted(data.glob("*.txt"))
+    inner = (data / name for name in _INNER)
+    data = next((path for path in inner if path.is_dir()), data)
+    folders = [
+        path
+        for path in _subtasks(data, "*", custom)
+        if path.is_dir() and any(_questions_of(path).glob("*.txt"))
+    ]
+    texts = _subtasks(data, "*.txt", custom)
+    tables = [data] if data.is_file() else sorted(p for p in data.glob("*") if p.suffix.lower() in TABLES)
     if folders:
         found = [row for folder in folders for row in _of_folder(folder)]
     elif texts:
-        found = [row for path in texts for row in _of_template(path)]
+        found = [(p.stem, row[0], row[1], row[2], None) for p in texts for row in _tool_rows(p, (3, 4))]
     elif tables:
-        found = [row for path in tables for row in _of_table(path)]
+        named = [path for path in tables if path.name == "MME.tsv"]
+        found = [row for path in named or tables for row in _of_table(path)]
     else:
         raise UserError(
             f"{data}: no MME. Expected folders of subtasks as in MME_Benchmark_release_version, SUBTASK.txt as in its "
@@ -109,9 +116,14 @@ def prompt(question: Question, style: str) -> str:
     return f"{question.text.replace(_REQUEST, '').strip()}\n{_LLAVA_REQUEST}"
 
 
-def _texts(folder: Path) -> Iterator[Path]:
+def _subtasks(folder: Path, pattern: str, custom: bool) -> list[Path]:
+    """What is called after a subtask; what else lies there is not MME's, unless custom."""
+    return [path for path in sorted(folder.glob(pattern)) if custom or path.stem in _RELEASED]
+
+
+def _questions_of(folder: Path) -> Path:
     inner = folder / "questions_answers_YN"
-    yield from sorted((inner if inner.is_dir() else folder).glob("*.txt"))
+    return inner if inner.is_dir() else folder
 
 
 def _of_folder(folder: Path) -> Iterator[_Row]:
@@ -121,7 +133,7 @@ def _of_folder(folder: Path) -> Iterator[_Row]:
         for path in (inner if inner.is_dir() else folder).iterdir()
         if path.suffix.lower() in _PICTURES
     }
-    for text in _texts(folder):
+    for text in sorted(_questions_of(folder).glob("*.txt")):
         path = pictures.get(text.stem)
         if path is None:
             raise UserError(
@@ -134,11 +146,6 @@ def _of_folder(folder: Path) -> Iterator[_Row]:
                     f"{text}, line {number}: expected a question, a tab and Yes or No; fetch it again"
                 )
             yield folder.name, path.name, parts[0], parts[1], Picture(path.name, path.read_bytes)
-
-
-def _of_template(path: Path) -> Iterator[_Row]:
-    for picture, question, answer, _ in _tool_rows(path):
-        yield path.stem, picture, question, answer, None
 
 
 def _of_table(path: Path) -> Iterator[_Row]:
@@ -155,39 +162,44 @@ def _of_table(path: Path) -> Iterator[_Row]:
 
 
 def _checked(rows: Sequence[_Row], where: str, custom: bool) -> list[Question]:
-    """Questions in the tool's order, two on each picture, as many as were released unless custom."""
-    order = {name: number for number, name in enumerate(_RELEASED)}
-    found: list[Question] = []
-    seen: Counter[tuple[str, str]] = Counter()
-    names: set[tuple[str, str, str]] = set()
-    for subtask, picture, text, answer, image in rows:
-        name = _name(subtask, picture, text)
-        unit = name[:2]
-        if name in names:
-            raise UserError(f"{where}: {subtask}, {picture}: {text!r} is there twice; fetch it again")
-        names.add(name)
-        seen[unit] += 1
-        if answer.lower() not in ("yes", "no"):
+    """Questions in the tool's order, two on each picture, as many as were released unless custom.
+
+    A picture's questions are numbered in the order of their texts, so that a key means the same in every copy.
+    """
+    asked: dict[tuple[str, str], dict[str, _Row]] = {}
+    for row in rows:
+        subtask, picture, text, answer, _ = row
+        if answer.lower() not in yes_no.WORDS:
             raise UserError(f"{where}: {subtask}, {picture}: the answer is {answer!r}, expected Yes or No")
-        key = f"{subtask}/{_stem(picture)}#{seen[unit]}"
-        pictures = (image,) if image else ()
-        found.append(Question(key, text, answer.lower(), {"subtask": subtask}, "/".join(unit), pictures))
-    odd = [f"{'/'.join(unit)} has {count}" for unit, count in seen.items() if count != 2]
+        *unit, plain = _name(subtask, picture, text)
+        own = asked.setdefault((unit[0], unit[1]), {})
+        if plain in own:
+            raise UserError(f"{where}: {subtask}, {picture}: {text!r} is there twice; fetch it again")
+        own[plain] = row
+    odd = [f"{'/'.join(unit)} has {len(own)}" for unit, own in asked.items() if len(own) != 2]
     if odd:
         raise UserError(f"{where}: a picture has two questions, but {'; '.join(odd[:5])}. Fetch it again")
-    if not custom:
-        pictures_of = Counter(subtask for subtask, _ in seen)
-        wrong = [
-            f"{name}: {pictures_of.get(name, 0)} pictures, released were {_RELEASED.get(name, 0)}"
-            for name in sorted(set(_RELEASED) | set(pictures_of))
-            if pictures_of.get(name, 0) != _RELEASED.get(name, 0)
-        ]
-        if wrong:
-            raise UserError(
-                f"{where}: not MME as it was released, or a part of it: {'; '.join(wrong)}. Fetch it again, or say "
-                "--custom for a set of your own"
-            )
-    return sorted(found, key=lambda q: order.get(q.groups["subtask"], len(order)))
+    pictures = Counter(subtask for subtask, _ in asked)
+    wrong = [
+        f"{name}: {pictures[name]} pictures, released were {_RELEASED.get(name, 0)}"
+        for name in sorted(set(_RELEASED) | set(pictures))
+        if pictures[name] != _RELEASED.get(name, 0)
+    ]
+    if wrong and not custom:
+        raise UserError(
+            f"{where}: not MME as it was released, or a part of it: {'; '.join(wrong)}. Fetch it again, or say "
+            "--custom for a set of your own"
+        )
+    found = [
+        Question(
+            f"{'/'.join(unit)}#{number}", text, answer.lower(), {"subtask": unit[0]}, "/".join(unit),
+            (image,) if image else (),
+        )
+        for unit, own in asked.items()
+        for number, (_, (_, _, text, answer, image)) in enumerate(sorted(own.items()), 1)
+    ]  # fmt: skip
+    order = {name: number for number, name in enumerate(_RELEASED)}
+    return sorted(found, key=lambda q: (order.get(q.groups["subtask"], len(order)), q.groups["subtask"]))
 
 
 def _name(subtask: str, picture: str, question: str) -> tuple[str, str, str]:
@@ -214,31 +226,31 @@ def recognise(predictions: Path) -> str | None:
     if predictions.suffix.lower() in TABLES:
         return "vlmevalkit"
     first = json_lines(predictions)[0]
-    return "llava" if "question_id" in first else "vflax" if "key" in first else None
+    marks = {"vflax": "key", "llava": "question_id", "vlmevalkit": "image_path"}
+    return next((format for format, mark in marks.items() if mark in first), None)
 
 
-def _tool_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    """Picture, question, answer and response; the tool's template lacks the last."""
+def _tool_rows(path: Path, counts: Sequence[int]) -> Iterator[list[str]]:
+    """Picture, question, answer and response; as many of them as `counts` allows, for the tool's template lacks the
+    last."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        parts = line.rstrip("\r").split("\t")
-        if parts == [""]:
-            continue
-        if len(parts) not in (3, 4):
+        parts = line.split("\t")
+        if parts != [""] and len(parts) not in counts:
             raise UserError(
                 f"{path}, line {number}: {len(parts)} parts between tabs, expected picture, question, answer and "
                 "response; a response must be one line without tabs"
             )
-        picture, question, answer, *response = parts
-        yield picture, question, answer, "".join(response)
+        if parts != [""]:
+            yield parts
 
 
-def _read(predictions: Path, format: str) -> tuple[list[Said], list[_Row]]:
+def _read(predictions: Path, format: str, custom: bool) -> tuple[list[Said], list[_Row]]:
     """What was said, and the questions of formats that have the answers with them."""
     said: list[Said] = []
     rows: list[_Row] = []
     if format == "tool":
-        for path in sorted(predictions.glob("*.txt")):
-            for picture, question, answer, response in _tool_rows(path):
+        for path in _subtasks(predictions, "*.txt", custom):
+            for picture, question, answer, response in _tool_rows(path, (4,)):
                 rows.append((path.stem, picture, question, answer, None))
                 said.append(Said(_name(path.stem, picture, question), response, answer))
     elif format == "vlmevalkit":
@@ -252,7 +264,8 @@ def _read(predictions: Path, format: str) -> tuple[list[Said], list[_Row]]:
         for number, line in enumerate(json_lines(predictions), 1):
             need(line, ("question_id", "prompt", "text"), f"{predictions}, line {number}")
             subtask, _, picture = str(line["question_id"]).partition("/")
-            said.append(Said(_name(subtask, picture, str(line["prompt"])), str(line["text"])))
+            if line["text"] is not None:
+                said.append(Said(_name(subtask, picture, str(line["prompt"])), str(line["text"])))
     return said, rows
 
 
@@ -281,7 +294,7 @@ def score(
     Raises:
         UserError: files that cannot be read, that do not fit together, or are not what was released.
     """
-    said, rows = (of_vflax(predictions), []) if format == "vflax" else _read(predictions, format)
+    said, rows = (of_vflax(predictions), []) if format == "vflax" else _read(predictions, format, custom)
     if data is None and not rows:
         raise without_answers(predictions, "MME")
     questions = load(data, custom=custom) if data else _checked(rows, str(predictions), custom)
@@ -289,31 +302,17 @@ def score(
         q.key if format == "vflax" else _name(q.groups["subtask"], q.unit, q.text): q for q in questions
     }
     joined = join(said, names, predictions, "MME")
-    verdicts = [_verdict(question, joined.get(question.key), mode) for question in limited(questions, limit)]
+    verdicts = [yes_no.verdict(q, joined.get(q.key), _RULES[mode]) for q in limited(questions, limit)]
     metrics = _Metrics(verdicts)
     everything = metrics(np.ones(len(verdicts), np.int64))
-    paths = sorted(predictions.glob("*.txt")) if predictions.is_dir() else [predictions]
+    paths = _subtasks(predictions, "*.txt", custom) if predictions.is_dir() else [predictions]
     return make(
         NAME, mode, format, verdicts, metrics, "perception" if metrics.perception else "total",
         groups={"subtask": metrics.subtasks(everything)},
-        printed=_printed(metrics, everything),
+        printed=_printed(metrics, everything, mode),
         manifest={"predictions_sha256": digest(paths), "custom": custom, "limit": limit},
         strata="subtask",
     )  # fmt: skip
-
-
-def _verdict(question: Question, said: Said | None, mode: str) -> Verdict:
-    parsed, text = None, None
-    if said is not None:
-        text = said.text
-        parsed = _RULES[mode](text)
-        if parsed is None and mode == "vlmevalkit" and said.extracted:
-            parsed = {"yes": "yes", "no": "no"}.get(said.extracted.lower())
-    right = parsed == question.answer
-    why = "no prediction" if text is None else "neither yes nor no" if parsed is None else f"read {parsed}"
-    return Verdict(
-        question.key, question.unit, question.groups, question.answer, text, parsed, float(right), why
-    )
 
 
 class _Metrics:
@@ -362,8 +361,14 @@ class _Metrics:
         }  # fmt: skip
 
 
-def _printed(metrics: _Metrics, found: Mapping[str, float]) -> dict[str, str]:
-    """The tool's lines: sums, then subtasks."""
-    parts = (("Perception", metrics.perception, "perception"), ("Cognition", metrics.cognition, "cognition"))
-    told = {f"{title} total score": str(found[key]) for title, names, key in parts if names}
-    return told | {f"{name} score": str(found[name]) for _, names, _ in parts for name in names}
+def _printed(metrics: _Metrics, found: Mapping[str, float], mode: str) -> dict[str, str]:
+    """The tool's lines, or VLMEvalKit's columns: sums, then subtasks."""
+    kit = mode == "vlmevalkit"
+    perception, cognition = (
+        ("perception", "reasoning") if kit else ("Perception total score", "Cognition total score")
+    )
+    parts = ((perception, "perception", metrics.perception), (cognition, "cognition", metrics.cognition))
+    told = {title: str(found[key]) for title, key, own in parts if own}
+    return told | {
+        f"{name}{'' if kit else ' score'}": str(found[name]) for _, _, own in parts for name in own
+    }

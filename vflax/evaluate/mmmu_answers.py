@@ -156,12 +156,16 @@ def strict(question: Question, said: Said, draws: random.Random) -> Read:
 
 
 def vlmevalkit(question: Question, said: Said, draws: random.Random) -> Read:
-    """can_infer. Once answered, an open question is made a choice between its right answer, which is A, and others.
-    Where no letter is read, what a judge decided counts if the file has it."""
+    """can_infer, or what VLMEvalKit found where the file says so. Once answered, an open question is made a choice
+    between its right answer, which is A, and others; if that answer is itself a letter, it is this one that is looked
+    for, which no option has unless it is A or B (multiple_choice.py, MMMU_preproc and mcq_vanilla_eval)."""
     options, answer = choices.pandas_options(question.options or {}), question.answer
     if "A" not in options:
-        options, answer = {**options, "A": answer, "B": "Other Answers"}, "A"
+        options = {**options, "A": answer, "B": "Other Answers"}
+    answer = answer if answer in _LETTERS else "A"
     letter = choices.vlmevalkit(choices.pandas_text(said.text), dict(sorted(options.items())))
-    if letter is None:
-        return None, said.extracted in ("1", "1.0"), "no option" + (", judged" if said.extracted else "")
-    return letter, letter == answer, f"read {letter}"
+    why = f"read {letter}" if letter else "no option"
+    if said.extracted not in ("0", "1"):
+        return letter, letter == answer, why
+    hit = said.extracted == "1"
+    return letter or (answer if hit else None), hit, f"{why}; hit {said.extracted} in the file"

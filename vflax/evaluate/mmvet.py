@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.evaluate.files import TABLES, digest, json_lines, need, table
+from vflax.evaluate.files import TABLES, digest, json_lines, json_object, need, table
 from vflax.evaluate.judging import Request, number, of_vflax, times, ungraded
 from vflax.evaluate.predictions import Said, join
 from vflax.evaluate.question import Picture, Question, limited
@@ -32,7 +32,7 @@ MODES = {
 }
 FORMATS = {
     "official": "the evaluator's grades: a JSON object {id: {model, content, score}}, lists with an entry for each run",
-    "vlmevalkit": "VLMEvalKit's table after its judge: index, category, score, and log",
+    "vlmevalkit": "VLMEvalKit's table after its judge (.xlsx, .tsv, .json): index, category, prediction, score, log",
     "vflax": "JSON lines with key, prediction and grades: for each run a number from 0 to 1; null where none was read",
 }
 MAX_TOKENS = 1024
@@ -97,7 +97,7 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
         raise UserError(f"{data}: no mm-vet.json, as MM-Vet's mm-vet.zip has it")
     images = path.parent / "images"
     found = []
-    for key, row in _object(path).items():
+    for key, row in json_object(path).items():
         where = f"{path}: {key}"
         if not isinstance(row, dict):
             raise UserError(f"{where}: expected a question, found {row!r}; fetch it again")
@@ -118,28 +118,6 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
 def prompt(question: Question, style: str) -> str:
     """What a model is asked: the question, by everybody's rule."""
     return question.text
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON object, of which no key is there twice."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise UserError(f"{path}: {twice} is there twice; two runs in one file? Keep one of them")
-        return found
-
-    try:
-        value = json.loads(read_text(path), object_pairs_hook=once)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets without end
-        raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
-    if not isinstance(value, dict) or not value:
-        raise UserError(f"{path}: expected a JSON object with something in it; fetch it again")
-    return value
 
 
 def _released() -> dict[str, str]:
@@ -224,10 +202,10 @@ def recognise(predictions: Path) -> str | None:
         whole = None
     if isinstance(whole, dict) and "key" not in whole:
         return "official"
+    # LLaVA's answers are told later that they are not graded.
+    names = {"key": "vflax", "index": "vlmevalkit", "question_id": "official"}
     first = json_lines(predictions)[0]
-    if "key" in first:
-        return "vflax"
-    return "official" if "question_id" in first else None  # LLaVA's answers, which are not graded
+    return next((format for name, format in names.items() if name in first), None)
 
 
 def _of_official(path: Path) -> tuple[list[_Graded], set[str]]:
@@ -235,7 +213,7 @@ def _of_official(path: Path) -> tuple[list[_Graded], set[str]]:
     if '"question_id"' in read_text(path).partition("\n")[0]:  # LLaVA's answers
         raise ungraded(path, "MM-Vet")
     found, judges = [], set()
-    for key, row in _object(path).items():
+    for key, row in json_object(path).items():
         if isinstance(row, str):  # the answers that the evaluator takes
             raise ungraded(path, "MM-Vet")
         where = f"{path}: {key}"
@@ -249,7 +227,8 @@ def _of_official(path: Path) -> tuple[list[_Graded], set[str]]:
             _grade(value, where, read=reply is None or read_grade(str(reply)) is not None)
             for value, reply in zip(scores, replies, strict=True)
         ]
-        judges |= set(map(str, row.get("model") or ()))
+        models = row.get("model") or []
+        judges |= set(map(str, models if isinstance(models, list) else [models]))
         found.append(_Graded(Said(key, ""), tuple(grades)))
     return found, judges
 
@@ -257,13 +236,13 @@ def _of_official(path: Path) -> tuple[list[_Graded], set[str]]:
 def _of_vlmevalkit(path: Path, custom: bool) -> tuple[list[_Graded], list[Question]]:
     """One run, and the questions, which the table has with it."""
     rows = table(path)
+    need(rows[0], ("index", "category", "prediction"), f"{path}, row 1")
+    if "score" not in rows[0]:
+        raise ungraded(path, "MM-Vet")
     if not custom and len(rows) != _QUESTIONS:
         raise UserError(
             f"{path}: {len(rows):,} rows, MM-Vet has {_QUESTIONS}; a part of it? Say --custom for a set of your own"
         )
-    need(rows[0], ("index", "category", "prediction"), f"{path}, row 1")
-    if "score" not in rows[0]:
-        raise ungraded(path, "MM-Vet")
     graded, questions = [], []
     for line, row in enumerate(rows, 2):
         where = f"{path}, row {line}"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vflax.errors import UserError
 from vflax.evaluate import yes_no
-from vflax.evaluate.files import TABLES, digest, json_lines, need, table
+from vflax.evaluate.files import TABLES, as_text, digest, json_lines, need, table
 from vflax.evaluate.predictions import OWN, Name, Said, join, of_vflax, without_answers
 from vflax.evaluate.question import Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
@@ -25,27 +25,28 @@ NAME = "pope"
 MODES = {
     "official": "evaluate.py of POPE",
     "llava": "the same, as LLaVA's eval_pope.py has it",
-    "vlmevalkit": "VLMEvalKit's words; the score is F1 over all splits together; what is neither yes nor no is wrong",
+    "vlmevalkit": "VLMEvalKit's words, or what it has extracted where the file has that; the score is F1 over all "
+    "splits together; what is neither yes nor no is wrong",
     "strict": "yes or no alone; anything else is wrong",
 }
 FORMATS = {
     "llava": "LLaVA's answers: JSON lines with question_id, prompt and text, all splits in one file",
     "official": "POPE's: JSON lines with question and answer, a file for each split, its name in the file's",
-    "vlmevalkit": "VLMEvalKit's table: index, category, question, answer, prediction",
+    "vlmevalkit": "VLMEvalKit's table (.xlsx, .tsv, .json): index, category, question, answer, prediction, and "
+    "extracted where it has been evaluated; its questions are its own, and --data is not read",
     "vflax": OWN,
 }
 MAX_TOKENS = 128
 SPLITS = ("random", "popular", "adversarial")
 
-_RULES = {
+_RULES: dict[str, yes_no.Rule] = {
     "official": yes_no.pope_tool,
     "llava": yes_no.pope_tool,
     "vlmevalkit": yes_no.vlmevalkit,
     "strict": yes_no.strict,
 }
-# LLaVA's question file numbers a split's questions from here.
-_LLAVA_IDS = {0: "adversarial", 1: "random", 2: "popular"}
-_LLAVA_ID_STEP = 10_000_000
+# What LLaVA's question file adds to the numbers of a split's questions.
+_LLAVA_STARTS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
 _LLAVA_REQUEST = "Answer the question using a single word or phrase."
 _LLAVA_QUESTIONS = "llava_pope_test.jsonl"
 # {split: {rows: the commits of github.com/AoiDragon/POPE that have so many}}.
@@ -82,9 +83,9 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
         keys = set()
         for number, row in enumerate(rows, 1):
             need(row, ("question_id", "image", "text", "label"), f"{path}, line {number}")
-            if row["label"] not in ("yes", "no"):
+            if row["label"] not in yes_no.WORDS:
                 raise UserError(f"{path}, line {number}: the label is {row['label']!r}, expected yes or no")
-            key, picture = f"{split}/{row['question_id']}", str(row["image"])
+            key, picture = f"{split}/{as_text(row['question_id'])}", str(row["image"])
             if key in keys:
                 raise UserError(f"{path}, line {number}: question_id {row['question_id']} is there twice")
             keys.add(key)
@@ -121,8 +122,8 @@ def version(questions: Sequence[Question]) -> str:
     rows = [(q.key, q.unit, q.text, q.answer) for q in questions]
     number = sum(q.groups["split"] == "random" for q in questions)
     name = _VERSIONS["random"].get(number, "of your own")
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return f"random split: {number:,} rows, commit {name}; sha256 {digest}"
+    content = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return f"random split: {number:,} rows, commit {name}; sha256 {content}"
 
 
 def _files(data: Path) -> dict[str, Path]:
@@ -137,8 +138,7 @@ def _files(data: Path) -> dict[str, Path]:
                 raise UserError(
                     f"{folder}: several files of a split ({', '.join(p.name for p in paths)}); keep one of each"
                 )
-            order = {name: number for number, name in enumerate(SPLITS)}
-            return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+            return {split: found[split] for split in _ordered(found)}
     raise UserError(
         f"{data}: no coco_pope_{{random,popular,adversarial}}.json, as POPE's output/coco has them"
     )
@@ -151,95 +151,113 @@ def _split_of(path: Path) -> str:
     return match[1]
 
 
+def _ordered(splits: Iterable[str]) -> list[str]:
+    """Each once, as SPLITS has them; others at the end."""
+    place = {split: number for number, split in enumerate(SPLITS)}
+    return sorted(set(splits), key=lambda split: (place.get(split, len(place)), split))
+
+
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
 def recognise(predictions: Path) -> str | None:
     """The format of a file or folder; None: none of these."""
     if predictions.is_dir():
-        return "official"
+        return "official" if _json_files(predictions) else None
     if predictions.suffix.lower() in TABLES:
         return "vlmevalkit"
     first = json_lines(predictions)[0]
-    if "key" in first:
-        return "vflax"
-    if "question_id" in first and "text" in first:
-        return "llava"
-    return "official" if "answer" in first else None
+    marks = {"vflax": "key", "vlmevalkit": "prediction", "llava": "text", "official": "answer"}
+    return next((format for format, mark in marks.items() if mark in first), None)
+
+
+def _json_files(predictions: Path) -> list[Path]:
+    if predictions.is_file():
+        return [predictions]
+    return sorted(p for p in predictions.iterdir() if p.is_file() and p.suffix.lower() in (".json", ".jsonl"))
 
 
 def _of_llava(path: Path, data: Path, questions: Sequence[Question]) -> Iterator[Said]:
     """By question_id, which LLaVA's own question file gives a meaning to; where it is not there, its numbers do. The
-    text of the question must be the same."""
-    listed = data / _LLAVA_QUESTIONS if data.is_dir() else data.parent / _LLAVA_QUESTIONS
-    meant: dict[str, tuple[str, str, str]] = {}
+    text of the question must be the same; where the answers do not have it, all of them must be there, or those of
+    another version would pass."""
+    rows = json_lines(path)
+    listed = (data if data.is_dir() else data.parent) / _LLAVA_QUESTIONS
+    meant: dict[str, Question | None] = {}
     if listed.exists():
-        for row in json_lines(listed):
-            need(row, ("question_id", "image", "text", "category"), str(listed))
-            meant[str(row["question_id"])] = str(row["category"]), str(row["image"]), _plain(str(row["text"]))
+        here = {(q.groups["split"], q.unit, _plain(q.text)): q for q in questions}
+        for number, row in enumerate(json_lines(listed), 1):
+            need(row, ("question_id", "image", "text", "category"), f"{listed}, line {number}")
+            asked = str(row["category"]), str(row["image"]), _plain(str(row["text"]))
+            meant[as_text(row["question_id"])] = here.get(asked)
     else:
         for question in questions:
-            split = question.groups["split"]
-            start = next((start for start, name in _LLAVA_IDS.items() if name == split), 0) * _LLAVA_ID_STEP
-            number = question.key.split("/")[-1]
-            id = str(start + int(number)) if number.isdecimal() else number
-            meant[id] = split, question.unit, _plain(question.text)
-    for line, row in enumerate(json_lines(path), 1):
+            split, _, id = question.key.partition("/")
+            meant[str(_LLAVA_STARTS.get(split, 0) + int(id)) if id.isdecimal() else id] = question
+        if not all("prompt" in row for row in rows) and len(rows) != len(meant):
+            raise UserError(
+                f"{path}: {len(rows):,} answers to {len(meant):,} questions, and without prompt nothing shows to "
+                f"which; put the question file of these answers into the data folder as {_LLAVA_QUESTIONS}"
+            )
+    for line, row in enumerate(rows, 1):
         need(row, ("question_id", "text"), f"{path}, line {line}")
-        name = meant.get(str(row["question_id"]))
-        if name is None:
+        found = meant.get(as_text(row["question_id"]))
+        if found is None:
             raise UserError(
                 f"{path}, line {line}: question_id {row['question_id']} is none of this POPE; predictions for "
                 f"another version, or a question file of their own? Put that into the data folder as {_LLAVA_QUESTIONS}"
+                "; or answers to one split, numbered from 1? Say --format=official"
             )
-        if "prompt" in row and _plain(str(row["prompt"])) != name[2]:
+        if "prompt" in row and _plain(str(row["prompt"])) != _plain(found.text):
             raise UserError(
                 f"{path}, line {line}: question_id {row['question_id']} asks {_plain(str(row['prompt']))!r} "
-                f"there and {name[2]!r} in the data: predictions for another version of POPE"
+                f"there and {_plain(found.text)!r} in the data: predictions for another version of POPE"
             )
-        yield Said(name, str(row["text"]))
+        if row["text"] is not None:
+            yield Said(found.key, str(row["text"]))
 
 
 def _of_official(predictions: Path, questions: Sequence[Question]) -> Iterator[Said]:
     """Files of splits. Their rows name a question by question_id, or by picture and text, or, as POPE's own do, by text
     alone: then all of them must be there in the released order, with the released texts."""
-    paths = sorted(p for p in predictions.iterdir() if p.is_file()) if predictions.is_dir() else [predictions]
     splits: dict[str, list[Question]] = {}
     for one in questions:
         splits.setdefault(one.groups["split"], []).append(one)
-    for path in paths:
+    for path in _json_files(predictions):
         named = [split for split in splits if split in path.name]
         if len(named) != 1 and len(splits) > 1:
             raise UserError(
                 f"{path}: which split is it? Expected one of {', '.join(splits)} in its name, or one split's "
                 "file as --data"
             )
-        split = named[0] if named else next(iter(splits))
-        own, rows = splits[split], json_lines(path)
-        ids = {question.key.split("/")[-1]: question for question in own}
+        own, rows = splits[named[0] if named else next(iter(splits))], json_lines(path)
+        by_id = {question.key.partition("/")[2]: question for question in own}
+        by_text = {(question.unit, _plain(question.text)): question for question in own}
         for number, row in enumerate(rows, 1):
             where = f"{path}, line {number}"
-            need(row, ("answer",), where)
-            text = None if "question" not in row else _plain(str(row["question"]))
+            if "text" not in row:  # LLaVA's name for it, as prompt is for the question
+                need(row, ("answer",), where)
+            answer, asked = row.get("answer", row.get("text")), row.get("question", row.get("prompt"))
+            text = None if asked is None else _plain(str(asked))
             question: Question | None
-            if "question_id" in row:
-                question = ids.get(str(row["question_id"]))
+            if "question_id" in row and (text is not None or len(rows) == len(own)):
+                question = by_id.get(as_text(row["question_id"]))
             elif "image" in row and text is not None:
-                yield Said((split, str(row["image"]), text), str(row["answer"]))
-                continue
+                question = by_text.get((str(row["image"]), text))
             elif text is not None and len(rows) == len(own):
                 question = own[number - 1]
             else:
                 raise UserError(
-                    f"{where}: which question is it? Expected question_id, or image and question, or the "
-                    f"questions of all {len(own):,} rows in their order"
+                    f"{where}: which question is it? Expected question_id or image with question, or all "
+                    f"{len(own):,} rows in their order"
                 )
-            if question is None or (text is not None and text != _plain(question.text)):
+            if question is None or text not in (None, _plain(question.text)):
                 raise UserError(
                     f"{where}: {text or row.get('question_id')!r} is not what POPE asks there: predictions for another "
                     "version"
                 )
-            yield Said((split, question.unit, _plain(question.text)), str(row["answer"]))
+            if answer is not None:
+                yield Said(question.key, str(answer))
 
 
 def _of_vlmevalkit(path: Path, custom: bool) -> tuple[list[Question], list[Said]]:
@@ -253,13 +271,15 @@ def _of_vlmevalkit(path: Path, custom: bool) -> tuple[list[Question], list[Said]
         )
     questions, said = [], []
     for row in rows:
-        for split in row["category"].split(","):
-            key = f"{split.strip()}/{row['index']}"
-            unit = row.get("image_path") or row["index"]
-            questions.append(
-                Question(key, row["question"], row["answer"].lower(), {"split": split.strip()}, unit)
+        answer, unit = row["answer"].lower(), row.get("image_path") or row["index"]
+        if answer not in yes_no.WORDS:
+            raise UserError(
+                f"{path}: index {row['index']}: the answer is {row['answer']!r}, expected Yes or No"
             )
-            said.append(Said(key, row["prediction"], row["answer"], row.get("extracted")))
+        for split in map(str.strip, row["category"].split(",")):
+            key = f"{split}/{row['index']}"
+            questions.append(Question(key, row["question"], answer, {"split": split}, unit))
+            said.append(Said(key, row["prediction"], extracted=row.get("extracted")))
     return questions, said
 
 
@@ -282,97 +302,89 @@ def score(
     """Score predictions; see `vflax.evaluate.mme.score`."""
     if format == "vlmevalkit":
         questions, said = _of_vlmevalkit(predictions, custom)
-        names: dict[Name, Question] = {q.key: q for q in questions}
+    elif data is None:
+        raise without_answers(predictions, "POPE")
     else:
-        if data is None:
-            raise without_answers(predictions, "POPE")
         questions = load(data, custom=custom)
         if format == "vflax":
-            names, said = {q.key: q for q in questions}, of_vflax(predictions)
+            said = of_vflax(predictions)
+        elif format == "llava":
+            said = list(_of_llava(predictions, data, questions))
         else:
-            names = {(q.groups["split"], q.unit, _plain(q.text)): q for q in questions}
-            rows = (
-                _of_llava(predictions, data, questions)
-                if format == "llava"
-                else _of_official(predictions, questions)
-            )
-            said = list(rows)
+            said = list(_of_official(predictions, questions))
+    names: dict[Name, Question] = {q.key: q for q in questions}
     joined = join(said, names, predictions, "POPE")
-    verdicts = [_verdict(question, joined.get(question.key), mode) for question in limited(questions, limit)]
+    verdicts = [yes_no.verdict(q, joined.get(q.key), _RULES[mode]) for q in limited(questions, limit)]
     metrics = _Metrics(verdicts, overall=mode == "vlmevalkit")
     found = metrics(np.ones(len(verdicts), np.int64))
-    paths = sorted(predictions.iterdir()) if predictions.is_dir() else [predictions]
     return make(
         NAME, mode, format, verdicts, metrics, "f1",
         groups={"split": metrics.splits(found)}, printed=metrics.printed(found),
-        manifest={"predictions_sha256": digest(paths), "version": version(questions), "custom": custom, "limit": limit},
+        manifest={
+            "predictions_sha256": digest(_json_files(predictions)), "version": version(questions), "custom": custom,
+            "limit": limit,
+        },
     )  # fmt: skip
-
-
-def _verdict(question: Question, said: Said | None, mode: str) -> Verdict:
-    parsed, text = None, None
-    if said is not None:
-        text = said.text
-        parsed = _RULES[mode](text)
-        if parsed is None and mode == "vlmevalkit" and said.extracted:
-            parsed = {"yes": "yes", "no": "no"}.get(said.extracted.lower())
-    why = "no prediction" if text is None else "neither yes nor no" if parsed is None else f"read {parsed}"
-    right = float(parsed == question.answer)
-    return Verdict(question.key, question.unit, question.groups, question.answer, text, parsed, right, why)
 
 
 class _Metrics:
     """Everything from how often each verdict counts. What is neither yes nor no is not counted as yes, and is wrong."""
 
     def __init__(self, verdicts: Sequence[Verdict], *, overall: bool) -> None:
-        split = np.array([v.groups["split"] for v in verdicts])
-        self._masks = {name: split == name for name in dict.fromkeys(split.tolist())}
-        self._is_yes = np.array([v.answer == "yes" for v in verdicts])
-        self._says_yes = np.array([v.parsed == "yes" for v in verdicts])
-        self._right = np.array([v.score == 1 for v in verdicts])
+        self._names = _ordered(v.groups["split"] for v in verdicts)
+        split = np.array([self._names.index(v.groups["split"]) for v in verdicts])
+        says = np.array([v.parsed == "yes" for v in verdicts])
+        true = np.array([v.answer == "yes" for v in verdicts])
+        right = np.array([v.score == 1 for v in verdicts])
+        # [verdicts, splits, 5]: that it is one, says yes, should say yes, does both, is right.
+        kinds = np.stack([np.ones(len(verdicts)), says, true, says & true, right], axis=1)
+        self._tally = (split[:, None] == np.arange(len(self._names)))[:, :, None] * kinds[:, None, :]
         self._overall = overall
 
     def __call__(self, counts: np.ndarray) -> dict[str, float]:
-        splits = {name: self._measures(counts * mask) for name, mask in self._masks.items()}
-        together = self._measures(counts)
+        tally = np.tensordot(counts.astype(np.float64), self._tally, 1)
+        splits = {name: _measures(*own) for name, own in zip(self._names, tally.tolist(), strict=True)}
+        together = _measures(*tally.sum(axis=0).tolist())
         means = {key: sum(own[key] for own in splits.values()) / len(splits) for key in _MEASURES}
         found = {key: 100 * value for key, value in (together if self._overall else means).items()}
         for name, own in (*splits.items(), ("overall", together)):
             found |= {f"{name}/{key}": 100 * value for key, value in own.items()}
         return found
 
-    def _measures(self, counts: np.ndarray) -> dict[str, float]:
-        """As shares; where nothing is yes, precision and F1 are 0."""
-        whole = int(counts.sum())
-        yes, true = int(counts[self._says_yes].sum()), int(counts[self._is_yes].sum())
-        both = int(counts[self._says_yes & self._is_yes].sum())
-        precision = both / yes if yes else 0.0
-        recall = both / true if true else 0.0
-        f1 = 2 * precision * recall / (precision + recall) if both else 0.0
-        right = int(counts[self._right].sum())
-        nothing = float("nan")
-        accuracy, ratio = (right / whole, yes / whole) if whole else (nothing, nothing)
-        return dict(zip(_MEASURES, (f1, accuracy, precision, recall, ratio), strict=True))
-
     def splits(self, found: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        sizes = self._tally[:, :, 0].sum(axis=0)
         return {
-            name: {"n": int(mask.sum()), **{key: found[f"{name}/{key}"] for key in _MEASURES}}
-            for name, mask in self._masks.items()
+            name: {"n": int(size), **{key: found[f"{name}/{key}"] for key in _MEASURES}}
+            for name, size in zip(self._names, sizes, strict=True)
         }
 
     def printed(self, found: Mapping[str, float]) -> dict[str, str]:
-        """POPE's lines, and LLaVA's, of each split."""
-        titles = (
-            ("Accuracy", "accuracy"),
-            ("Precision", "precision"),
-            ("Recall", "recall"),
-            ("F1 score", "f1"),
-        )
+        """POPE's lines, and LLaVA's, of each split; or VLMEvalKit's columns, of all and each."""
+        if self._overall:
+            columns = {"Overall": "f1", "acc": "accuracy", "precision": "precision", "recall": "recall"}
+            return {
+                f"{name.replace('overall', 'Overall')} {column}": str(found[f"{name}/{key}"])
+                for name in ("overall", *self._names)
+                for column, key in columns.items()
+            }
+        titles = {
+            "Accuracy": "accuracy", "Precision": "precision", "Recall": "recall", "F1 score": "f1",
+            "Yes ratio": "yes_ratio",
+        }  # fmt: skip
         told: dict[str, str] = {}
-        for name, mask in self._masks.items():
-            own = self._measures(mask.astype(np.int64))
-            told |= {f"{name} {title}": str(own[key]) for title, key in (*titles, ("Yes ratio", "yes_ratio"))}
+        for name, tally in zip(self._names, self._tally.sum(axis=0).tolist(), strict=True):
+            own = _measures(*tally)
+            told |= {f"{name} {title}": str(own[key]) for title, key in titles.items()}
             told[f"{name} f1, acc, precision, recall, yes_ratio"] = ", ".join(
                 f"{own[key]:.3f}" for key in _MEASURES
             )
         return told
+
+
+def _measures(whole: float, says: float, true: float, both: float, right: float) -> dict[str, float]:
+    """As shares, of whole numbers; where nothing is yes, precision and F1 are 0."""
+    precision = both / says if says else 0.0
+    recall = both / true if true else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if both else 0.0
+    accuracy, ratio = (right / whole, says / whole) if whole else (float("nan"), float("nan"))
+    return dict(zip(_MEASURES, (f1, accuracy, precision, recall, ratio), strict=True))

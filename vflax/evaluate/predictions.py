@@ -12,7 +12,6 @@ from vflax.evaluate.question import Question
 
 OWN = "JSON lines with key and prediction, as vflax.evaluate writes them"
 
-
 Name = str | tuple[str, ...]
 
 
@@ -51,7 +50,8 @@ def join(
         where, benchmark: for messages.
 
     Raises:
-        UserError: of a question that is not one of these, that is answered twice, or whose right answer is another one.
+        UserError: of no predictions at all, or of a question that is not one of these, that is answered twice, or
+            whose right answer is another one.
     """
     found: dict[str, Said] = {}
     for row in said:
@@ -69,6 +69,8 @@ def join(
         if question.key in found:
             raise UserError(f"{where}: {name}: answered twice; two runs in one file? Keep one of them")
         found[question.key] = row
+    if not found:
+        raise UserError(f"{where}: no predictions in it; is it the file that was to be filled in?")
     return found
 
 

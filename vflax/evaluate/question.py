@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ class Question:
     unit: see `vflax.evaluate.result.Verdict`.
     pictures: in the order in which the question speaks of them.
     options: {letter: text} of a multiple choice.
+    hint: text that the release gives beside the question, "" where it gives none.
     """
 
     key: str
@@ -34,6 +36,18 @@ class Question:
     unit: str
     pictures: tuple[Picture, ...] = ()
     options: Mapping[str, str] | None = None
+    hint: str = ""
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """sha256 of questions, right answers, options and the bytes of their pictures: what a number is of."""
+    whole = hashlib.sha256()
+    for question in questions:
+        options = sorted((question.options or {}).items())
+        whole.update(repr((question.key, question.text, question.hint, question.answer, options)).encode())
+        for picture in question.pictures:
+            whole.update(hashlib.sha256(picture.read()).digest())
+    return whole.hexdigest()
 
 
 def limited(questions: Sequence[Question], most: int | None) -> list[Question]:

@@ -3,189 +3,261 @@
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import PIL.Image
+from markupsafe import Markup
 
 import vflax
 from vflax.evaluate.files import json_lines, json_value
 from vflax.evaluate.published import MEASURES, ROWS
 from vflax.evaluate.question import Question
+from vflax.evaluate.shown import OUTCOMES, browsed, confusions, outcome, yes_shares
 
-# Shown of a task: so many wrong ones and so many right ones, evenly out of all.
-_SHOWN = 60
-_THUMBNAIL = 160  # pixels
-# A table of right answers by what was read is shown for so many different answers at most.
-_ANSWERS = 12
-_MISSING, _UNPARSED = "(missing)", "(unparsed)"
+# Of the page, at most about so much of questions and answers, and of pictures; its tasks share that.
+_TEXT_BYTES = 16_000_000
+_PICTURE_BYTES = 24_000_000
+# A longer table of groups is folded.
+_OPEN = 24
+
+_Facts = dict[str, Any]
 
 
 def write(
     out: Path, questions: Mapping[str, Sequence[Question]], prompts: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Write report.html, report.json and report.md of all tasks that have a score.
+    """Write report.html, report.json and report.md of tasks that are scored.
 
     Args:
         out: the run's folder.
         questions: {task: its questions}, for their pictures.
         prompts: {task: {key: what the model was asked}}.
     """
-    tasks = [_task(out / name, own, prompts.get(name, {})) for name, own in questions.items()]
     run = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "vflax": vflax.__version__}
-    models = [
-        ("this run", {task["name"]: task["score"]["score"] for task in tasks}, ""),
-        *((row.model, row.scores, row.source) for row in ROWS),
-    ]
+    tasks = {name: _facts(out / name) for name in questions}
+    columns = _columns(tasks)
+    models = list(_published(columns))
     facts = {
         "run": run,
-        "scores": {task["name"]: task["score"] for task in tasks},
-        "published": [{"model": row.model, "scores": row.scores, "source": row.source} for row in ROWS],
+        "scores": tasks,
+        "published": [{"model": row.model, "cells": row.cells, "source": row.source} for row in ROWS],
     }
-    (out / "report.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(_markdown(tasks, models), encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vflax.evaluate", "."), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+    _save(out / "report.json", json.dumps(facts, indent=1) + "\n")
+    _save(out / "report.md", _markdown(tasks, columns, models))
+    shown = {
+        name: _shown(out / name, tasks[name], own, prompts.get(name, {}), len(tasks))
+        for name, own in questions.items()
+    }
+    model: Mapping[str, Any] = next((facts["run"]["model"] for facts in tasks.values() if facts["run"]), {})
+    page = _page(
+        run=run, model=dict(_flat(model)), notes=list(_notes(tasks)), tasks=tasks, shown=shown, columns=columns,
+        models=models,
     )  # fmt: skip
-    page = environment.get_template("report.html.j2").render(
-        tasks=tasks, models=models, run=run, measures=MEASURES, missing=_MISSING, unparsed=_UNPARSED
-    )
-    (out / "report.html").write_text(page, encoding="utf-8")
+    _save(out / "report.html", page)
 
 
-def _task(folder: Path, questions: Sequence[Question], prompts: Mapping[str, str]) -> dict[str, Any]:
-    verdicts = json_lines(folder / "verdicts.jsonl")
-    of_key = {question.key: question for question in questions}
-    shown = [
-        {
-            **row,
-            "prompt": prompts.get(row["key"], ""),
-            "outcome": _outcome(row),
-            "pictures": [_thumbnail(p.read()) for p in of_key[row["key"]].pictures]
-            if row["key"] in of_key
-            else [],
-        }
-        for row in _chosen(verdicts)
-    ]
+def _save(path: Path, text: str) -> None:
+    """Answers may hold halves of characters, which no file can."""
+    path.write_bytes(text.encode("utf-8", "replace"))
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def _facts(folder: Path) -> _Facts:
+    """A task's score file; how its questions ended; and what decided the predictions, what they took and who judged
+    them, None where no file says."""
+    score = json_value(folder / "score.json")
+    score.pop("draws", None)
+    ended = Counter(outcome(row) for row in json_lines(folder / "verdicts.jsonl"))
+    paths = {name: folder / f"{name}.json" for name in ("run", "infer", "judge")}
     return {
-        "name": folder.name,
-        "score": json_value(folder / "score.json"),
-        "run": _json(folder / "run.json"),
-        "judge": _json(folder / "judge.json"),
-        "outcomes": Counter(_outcome(row) for row in verdicts),
-        "confusion": _confusion(verdicts),
-        "yes": _yes_ratios(verdicts),
-        "samples": shown,
+        **score,
+        "outcomes": {name: ended[name] for name in OUTCOMES if ended[name]},
+        **{name: json_value(path) if path.exists() else None for name, path in paths.items()},
     }
 
 
-def _json(path: Path) -> Any:
-    return json_value(path) if path.exists() else None
+def _columns(tasks: Mapping[str, _Facts]) -> list[_Facts]:
+    """Of the table of models: the numbers of each task that papers quote, or else its own score."""
+    found = []
+    for name, facts in tasks.items():
+        known = {key: label for key, label in MEASURES.get(name, {}).items() if key in facts["metrics"]}
+        for metric, label in (known or {_headline(facts): _headline(facts)}).items():
+            value = facts["metrics"].get(metric, facts["score"])
+            title = name if len(known) < 2 else f"{name}, {label}"
+            found.append(
+                {
+                    "task": name, "metric": metric, "title": title, "label": label, "value": value,
+                    "interval": _interval(facts, metric), "mode": facts["mode"],
+                }
+            )  # fmt: skip
+    return found
 
 
-def _outcome(row: Mapping[str, Any]) -> str:
-    if row["prediction"] is None:
-        return "missing"
-    if row["parsed"] is None:
-        return "unparsed"
-    return "right" if row["score"] == 1 else "wrong" if row["score"] == 0 else "partly"
+def _headline(facts: _Facts) -> str:
+    """The metric that is the score."""
+    return next((name for name, value in facts["metrics"].items() if value == facts["score"]), "score")
 
 
-def _chosen(verdicts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Evenly out of those that are right and out of the others, in the benchmark's order."""
-    sides = ([n for n, row in enumerate(verdicts) if (row["score"] == 1) is right] for right in (True, False))
-    kept = sorted(
-        number
-        for own in sides
-        for number in {own[len(own) * k // _SHOWN] for k in range(min(_SHOWN, len(own)))}
-    )
-    return [verdicts[number] for number in kept]
+def _published(columns: Sequence[_Facts]) -> Iterator[_Facts]:
+    """The rows that have something in one of the columns."""
+    for row in ROWS:
+        cells = [row.cells.get(f"{column['task']}/{column['metric']}", "") for column in columns]
+        if any(cells):
+            yield {"model": row.model, "cells": cells, "source": row.source}
 
 
-def _thumbnail(data: bytes) -> str:
-    """As a data: URL; "" for what cannot be decoded."""
-    try:
-        image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError):
-        return ""
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+def _notes(tasks: Mapping[str, _Facts]) -> Iterator[str]:
+    """What keeps numbers from being those of the published benchmark."""
+    own = [name for name, facts in tasks.items() if facts["manifest"].get("custom")]
+    if own:
+        yield f"Of one's own, and not the published benchmark's questions: {', '.join(own)}."
+    for name, facts in tasks.items():
+        if limit := facts["manifest"].get("limit"):
+            yield f"A part of the benchmark (--limit={limit}): {name}."
+        sets = str(facts["manifest"].get("score", ""))
+        if sets.startswith("mean of"):
+            yield f"Not the mean of the published four, but the {sets}: {name}."
+        if facts["missing"]:
+            yield f"Without a prediction, and so counted as wrong: {facts['missing']:,} of {facts['n']:,} of {name}."
 
 
-def _confusion(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Rows: right answers, columns: what was read; None where there are too many different answers."""
-    rights = list(dict.fromkeys(row["answer"] for row in verdicts))
-    if not 2 <= len(rights) <= _ANSWERS:
-        return None
-    counts = Counter((row["answer"], _read(row)) for row in verdicts)
-    columns = [*rights, *(name for name in dict.fromkeys(read for _, read in counts) if name not in rights)]
-    if len(columns) > 2 * _ANSWERS:
-        return None
-    rows = [
-        {"name": right, "n": sum(counts[right, column] for column in columns),
-         "cells": [counts[right, column] for column in columns]}
-        for right in rights
-    ]  # fmt: skip
-    return {"columns": columns, "rows": rows}
+def _interval(facts: _Facts, metric: str) -> list[float] | None:
+    ends = facts["intervals"].get(metric)
+    return None if ends is None or None in ends else ends
 
 
-def _read(row: Mapping[str, Any]) -> str:
-    if row["prediction"] is None:
-        return _MISSING
-    return _UNPARSED if row["parsed"] is None else row["parsed"]
-
-
-def _yes_ratios(verdicts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of yes-or-no questions, by group: the share of yes among answers, and among right ones, in percent."""
-    if {row["answer"] for row in verdicts} != {"yes", "no"}:
-        return []
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in verdicts:
-        found.setdefault(next(iter(row["groups"].values()), "all"), []).append(row)
-    return [
-        {
-            "name": name,
-            "said": 100 * sum(row["parsed"] == "yes" for row in own) / len(own),
-            "true": 100 * sum(row["answer"] == "yes" for row in own) / len(own),
+def _tables(facts: _Facts) -> list[_Facts]:
+    """Of the whole and of each kind of groups: rows of name and cells, a cell being value and interval; and which
+    columns are shares in percent."""
+    groups = facts["groups"]
+    grouped = {name for own in groups.values() for name in own}
+    headline = _headline(facts)
+    whole = {
+        name: [{"value": value, "interval": _interval(facts, name)}]
+        for name, value in facts["metrics"].items()
+        if name == headline or ("/" not in name and name not in grouped)
+    }
+    found: list[_Facts] = [{"kind": "", "columns": [""], "rows": whole, "open": True, "shares": [False]}]
+    for kind, own in groups.items():
+        columns = list(dict.fromkeys(key for cells in own.values() for key in cells))
+        rows = {
+            name: [_cell(facts, kind, name, column, cells.get(column)) for column in columns]
+            for name, cells in own.items()
         }
-        for name, own in found.items()
-    ]
+        shares = [_are_shares([cells.get(column) for cells in own.values()]) for column in columns]
+        found.append(
+            {"kind": kind, "columns": columns, "rows": rows, "open": len(rows) <= _OPEN, "shares": shares}
+        )
+    return found
+
+
+def _are_shares(values: Sequence[Any]) -> bool:
+    return all(value is None or (isinstance(value, float) and 0 <= value <= 100) for value in values)
+
+
+def _cell(facts: _Facts, kind: str, name: str, column: str, value: Any) -> _Facts:
+    """With the interval of the metric that is the same number, by whichever name a benchmark has for it."""
+    if isinstance(value, float):
+        for metric in (f"{kind}/{name}/{column}", f"{name}/{column}", f"{kind}/{name}", name):
+            if facts["metrics"].get(metric) == value:
+                return {"value": value, "interval": _interval(facts, metric)}
+    return {"value": value, "interval": None}
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(name, text) of what a manifest holds; tables of confusion are shown elsewhere."""
+    if isinstance(value, Mapping):
+        for key, own in value.items():
+            if key != "confusion":
+                yield from _flat(own, f"{name}, {key}" if name else str(key))
+    elif value not in (None, "", []):
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def _shown(
+    folder: Path, facts: _Facts, questions: Sequence[Question], prompts: Mapping[str, str], tasks: int
+) -> _Facts:
+    """What the page has of a task beside its facts."""
+    verdicts = json_lines(folder / "verdicts.jsonl")
+    made = {
+        "the score": facts["manifest"], "predictions": facts["run"], "what these took": facts["infer"],
+        "the judge": facts["judge"],
+    }  # fmt: skip
+    return {
+        "tables": _tables(facts),
+        "headline": _headline(facts),
+        "confusions": confusions(verdicts, facts["manifest"]),
+        "yes": yes_shares(verdicts),
+        "made": {name: dict(_flat(own)) for name, own in made.items() if own},
+        "prompt": next(iter(prompts.values()), ""),
+        "data": browsed(
+            verdicts,
+            questions,
+            prompts,
+            text_bytes=_TEXT_BYTES // tasks,
+            picture_bytes=_PICTURE_BYTES // tasks,
+        ),
+    }
+
+
+def _page(**facts: Any) -> str:
+    """The page may run its own script and no other, and ask no one for anything."""
+    loader = jinja2.PackageLoader("vflax.evaluate", ".")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "interval": _between}
+    style, script = (loader.get_source(environment, f"report.{kind}.j2")[0] for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(
+        style=Markup(style), script=Markup(script), digest=digest, outcomes=OUTCOMES, **facts
+    )
 
 
 def _markdown(
-    tasks: Sequence[Mapping[str, Any]], models: Sequence[tuple[str, Mapping[str, Any], str]]
+    tasks: Mapping[str, _Facts], columns: Sequence[_Facts], models: Sequence[Mapping[str, Any]]
 ) -> str:
-    names = [task["name"] for task in tasks]
-    lines = [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for model, scores, _ in models:
-        cells = [_number(scores[name]) if name in scores else "" for name in names]
-        if any(cells):
-            lines.append(f"| {model} | {' | '.join(cells)} |")
-    for task in tasks:
-        score = task["score"]
-        lines += ["", f"## {task['name']}", "", f"{score['mode']} rule, {score['n']:,} questions, {score['missing']:,} "
-                  f"missing, {score['unparsed']:,} unparsed."]  # fmt: skip
-        for kind, groups in score["groups"].items():
-            columns = list(dict.fromkeys(key for own in groups.values() for key in own))
-            lines += ["", f"| {kind} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-            lines += [
-                f"| {name} | {' | '.join(_number(own.get(key)) for key in columns)} |"
-                for name, own in groups.items()
-            ]
+    lines = [_row("model", *(column["title"] for column in columns)), "|---" * (len(columns) + 1) + "|"]
+    lines.append(_row("this run", *(_with_interval(column) for column in columns)))
+    lines += [_row(row["model"], *row["cells"]) for row in models]
+    for name, facts in tasks.items():
+        lines += ["", f"## {name}", "", f"{facts['mode']} rule, {facts['n']:,} questions, {facts['missing']:,} "
+                  f"missing, {facts['unparsed']:,} unparsed."]  # fmt: skip
+        for table in _tables(facts):
+            lines += ["", _row(table["kind"], *table["columns"]), "|---" * (len(table["columns"]) + 1) + "|"]
+            lines += [_row(key, *map(_with_interval, cells)) for key, cells in table["rows"].items()]
     return "\n".join(lines) + "\n"
 
 
+def _row(*cells: str) -> str:
+    """Of a table; whatever a cell holds, it stays one cell of one line."""
+    return f"| {' | '.join(' '.join(cell.replace('|', '&#124;').split()) for cell in cells)} |"
+
+
+def _with_interval(cell: Mapping[str, Any]) -> str:
+    within = _between(cell["interval"])
+    return _number(cell["value"]) + (f" ({within})" if within else "")
+
+
 def _number(value: Any) -> str:
-    """As in a table: published ones as printed, whole numbers whole, others to two places."""
+    """As in a table: whole numbers whole, others to two places, text as it is."""
     if value is None:
         return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)
+    )
+
+
+def _between(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else ""

@@ -53,6 +53,7 @@ class Score:
     groups: {kind: {name: {metric: number}}}.
     printed: {name: text}, as the benchmark's own tool prints it, digit for digit.
     manifest: what it was made from.
+    draws: the score in each bootstrap draw; the n-th takes the same units, whoever answered.
     verdicts: on every question, in the benchmark's order; kept in a file of their own.
     """
 
@@ -68,6 +69,7 @@ class Score:
     groups: dict[str, dict[str, dict[str, float]]]
     printed: dict[str, str]
     manifest: dict[str, Any] = field(default_factory=dict)
+    draws: Sequence[float] = ()
     verdicts: Sequence[Verdict] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -99,19 +101,21 @@ def make(
         strata: a kind of groups; units are drawn within each, as the benchmark has so many of each.
     """
     found = metrics(np.ones(len(verdicts), np.int64))
+    drawn = draws(verdicts, metrics, strata)
     return Score(
         task, mode, format, len(verdicts),
         missing=sum(v.prediction is None for v in verdicts),
         unparsed=sum(v.prediction is not None and v.parsed is None for v in verdicts),
-        score=found[headline], metrics=found, intervals=intervals(verdicts, metrics, strata), groups=groups,
-        printed=printed, manifest=manifest, verdicts=verdicts,
+        score=found[headline], metrics=found, intervals=intervals(drawn), groups=groups,
+        printed=printed, manifest=manifest, draws=drawn[headline], verdicts=verdicts,
     )  # fmt: skip
 
 
-def intervals(
+def draws(
     verdicts: Sequence[Verdict], metrics: Metrics, strata: str | None = None, rounds: int = ROUNDS
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap (Efron, 1979) over units, of every metric; the same draws each time."""
+) -> dict[str, list[float]]:
+    """Of every metric, what it is in each draw of a bootstrap (Efron, 1979) over units; the same draws for all who
+    answered the same questions."""
     units = [f"{v.groups.get(strata, '')} {v.unit}" if strata else v.unit for v in verdicts]
     names, of_verdict = np.unique(np.asarray(units, dtype=object).astype(str), return_inverse=True)
     stratum = np.zeros(len(names), np.int64)
@@ -127,6 +131,11 @@ def intervals(
             counts[own] = np.bincount(rng.integers(0, len(own), len(own)), minlength=len(own))
         for name, value in metrics(counts[of_verdict]).items():
             drawn.setdefault(name, []).append(value)
+    return drawn
+
+
+def intervals(drawn: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """Percentiles of draws, which hold the share SHARE."""
     edge = 100 * (1 - SHARE) / 2
     found = {}
     for name, values in drawn.items():

@@ -1,77 +1,47 @@
 """ScienceQA (Lu et al., 2022): multiple choice from school books, of which half have a picture and half a text as hint.
 
 Papers quote the share of right answers in the test split; LLaVA-1.5 and many after it only that of questions with a
-picture, which is IMG here. LLaVA's best number is of an ensemble with GPT-4: see `complement` and `judged`.
+picture, which is IMG here, and the score of the mode `llava`. LLaVA's best number is of an ensemble with GPT-4: see
+`complement` and `judged`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from string import ascii_uppercase
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from vflax.errors import UserError
 from vflax.evaluate import choices
-from vflax.evaluate.files import TABLES, digest, json_lines, need, table
-from vflax.evaluate.predictions import OWN, Name, Said, join, of_vflax, without_answers
-from vflax.evaluate.question import Picture, Question, limited
+from vflax.evaluate.files import digest
+from vflax.evaluate.predictions import Name, Said, join, without_answers
+from vflax.evaluate.question import Question, limited
 from vflax.evaluate.result import Score, Verdict, make, means_by
-from vflax.small_files import read_json, read_text
+from vflax.evaluate.scienceqa_data import SIZES, open_release
+from vflax.evaluate.scienceqa_predictions import FORMATS, NAME, by_vlmevalkit, only_file, read
+from vflax.evaluate.scienceqa_predictions import recognise as recognise
 
-NAME = "scienceqa"
 MODES = {
     "official": "evaluate_acc.py of ScienceQA: results as the file has them, else what LLaVA's script reads",
-    "llava": "eval_science_qa.py of LLaVA, from the texts: a letter, 'X. ', or 'The answer is X.' once; else wrong",
+    "llava": "eval_science_qa.py of LLaVA, on the texts: a letter, 'X. ', or 'The answer is X.' once, else wrong; the "
+    "score is of questions with a picture, as LLaVA-1.5 quotes it, or of all where the file has no prompts",
     "vlmevalkit": "VLMEvalKit's letters and words, without a judge unless its table has hits; questions with a picture",
     "strict": "the letter alone",
-}
-FORMATS = {
-    "llava": "LLaVA's answers, JSON lines with question_id, prompt and text, or the --output-file of its script",
-    "official": "a result as ScienceQA and LLaVA write it: JSON with results {pid: index} and outputs {pid: text}",
-    "texts": "JSON {pid: text}, or {'outputs': {pid: text}} as GPT-4's",
-    "vlmevalkit": "VLMEvalKit's table: index, question, A to E, answer, prediction",
-    "ensemble": "a folder of ours.json or .jsonl, gpt4.json or .jsonl and, for the judge, requery.json or .jsonl",
-    "vflax": OWN,
 }
 MAX_TOKENS = 1024
 
 Letters = Mapping[str, str | None]
 """{key: the letter that was read; None: none}."""
 
-# {split: (questions, those with a picture)}, as released.
-_SIZES = {"test": (4241, 2017), "val": (4241, 2097), "train": (12726, 6218)}
 # {kind: {column of the papers' tables: what evaluate_acc.py calls it}}. TXT and IMG overlap, NO is neither.
 _COLUMNS = {
     "subject": {"NAT": "natural", "SOC": "social", "LAN": "language"},
     "context": {"TXT": "has_text", "IMG": "has_image", "NO": "no_context"},
     "grade": {"G1-6": "grade_1_6", "G7-12": "grade_7_12"},
 }
-_SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
-_GRADES = {f"grade{number}": "G1-6" if number <= 6 else "G7-12" for number in range(1, 13)}
-_NEEDED = ("question", "choices", "answer", "hint", "image", "subject", "grade", "split")
 _REQUEST = "Answer with the option's letter from the given choices directly."
-
-
-# --- the release ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Problem(Question):
-    """hint: the text that goes with a question, or nothing."""
-
-    hint: str = ""
-
-
-class _Release(NamedTuple):
-    folder: Path
-    problems: Mapping[str, Any]
-    splits: Mapping[str, list[str]]
 
 
 def load(data: Path, *, custom: bool = False, split: str = "test") -> list[Question]:
@@ -85,7 +55,7 @@ def load(data: Path, *, custom: bool = False, split: str = "test") -> list[Quest
     Raises:
         UserError: no such files, another number of questions than released, or one that lacks something.
     """
-    return _questions(_release(data), split, custom)
+    return open_release(data).questions(split, custom=custom)
 
 
 def prompt(question: Question, style: str) -> str:
@@ -96,8 +66,7 @@ def prompt(question: Question, style: str) -> str:
         style: "llava": LLaVA-1.5's (CQM-A); "qcm_lea": LLaVA v0's, which is to answer with lecture, solution and "The
             answer is X."; "vlmevalkit": VLMEvalKit's; "plain": ScienceQA's own.
     """
-    hint = question.hint if isinstance(question, Problem) else ""
-    options = question.options or {}
+    hint, options = question.hint, question.options or {}
     lines = [f"{letter}. {text}" for letter, text in options.items()]
     if style == "llava":
         return "\n".join([*([f"Context: {hint}"] if hint else []), question.text, *lines, _REQUEST])
@@ -108,219 +77,7 @@ def prompt(question: Question, style: str) -> str:
     whole = f"Question: {question.text}\nContext: {hint.strip() or 'N/A'}\nOptions: {listed}\n"
     if style == "plain":
         return f"{whole}Answer:".replace("  ", " ")
-    return whole.replace("  ", " ").replace("Question: ", "").strip()
-
-
-def _release(data: Path) -> _Release:
-    for folder in (data, data / "scienceqa", data / "data" / "scienceqa"):
-        if (folder / "problems.json").exists():
-            splits = read_json(folder / "pid_splits.json")
-            if not all(isinstance(own, list) for own in splits.values()):
-                raise UserError(f"{folder / 'pid_splits.json'}: expected lists of questions; fetch it again")
-            listed = {name: [str(pid) for pid in own] for name, own in splits.items()}
-            return _Release(folder, read_json(folder / "problems.json"), listed)
-    raise UserError(f"{data}: no problems.json and pid_splits.json, as data/scienceqa of ScienceQA has them")
-
-
-def _questions(release: _Release, split: str, custom: bool) -> list[Question]:
-    folder, listed = release.folder, release.folder / "pid_splits.json"
-    if split not in release.splits:
-        raise UserError(f"{listed}: no split {split}; it has {', '.join(release.splits)}")
-    pids = release.splits[split]
-    if not pids or len(set(pids)) < len(pids):
-        raise UserError(f"{listed}: {split} is empty or has a question twice; fetch it again")
-    if absent := [pid for pid in pids if pid not in release.problems]:
-        raise UserError(
-            f"{folder / 'problems.json'}: lacks {len(absent):,} questions of {split}, {', '.join(absent[:5])}; fetch "
-            "it again"
-        )
-    found: list[Question] = [_problem(release, pid) for pid in pids]
-    sizes = len(found), sum("image" in question.groups for question in found)
-    if not custom and sizes != _SIZES.get(split, sizes):
-        raise UserError(
-            f"{folder}: {split} has {sizes[0]:,} questions, {sizes[1]:,} with a picture; released were "
-            f"{_SIZES[split][0]:,} and {_SIZES[split][1]:,}. Fetch it again, or say --custom for a set of your own"
-        )
-    return found
-
-
-def _problem(release: _Release, pid: str) -> Problem:
-    row, where = release.problems[pid], f"{release.folder / 'problems.json'}: {pid}"
-    need(row if isinstance(row, dict) else {}, _NEEDED, where)
-    options, answer, hint, image = row["choices"], row["answer"], str(row["hint"] or ""), row["image"]
-    if not (isinstance(options, list) and isinstance(answer, int) and 0 <= answer < len(options) <= 26):
-        raise UserError(f"{where}: the answer is {answer!r}, expected the index of a choice; fetch it again")
-    groups = {
-        "subject": _SUBJECTS.get(str(row["subject"])), "grade": _GRADES.get(str(row["grade"])),
-        "text": hint and "TXT", "image": image and "IMG", "neither": not (hint or image) and "NO",
-    }  # fmt: skip
-    return Problem(
-        pid, str(row["question"]), ascii_uppercase[answer], {kind: name for kind, name in groups.items() if name}, pid,
-        _pictures(release.folder, str(row["split"]), f"{pid}/{image}") if image else (),
-        dict(zip(ascii_uppercase, map(str, options), strict=False)), hint,
-    )  # fmt: skip
-
-
-def _pictures(folder: Path, split: str, name: str) -> tuple[Picture, ...]:
-    """That of images/SPLIT/PID/image.png, with images/ or without; none where the split has no folder."""
-    root = next((root for root in (folder / "images" / split, folder / split) if root.is_dir()), None)
-    if root is None:
-        return ()
-    if not (root / name).is_file():
-        raise UserError(f"{root / name}: not there; fetch ScienceQA's {split}.zip again")
-    return (Picture(f"{split}/{name}", (root / name).read_bytes),)
-
-
-# --- predictions ------------------------------------------------------------------------------------------------------
-
-
-class _Read(NamedTuple):
-    """What a file holds. A `Said.extracted` is a stored result: its letter, or "" for none.
-
-    questions: where the right answers are with them; none of them has options but VLMEvalKit's.
-    shown: {pid: whether the prompt has a picture}, where prompts are with them.
-    stored: the counts that a result has.
-    """
-
-    said: list[Said]
-    questions: Sequence[Question] = ()
-    shown: Mapping[str, bool] = {}
-    stored: Mapping[str, Any] = {}
-
-
-def recognise(predictions: Path) -> str | None:
-    """The format of a file or folder; None: none of these."""
-    if predictions.is_dir():
-        return "ensemble" if any(predictions.glob("ours.*")) else None
-    if predictions.suffix.lower() in TABLES:
-        return "vlmevalkit"
-    whole = _content(predictions)
-    if isinstance(whole, list):
-        return "vflax" if "key" in whole[0] else "llava" if "question_id" in whole[0] else None
-    if isinstance(whole.get("results"), dict):
-        return "official"
-    if isinstance(whole.get("correct"), list) and isinstance(whole.get("incorrect"), list):
-        return "llava"
-    texts = whole.get("outputs", whole)
-    return (
-        "texts" if isinstance(texts, dict) and all(isinstance(own, str) for own in texts.values()) else None
-    )
-
-
-def _content(path: Path) -> dict[str, Any] | list[dict[str, Any]]:
-    """One JSON object, or the rows of JSON lines; a name that is in an object twice is refused."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise UserError(f"{path}: {name} is there twice; two runs in one file? Keep one of them")
-            found[name] = value
-        return found
-
-    try:
-        whole = json.loads(read_text(path), object_pairs_hook=once)
-    except UserError:
-        raise
-    except (ValueError, RecursionError):  # lines of JSON, or broken
-        return json_lines(path)
-    if not isinstance(whole, dict) or "key" in whole or "question_id" in whole:
-        return json_lines(path)
-    if not whole:
-        raise UserError(f"{path}: empty; expected results or texts of questions")
-    return whole
-
-
-def _read(path: Path, *, texts: bool) -> _Read:
-    """Read a file in its format; texts: refuse results without them."""
-    format = recognise(path)
-    if format == "vlmevalkit":
-        return _of_vlmevalkit(path)
-    if format == "vflax":
-        return _Read(of_vflax(path))
-    whole = _content(path)
-    if isinstance(whole, list):
-        return _of_llava(path, whole)
-    if format == "llava":
-        return _of_output(path, whole)
-    if format == "official":
-        return _of_result(path, whole, texts)
-    if format == "texts":
-        return _Read([Said(pid, text) for pid, text in whole.get("outputs", whole).items()])
-    raise UserError(f"{path}: expected results or texts of questions; it has {', '.join(list(whole)[:5])}")
-
-
-def _of_llava(path: Path, rows: Sequence[Mapping[str, Any]]) -> _Read:
-    said, shown = [], {}
-    for number, row in enumerate(rows, 1):
-        need(row, ("question_id", "text"), f"{path}, line {number}")
-        pid = str(row["question_id"])
-        if row["text"] is not None:
-            said.append(Said(pid, str(row["text"])))
-        if "prompt" in row:
-            shown[pid] = "<image>" in str(row["prompt"])
-    return _Read(said, shown=shown)
-
-
-def _of_output(path: Path, whole: Mapping[str, Any]) -> _Read:
-    """All questions with what became of them; where there was no answer, the script has FAILED to Unknown."""
-    said, shown, questions = [], {}, []
-    for result in ("correct", "incorrect"):
-        for number, row in enumerate(whole[result], 1):
-            keys = ("question_id", "parsed_ans", "ground_truth", "question", "pred")
-            need(row if isinstance(row, dict) else {}, keys, f"{path}: {result}, {number}")
-            pid, letter, answer, asked, text = (str(row[key]) for key in keys)
-            shown[pid] = "<image>" in asked
-            questions.append(Question(pid, asked, answer, {"image": "IMG"} if shown[pid] else {}, pid))
-            if (asked, text) != ("Unknown", "FAILED"):
-                said.append(Said(pid, text, answer, _stored(result == "correct", answer, letter)))
-    if len(shown) < len(questions):
-        raise UserError(f"{path}: questions are there twice; two runs in one file? Keep one of them")
-    return _Read(said, questions, shown)
-
-
-def _of_result(path: Path, whole: Mapping[str, Any], texts: bool) -> _Read:
-    """Indices, and what they were read from; those that were drawn at random cannot be told from others."""
-    results, outputs = whole["results"], whole.get("outputs") or {}
-    if not isinstance(outputs, dict) or (outputs and set(outputs) != set(results)):
-        raise UserError(f"{path}: results and outputs are of different questions; fetch it again")
-    if texts and not outputs:
-        raise UserError(f"{path}: has results and no outputs to read them from; say --mode=official")
-    said = []
-    for pid, result in results.items():
-        try:
-            index = int(result)
-        except (ValueError, TypeError, OverflowError):
-            raise UserError(f"{path}: results, {pid}: {result!r}, expected the index of a choice") from None
-        letter = ascii_uppercase[index] if 0 <= index < 26 else ""
-        said.append(Said(pid, str(outputs.get(pid, index)), None, letter))
-    return _Read(said, stored={key: whole[key] for key in ("acc", "correct", "count") if key in whole})
-
-
-def _of_vlmevalkit(path: Path) -> _Read:
-    rows = table(path)
-    need(rows[0], ("index", "question", "A", "B", "answer", "prediction"), str(path))
-    said: list[Said] = []
-    questions: list[Question] = []
-    for row in rows:
-        pid, answer, hit = row["index"], row["answer"], row.get("hit", "").lower()
-        options = {letter: row[letter] for letter in ascii_uppercase if row.get(letter)}
-        if answer not in options:
-            raise UserError(f"{path}: {pid}: the answer is {answer!r}, expected one of {', '.join(options)}")
-        if hit not in ("", "0", "1", "0.0", "1.0", "false", "true"):
-            raise UserError(f"{path}: {pid}: hit is {hit!r}, expected 0 or 1")
-        groups = {kind: row[kind] for kind in ("split", "category") if row.get(kind)} | {"image": "IMG"}
-        question = Question(pid, row["question"], answer, groups, pid, (), options)
-        letter = _vlmevalkit(row["prediction"], question)
-        stored = _stored(hit in ("1", "1.0", "true"), answer, letter or "") if hit else None
-        questions.append(question)
-        said.append(Said(pid, row["prediction"], answer, stored))
-    return _Read(said, questions)
-
-
-def _stored(right: bool, answer: str, letter: str) -> str:
-    """The letter of a result that is known to be right or wrong; "" where it is not what was read."""
-    return answer if right else letter if len(letter) == 1 and letter != answer else ""
+    return whole.replace("  ", " ").strip().replace("Question: ", "")
 
 
 # --- reading a letter -------------------------------------------------------------------------------------------------
@@ -333,21 +90,12 @@ def named(text: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _vlmevalkit(text: str, question: Question) -> str | None:
-    options = choices.pandas_options(question.options or {})
-    return choices.vlmevalkit(choices.pandas_text(text), options)
-
-
-def _letter(said: Said, question: Question, mode: str, stored: bool) -> str | None:
+def _letter(said: Said, question: Question, mode: str, *, stored: bool) -> str | None:
     """stored: what the file has as its result, where it has one, counts."""
     if stored and said.extracted is not None:
         return said.extracted or None
     if mode == "vlmevalkit":
-        if question.options is None:
-            raise UserError(
-                "VLMEvalKit's rule needs the choices, which these predictions lack; say --data=DIR"
-            )
-        return _vlmevalkit(said.text, question)
+        return by_vlmevalkit(said.text, question)
     if mode == "strict":
         return choices.strict(said.text, question.options or dict.fromkeys("ABCDE", ""))
     return choices.llava(said.text)
@@ -369,67 +117,60 @@ def score(
 
     A folder is an ensemble: ours.jsonl is what the model said, gpt4.json what GPT-4 said without pictures, and
     requery.jsonl, which need not be there, what GPT-4 said once it saw both answers to a question on which they differ.
-    Each may be .json or .jsonl, of any format that has texts.
+    Each may be .json or .jsonl, of any format that has texts. The score is the judge's with that file and the
+    complement's without; the others and the upper bound are among the metrics.
 
     VLMEvalKit's table numbers questions in its own way and has the answers with them: `data` is not read.
     """
     if format == "ensemble":
         return _ensemble(predictions, data, mode, custom, limit)
-    shown = recognise(predictions)
-    if format != shown and (format, shown) != ("llava", "official"):
-        raise UserError(f"{predictions}: --format={format}, but it is {shown}: {FORMATS.get(shown or '')}")
-    read = _read(predictions, texts=mode != "official")
-    split = None
+    predictions = only_file(predictions)
+    found = read(predictions, texts=mode != "official")
+    if format != found.format and (format, found.format) != ("llava", "official"):
+        raise UserError(
+            f"{predictions}: --format={format}, but it is {found.format}: {FORMATS[found.format]}"
+        )
+    split, shown = None, found.shown
     if data is not None and format != "vlmevalkit":
-        release = _release(data)
-        split = _split_of({str(said.name) for said in read.said}, release.splits, predictions)
-        questions = _questions(release, split, custom)
-    elif read.questions:
-        questions = list(read.questions)
-        released = {sizes[format == "vlmevalkit"] for sizes in _SIZES.values()}
+        release = open_release(data)
+        split = release.split_of({str(said.name) for said in found.said}, predictions)
+        questions = release.questions(split, custom=custom)
+        if format == "vflax":  # which shows all pictures
+            shown = {question.key: "image" in question.groups for question in questions}
+    elif found.questions:
+        questions = list(found.questions)
+        released = {sizes[format == "vlmevalkit"] for sizes in SIZES.values()}
         if not custom and len(questions) not in released:
             raise UserError(
                 f"{predictions}: {len(questions):,} questions, splits have {sorted(released)}; a part of one? Say "
                 "--custom for a set of your own"
             )
+        if mode == "vlmevalkit" and format != "vlmevalkit":
+            raise UserError(
+                f"{predictions}: VLMEvalKit's rule needs the choices, which it lacks; say --data=DIR"
+            )
     else:
         raise without_answers(predictions, "ScienceQA")
-    joined = join(read.said, {question.key: question for question in questions}, predictions, "ScienceQA")
+    joined = join(found.said, {question.key: question for question in questions}, predictions, "ScienceQA")
     if mode == "vlmevalkit":
         questions = [question for question in questions if "image" in question.groups]
     stored = mode == "official" or (mode, format) == ("vlmevalkit", "vlmevalkit")
     verdicts = [
-        _verdict(question, said, said and _letter(said, question, mode, stored), "read")
+        _verdict(question, said, said and _letter(said, question, mode, stored=stored), "read")
         for question in limited(questions, limit)
         for said in (joined.get(question.key),)
     ]
     metrics = _Metrics(verdicts)
-    printed = _printed(metrics, read.shown, mode)
-    printed |= {f"{key} in the file": str(value) for key, value in read.stored.items()}
+    printed = _printed(metrics, shown, mode)
+    printed |= {f"{key} in the file": str(value) for key, value in found.stored.items()}
+    headline = "IMG" if mode == "llava" and "IMG" in metrics.counts() and any(shown.values()) else "accuracy"
     return make(
-        NAME, mode, format, verdicts, metrics, "accuracy", groups=metrics.groups(), printed=printed,
+        NAME, mode, format, verdicts, metrics, headline, groups=metrics.groups(), printed=printed,
         manifest={
             "predictions_sha256": digest([predictions]), "split": split, "custom": custom, "limit": limit,
-            "stored": dict(read.stored),
+            "stored": dict(found.stored),
         },
     )  # fmt: skip
-
-
-def _split_of(pids: Collection[str], splits: Mapping[str, list[str]], where: Path) -> str:
-    """The split that is exactly these questions, or else the first that has most of them, which must be all."""
-    asked = set(pids)
-    if not asked:
-        raise UserError(f"{where}: no predictions")
-    found = {name: asked & set(splits[name]) for name in (*_SIZES, *splits) if name in splits}
-    exact = [name for name in found if asked == found[name] == set(splits[name])]
-    best = max(found, key=lambda name: len(found[name]), default="")
-    if exact or (best and found[best] == asked):
-        return exact[0] if exact else best
-    strange = sorted(asked - found.get(best, set()))
-    raise UserError(
-        f"{where}: {', '.join(strange[:5])}: no question of {best}, to which {len(asked) - len(strange):,} of "
-        f"{len(asked):,} predictions belong; predictions of several splits, or for another version?"
-    )
 
 
 def _verdict(question: Question, said: Said | None, letter: str | None, why: str) -> Verdict:
@@ -486,13 +227,12 @@ def _printed(metrics: _Metrics, shown: Mapping[str, bool], mode: str) -> dict[st
     """VLMEvalKit's shares; or else the lines of ScienceQA's evaluate_acc.py and those of LLaVA's script, for which a
     question has a picture where its prompt says so."""
     found = metrics.counts()
+    right, of = found["accuracy"]
     if mode == "vlmevalkit":
-        right, of = found["accuracy"]
         return {"Overall": str(right / of)}
     titles = {name: title for columns in _COLUMNS.values() for name, title in columns.items()}
     titles["accuracy"] = "average"
     told = {title: _percent(*found[name]) for name, title in titles.items() if name in found}
-    right, of = found["accuracy"]
     told |= {"Total": str(of), "Correct": str(right), "Accuracy": f"{_percent(right, of)}%"}
     pictured = [
         v.score == 1 for v in metrics.verdicts if (shown.get(v.key) if shown else "image" in v.groups)
@@ -522,40 +262,38 @@ def _ensemble(folder: Path, data: Path | None, mode: str, custom: bool, limit: i
         raise UserError(f"{folder}: has {', '.join(paths) or 'none'} of them; expected {FORMATS['ensemble']}")
     if data is None:
         raise without_answers(folder, "ScienceQA")
+    official = mode == "official"
     # Whether GPT-4 gave an answer shows in its texts alone: a stored result has a random one in its place.
-    reads = {
-        name: _read(path, texts=(name, mode) != ("ours", "official")).said for name, path in paths.items()
-    }
-    release = _release(data)
-    split = _split_of({str(said.name) for own in reads.values() for said in own}, release.splits, folder)
-    questions = _questions(release, split, custom)
+    reads = {name: read(path, texts=name != "ours" or not official).said for name, path in paths.items()}
+    release = open_release(data)
+    split = release.split_of({str(said.name) for own in reads.values() for said in own}, folder)
+    questions = release.questions(split, custom=custom)
     names: dict[Name, Question] = {question.key: question for question in questions}
     joined = {name: join(own, names, paths[name], "ScienceQA") for name, own in reads.items()}
     questions = limited(questions, limit)
 
-    def letters(name: str, *, stored: bool) -> dict[str, str | None]:
-        """LLaVA's scripts take an answer of GPT-4 only where it is `named`."""
-        found: dict[str, str | None] = {}
-        for question in questions:
-            said = joined[name].get(question.key)
-            if said is None:
-                found[question.key] = None
-            elif (
-                name == "ours" or (stored and said.extracted is not None) or mode not in ("official", "llava")
-            ):
-                found[question.key] = _letter(said, question, mode, stored)
-            else:
-                found[question.key] = named(said.text)
-        return found
+    def letters(name: str, letter: Callable[[Said, Question], str | None]) -> dict[str, str | None]:
+        found = ((question, joined[name].get(question.key)) for question in questions)
+        return {question.key: said and letter(said, question) for question, said in found}
 
-    official = mode == "official"
-    ours, gpt4 = letters("ours", stored=official), letters("gpt4", stored=False)
-    answers = {"ours": ours, "gpt4": letters("gpt4", stored=official), "complement": complement(ours, gpt4)}
-    asked, second = "gpt4", gpt4
+    def result(said: Said, question: Question) -> str | None:
+        return _letter(said, question, mode, stored=official)
+
+    def answered(said: Said, question: Question) -> str | None:
+        """LLaVA's scripts take an answer of GPT-4 only where it is `named`."""
+        by_name = mode in ("official", "llava")
+        return named(said.text) if by_name else _letter(said, question, mode, stored=False)
+
+    def alone(said: Said, question: Question) -> str | None:
+        """What GPT-4's own score is of: its stored result, the random ones among them."""
+        return (result if official and said.extracted is not None else answered)(said, question)
+
+    ours, gpt4 = letters("ours", result), letters("gpt4", answered)
+    answers = {"ours": ours, "gpt4": letters("gpt4", alone), "complement": complement(ours, gpt4)}
+    asked, second, headline = "gpt4", gpt4, "complement"
     if "requery" in paths:
-        asked, second = "requery", letters("requery", stored=False)
+        asked, second, headline = "requery", letters("requery", answered), "judge"
         answers["judge"] = judged(ours, second)
-    headline = "judge" if "judge" in answers else "complement"
     rights = {
         name: [own[question.key] == question.answer for question in questions]
         for name, own in answers.items()

@@ -54,11 +54,16 @@ def score(
         if value is not None and value not in known:
             listed = "".join(f"\n  {key}: {line}" for key, line in known.items())
             raise UserError(f"--{name}={value}: not one of {task}'s:{listed}")
-    if data is not None and not data.exists():
-        raise UserError(f"--data={data}: not there")
-    shown = format_of(module, predictions)
+    for name, path in (("predictions", predictions), ("data", data)):
+        if path is not None and not path.exists():
+            raise UserError(f"--{name}={path}: not there")
+        if path is not None and path.is_dir() and not any(path.iterdir()):
+            raise UserError(f"--{name}={path}: empty")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit={limit}: expected 1 or more")
     rule = mode or next(iter(module.MODES))
-    found = module.score(predictions, format or shown, data, rule, custom=custom, limit=limit)
+    shown = format or format_of(module, predictions)
+    found = module.score(predictions, shown, data, rule, custom=custom, limit=limit)
     manifest = {"predictions": str(predictions), "data": data and str(data), "vflax": vflax.__version__}
     return dataclasses.replace(found, manifest={**manifest, **found.manifest})
 
@@ -80,20 +85,33 @@ def show(found: Score, console: Console) -> None:
         shown = Table(kind, *columns, box=None)
         for name, own in groups.items():
             shown.add_row(
-                name, *(f"{own[key]:.2f}" if key != "n" else f"{own[key]:,}" for key in columns if key in own)
+                name,
+                *(
+                    f"{own[key]:,}" if isinstance(own[key], int) else f"{own[key]:.2f}"
+                    for key in columns
+                    if key in own
+                ),
             )
         console.print(shown)
 
 
 def write(found: Score, score_file: Path | None, verdicts: Path | None) -> None:
-    """A score file, and a line for each question."""
+    """A score file, and a line for each question.
+
+    Raises:
+        UserError: a place that cannot be written to.
+    """
     for path, text in (
         (score_file, json.dumps(found.as_json(), indent=1, ensure_ascii=False, allow_nan=False)),
         (verdicts, "\n".join(json.dumps(dataclasses.asdict(v), ensure_ascii=False) for v in found.verdicts)),
     ):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text + "\n", encoding="utf-8")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Half of a surrogate pair, where an answer was cut off, is written as JSON has it: \ud83d.
+                path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,18 +50,16 @@ TASKS: dict[str, Task] = {
 JUDGED: dict[str, Judged] = {task.NAME: task for task in (mmvet, llava_bench, cf)}
 # ... and their modes that need none.
 WITHOUT_JUDGE = {"cf": ("strict",)}
+# Which of its pictures a question is asked with, in a style, where that is not all of them.
+SHOWN = {"mmmu": mmmu.pictures}
 
 
 def format_of(task: Task, predictions: Path) -> str:
     """The format of predictions, as it shows.
 
     Raises:
-        UserError: there is nothing, or it is none of the benchmark's.
+        UserError: it is none of the benchmark's.
     """
-    if not predictions.exists():
-        raise UserError(f"--predictions={predictions}: not there")
-    if predictions.is_dir() and not any(predictions.iterdir()):
-        raise UserError(f"--predictions={predictions}: empty")
     found = task.recognise(predictions)
     if found is None:
         listed = "".join(f"\n  {name}: {line}" for name, line in task.FORMATS.items())

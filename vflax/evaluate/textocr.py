@@ -10,9 +10,12 @@ it has no official protocol, and Vision-Flan's paper does not tell its own. This
   as multisets: a word counts as often as it is in both. Recall, precision and F1 are those of all images together; the
   score is F1.
 * crop: "What word is written in the image?", of one box for each image: the one whose id has the smallest sha256, so
-  that nobody chose it. The image is cut to the box and a tenth of its longer side (two pixels at least) on all sides.
+  that nobody chose it. The image is cut to the box and a tenth of its longer side (two pixels at least) on all sides;
+  where an image is not of the size that the release notes, the box is scaled with it.
   exact: the words of the answer are those of the box; contains: those of the box are among them. The score is exact.
 * A question without answer has no word right. An answer without any word is unparsed.
+
+The two kinds of questions are two modes, named vflax's, so that no result passes for somebody else's number.
 """
 
 from __future__ import annotations
@@ -34,13 +37,13 @@ from vflax.errors import UserError
 from vflax.evaluate.files import digest, json_lines, need
 from vflax.evaluate.predictions import OWN, Said, join, of_vflax, without_answers
 from vflax.evaluate.question import Picture, Question, limited
-from vflax.evaluate.result import Score, Verdict, make
+from vflax.evaluate.result import Score, Verdict, make, mean
 from vflax.small_files import read_text
 
 NAME = "textocr"
 MODES = {
-    "words": "ours, there being no official one: F1 of the words of whole images",
-    "crop": "ours: the word of one box of each image, exactly",
+    "vflax-words": "ours, there being no official one: F1 of the words of whole images",
+    "vflax-crop": "ours: the word of one box of each image, exactly",
 }
 FORMATS = {
     "vflax": OWN,
@@ -61,13 +64,14 @@ _MARGIN, _MARGIN_PIXELS = 0.1, 2
 
 
 class _Box(NamedTuple):
-    """A box with its words. corner, size: in pixels of the image."""
+    """A box with its words. corner, size: in pixels of the image, whose size is `of`; x first."""
 
     id: str
     image: str
     words: tuple[str, ...]
     corner: tuple[float, float]
     size: tuple[float, float]
+    of: tuple[float, float]
 
 
 # --- the release ------------------------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ def _boxes(path: Path) -> tuple[int, int, list[_Box]]:
     def kept(value: dict[str, Any]) -> Any:
         if "utf8_string" in value:
             return {name: value.get(name) for name in ("image_id", "bbox", "utf8_string")}
-        return None if "file_name" in value else value
+        return (float(value["width"]), float(value["height"])) if "width" in value else value
 
     try:
         whole = json.loads(read_text(path), object_hook=kept)
@@ -146,7 +150,8 @@ def _boxes(path: Path) -> tuple[int, int, list[_Box]]:
             x, y, width, height = map(float, row["bbox"])
             own = () if row["utf8_string"] == "." else tuple(words(row["utf8_string"]))
             if own:
-                found.append(_Box(id, row["image_id"], own, (x, y), (width, height)))
+                image = row["image_id"]
+                found.append(_Box(id, image, own, (x, y), (width, height), whole["imgs"][image]))
         if not found:
             raise ValueError("no box has a word")
         return len(whole["imgs"]), len(whole["anns"]), found
@@ -179,12 +184,15 @@ def _crop(path: Path, box: _Box) -> bytes:
     """The image within the box and its margin, as PNG."""
     from PIL import Image
 
-    margin = max(_MARGIN * max(box.size), _MARGIN_PIXELS)
     with Image.open(path) as image:
-        left, top = (max(int(low - margin), 0) for low in box.corner)
+        scale = [own / released for own, released in zip(image.size, box.of, strict=True)]
+        corner = [low * by for low, by in zip(box.corner, scale, strict=True)]
+        size = [length * by for length, by in zip(box.size, scale, strict=True)]
+        margin = max(_MARGIN * max(size), _MARGIN_PIXELS)
+        left, top = (max(int(low - margin), 0) for low in corner)
         right, bottom = (
-            min(math.ceil(low + size + margin), end)
-            for low, size, end in zip(box.corner, box.size, image.size, strict=True)
+            min(math.ceil(low + length + margin), end)
+            for low, length, end in zip(corner, size, image.size, strict=True)
         )
         file = io.BytesIO()
         image.convert("RGB").crop((left, top, max(right, left + 1), max(bottom, top + 1))).save(file, "PNG")
@@ -231,13 +239,14 @@ def score(
     said = of_vflax(predictions) if format == "vflax" else list(_of_llava(predictions))
     questions = load(data, custom=custom)
     joined = join(said, {q.key: q for q in questions}, predictions, "TextOCR")
-    asked = limited([q for q in questions if q.groups["kind"] == mode], limit)
+    kind = mode.removeprefix("vflax-")
+    asked = limited([q for q in questions if q.groups["kind"] == kind], limit)
     if not any(q.key in joined for q in asked):
         raise UserError(
-            f"{predictions}: no answer to a question of kind {mode}; say --mode for the other kind"
+            f"{predictions}: no answer to a question of kind {kind}; say --mode for the other kind"
         )
-    verdicts = [_verdict(question, joined.get(question.key), mode) for question in asked]
-    metrics = _Words(verdicts) if mode == "words" else _Crops(verdicts)
+    verdicts = [_verdict(question, joined.get(question.key), kind) for question in asked]
+    metrics = _Words(verdicts) if kind == "words" else _Crops(verdicts)
     return make(
         NAME, mode, format, verdicts, metrics, metrics.headline, groups={}, printed={},
         manifest={
@@ -247,11 +256,11 @@ def score(
     )  # fmt: skip
 
 
-def _verdict(question: Question, said: Said | None, mode: str) -> Verdict:
+def _verdict(question: Question, said: Said | None, kind: str) -> Verdict:
     right = Counter(question.answer.split())
     read = Counter(words(said.text)) if said else Counter()
     both = (right & read).total()
-    if mode == "words":
+    if kind == "words":
         value = 2 * both / (right.total() + read.total())
         why = f"{both} of {right.total()} words, and {read.total() - both} that are not there"
     else:
@@ -294,8 +303,4 @@ class _Crops:
         self._contains = np.array([float(r <= p) for r, p in pairs])
 
     def __call__(self, counts: np.ndarray) -> dict[str, float]:
-        whole = counts.sum()
-        return {
-            "exact": float(100 * (counts * self._exact).sum() / whole),
-            "contains": float(100 * (counts * self._contains).sum() / whole),
-        }
+        return {"exact": mean(self._exact, counts), "contains": mean(self._contains, counts)}

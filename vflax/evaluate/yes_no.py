@@ -1,4 +1,4 @@
-"""Reading "yes" or "no" from an answer, by each rule that numbers were published with. None: neither was read.
+"""Questions of yes or no: reading one from an answer, by each rule that numbers were published with. None: neither.
 
 Rules differ on what a person would call clear: "The answer is yes." is other for MME's tool, yes for POPE's (as is
 everything without "no"), and yes for VLMEvalKit.
@@ -7,6 +7,14 @@ everything without "no"), and yes for VLMEvalKit.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
+from vflax.evaluate.predictions import Said
+from vflax.evaluate.question import Question
+from vflax.evaluate.result import Verdict
+
+WORDS = ("yes", "no")
+Rule = Callable[[str], str | None]
 
 # What VQA's evaluation takes for punctuation (Antol et al., 2015), which VLMEvalKit has taken over.
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -41,7 +49,7 @@ def vlmevalkit(text: str) -> str | None:
 def strict(text: str) -> str | None:
     """The word alone, whatever the case, with nothing but spaces, a full stop or emphasis around it."""
     word = text.strip().strip("*_\"'`.! \n").lower()
-    return word if word in ("yes", "no") else None
+    return word if word in WORDS else None
 
 
 def without_punctuation(text: str) -> str:
@@ -51,3 +59,17 @@ def without_punctuation(text: str) -> str:
         goes = f"{mark} " in text or f" {mark}" in text or _COMMA_IN_NUMBER.search(text)
         found = found.replace(mark, "" if goes else " ")
     return _PERIOD.sub("", found, count=_PERIODS)
+
+
+def verdict(question: Question, said: Said | None, rule: Rule) -> Verdict:
+    """On an answer. VLMEvalKit's rule takes the word that VLMEvalKit itself has read, where the predictions have it:
+    what its words do not tell is told there by its judge."""
+    text = said.text if said else None
+    parsed: str | None = None
+    if said and rule is vlmevalkit and said.extracted:
+        parsed = next((word for word in WORDS if word == said.extracted.lower()), None)
+    elif said:
+        parsed = rule(said.text)
+    why = "no prediction" if text is None else "neither yes nor no" if parsed is None else f"read {parsed}"
+    score = float(parsed == question.answer)
+    return Verdict(question.key, question.unit, question.groups, question.answer, text, parsed, score, why)
