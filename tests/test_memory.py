@@ -149,6 +149,7 @@ print(json.dumps(ratios))
 """
 
 
+@pytest.mark.slow
 def test_along_tensor_the_estimate_is_near_what_the_compiler_needs():
     cases = [((1, 2, 4), "attention"), ((2, 1, 4), "dots"), ((1, 4, 2), "offload")]
     done = subprocess.run(

@@ -116,6 +116,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_a_mesh_gives_the_losses_of_a_single_device(runs, mesh):
     single = runs["[1, 1, 1]"]["losses"]
@@ -123,10 +124,12 @@ def test_a_mesh_gives_the_losses_of_a_single_device(runs, mesh):
     np.testing.assert_allclose(runs[str(list(mesh))]["losses"], single, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_continued_on_another_mesh_has_the_losses_of_one_that_was_not_stopped(runs):
     np.testing.assert_allclose(runs["resumed"]["losses"], runs["[1, 1, 1]"]["losses"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
 def test_adapters_with_dropout_beside_integers_learn_the_same_on_a_mesh(runs, mesh):
     single = runs["lora (1, 1, 1)"]["losses"]
@@ -134,6 +137,7 @@ def test_adapters_with_dropout_beside_integers_learn_the_same_on_a_mesh(runs, me
     np.testing.assert_allclose(runs[f"lora {mesh}"]["losses"], single, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_optimizer_moments_are_sharded_like_their_parameters(runs):
     assert runs["[1, 8, 1]"]["moment_shard"] == [2, 4, 64]
     assert runs["[2, 2, 2]"]["moment_shard"] == [2, 16, 32]
@@ -184,11 +188,13 @@ def test_groups_are_read_in_every_way_that_they_are_written(written: str, groups
     assert replica_groups(f"all-gather(%x), replica_groups={written}, dimensions={{1}}") == groups
 
 
+@pytest.mark.slow
 def test_two_slices_with_data_across_them_give_the_losses_of_a_single_device(runs):
     assert runs["two slices"]["slices"] == [[0], [1]]
     np.testing.assert_allclose(runs["two slices"]["losses"], runs["[1, 1, 1]"]["losses"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_sums_cross_slices(runs):
     crossing = set()
     for line in runs["two slices"]["hlo"].splitlines():

@@ -199,6 +199,7 @@ def losses_of(moment_dtype: str) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_with_moments_in_bfloat16_a_model_learns_as_with_float32():
     exact = losses_of("float32")
     assert exact[-1] < 0.7 * exact[0]

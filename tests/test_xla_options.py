@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests import small, toy
 from vflax import aot, sharding
-from vflax.evaluate.heldout import Evaluator
+from vflax.evaluate.loop import Evaluator
 from vflax.generate import greedy
 from vflax.known_models import model_of
 from vflax.planner import decode
@@ -42,9 +43,12 @@ def train_step() -> None:
 
 def evaluation() -> None:
     graphdef, params = toy.build()
-    data: Any = SimpleNamespace(has_heldout=True, heldout_capacity=8, heldout_batches=lambda: [toy.batch(2)])
+    data: Any = SimpleNamespace(
+        has_heldout=True, heldout_capacity=8, heldout_batches=lambda: [toy.batch(2)],
+        heldout_batch_tasks=lambda _: [["task"] * 4] * 2,
+    )  # fmt: skip
     options, files = SimpleNamespace(tasks=("loss",)), Any
-    Evaluator(options, graphdef, files, data, sharding.make_mesh(1, 1, 1))(params)
+    Evaluator(options, graphdef, files, data, sharding.make_mesh(1, 1, 1), [], Path())(params, 0)
 
 
 def answers() -> None:

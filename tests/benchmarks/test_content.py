@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 import torch
 
 from benchmarks import content, draw
@@ -93,6 +94,7 @@ def test_weights_are_the_same_to_the_bit_in_jax_and_torch() -> None:
         assert 0 < theirs.std() < 0.1
 
 
+@pytest.mark.slow
 def test_masters_can_be_bfloat16_and_the_step_keeps_them_so() -> None:
     side = Ours(MODEL, Setting(compute="bfloat16", masters="bfloat16", remat="full"))
     state, frozen = side.start()

@@ -24,6 +24,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_it_needs_no_library_of_the_data_side() -> None:
     code = f"""
 import sys

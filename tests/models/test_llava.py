@@ -205,6 +205,7 @@ def test_frozen_parameters_may_be_kept_in_bfloat16(params: llava.Params) -> None
     np.testing.assert_array_equal(run(rounded, batch), run(as_float, batch))
 
 
+@pytest.mark.slow
 def test_remat_policies_give_the_same_gradients_and_recompute_what_they_say(params: llava.Params) -> None:
     batch = one_sample_and_an_empty_row()
     gradients, products = {}, {}

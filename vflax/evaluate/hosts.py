@@ -44,6 +44,9 @@ def joined(
 
     from vflax import cluster
 
+    # On CPUs, devices of one process then meet as they do without other hosts: through gloo, which blocks threads, two
+    # programs that run at the same time can wait for each other for ever.
+    jax.config.update("jax_cpu_collectives_implementation", None)
     options = ConfigDict({"join": _JOIN, "heartbeat": _HEARTBEAT})
     with cluster.joined(
         options, detect=detect, coordinator=coordinator, num_processes=num_processes, process_id=process_id
