@@ -164,6 +164,7 @@ def is_finite(source: TensorSource) -> bool:
     return all(np.isfinite(np.asarray(source.read(name), np.float32)).all() for name in source.names())
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_a_bad_batch_and_can_go_on_without_it(
     tmp_path: Path, poisoned: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ):

@@ -206,6 +206,7 @@ def test_with_moments_in_bfloat16_a_model_learns_as_with_float32():
     np.testing.assert_allclose(losses_of("bfloat16"), exact, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_moments_in_bfloat16_is_the_same_to_the_bit(tmp_path: Path):
     state, step = toy_run("bfloat16")
     state, _ = step(step(state)[0])

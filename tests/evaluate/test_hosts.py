@@ -57,7 +57,11 @@ def start(inputs: Path, out: Path, count: int, devices: int = 1) -> list[subproc
 
 def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """Exit status and what was said."""
-    said = [process.communicate(timeout=180)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 

@@ -111,6 +111,7 @@ def test_the_best_checkpoint_may_be_that_of_a_benchmark_s_metric(run: Path):
     assert find_step(run, "best") == max(found, key=lambda step: found[step])
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_may_be_that_of_one_task_s_loss_of_those_that_are_included(
     run: Path, benchmarks: Path, tmp_path: Path
 ):

@@ -111,6 +111,7 @@ assert "f32[1,1,2,128,16]" in compiled.as_text() and "all-gather" not in compile
 """
 
 
+@pytest.mark.slow
 def test_over_a_mesh_each_device_has_its_own_rows_and_heads():
     on_eight_devices(MESH)
 
