@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import llava_bench, score
 from vflax.evaluate.judging import Request
@@ -85,20 +84,9 @@ def write_vflax(path: Path, rows: list[tuple[int, str, float, float]]) -> Path:
 
 
 def write_vlmevalkit(path: Path, rows: list[tuple[int, str, float, float]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = ["index", "category", "question", "caption", "gpt4_ans", "prediction", "gpt4_score", "score"]
     cells = [[n, category, "What?", "A.", "B.", "It is.", *grades] for n, category, *grades in rows]
-    if path.suffix == ".xlsx":
-        book = openpyxl.Workbook()
-        for row in (names, *cells):
-            book.active.append(row)
-        book.save(path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in cells]))
-    else:
-        with path.open("w", newline="") as file:
-            csv.writer(file, delimiter="\t").writerows([names, *cells])
-    return path
+    return tables.write(path, names, cells)
 
 
 def write_release(folder: Path, rows: list[tuple[int, str, float, float]] = ROWS) -> Path:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import mmbench, mmbench_data
 from vflax.evaluate.predictions import Said
@@ -64,20 +63,9 @@ def of(rows: list[Row], *names: str) -> list[Row]:
 
 
 def write_table(path: Path, rows: list[Row]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    names = list(rows[0])
-    lines = [names, *([row[name] for name in names] for row in rows)]
     if path.suffix == ".json":
-        path.write_text(json.dumps([{**row, "D": row.get("D") or None} for row in rows]))
-    elif path.suffix == ".xlsx":
-        book = openpyxl.Workbook()
-        for line in lines:
-            book.worksheets[0].append(line)
-        book.save(path)
-    else:
-        with path.open("w", newline="") as file:
-            csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(lines)
-    return path
+        rows = [{**row, "D": row.get("D") or None} for row in rows]
+    return tables.write(path, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def write_release(folder: Path, rows: list[Row] = ROWS) -> Path:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
-import openpyxl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import mme
 from vflax.evaluate.files import table
@@ -85,23 +84,8 @@ def write_vlmevalkit(path: Path, rows: list[tuple[str, ...]], **columns: list[st
         ]
         for number, row in enumerate(rows)
     ]
-    write_table(path, names, lines)
+    tables.write(path, names, lines)
     return path
-
-
-def write_table(path: Path, names: list[str], rows: list[list[object]]) -> None:
-    """As VLMEvalKit does, by the suffix."""
-    if path.suffix == ".json":
-        path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=4))
-    elif path.suffix == ".xlsx":
-        book = openpyxl.Workbook(write_only=True)
-        sheet = book.create_sheet()
-        for row in (names, *rows):
-            sheet.append(row)
-        book.save(path)
-    else:
-        with path.open("w", newline="") as file:
-            csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL).writerows([names, *rows])
 
 
 def write_vflax(path: Path, rows: list[tuple[str, ...]]) -> Path:
@@ -347,7 +331,7 @@ def test_the_released_questions_in_every_format(name: str, shared_data: Path, tm
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     else:
         names = ["index", "category", "image_path", "question", "answer", "prediction"]
-        write_table(path, names, [[n, row[0], f"{row[0]}/{row[1]}", *row[2:]] for n, row in enumerate(rows)])
+        tables.write(path, names, [[n, row[0], f"{row[0]}/{row[1]}", *row[2:]] for n, row in enumerate(rows)])
     with_answers = name == "tool" or name in TABLES
     for mode in mme.MODES:
         found = mme.score(path, mme.recognise(path) or "", None if with_answers else data, mode)

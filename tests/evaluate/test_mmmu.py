@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import mmmu, mmmu_answers, mmmu_data
 from vflax.evaluate.jobs import asks
@@ -126,11 +126,8 @@ def write_objects(path: Path, rows: list[Row]) -> Path:
 
 
 def write_workbook(path: Path, rows: list[Row], **columns: list[str]) -> Path:
-    book = openpyxl.Workbook()
-    for row in cells(rows, columns):
-        book.worksheets[0].append(row)
-    book.save(path)
-    return path
+    head, *lines = cells(rows, columns)
+    return tables.write(path, head, lines)
 
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import mmvet, score
 from vflax.evaluate.judging import Request
@@ -117,18 +117,8 @@ def table_of(rows: dict[str, Any]) -> list[list[Any]]:
 
 
 def write_vlmevalkit(path: Path, rows: dict[str, Any]) -> Path:
-    if path.suffix == ".xlsx":
-        book = openpyxl.Workbook()
-        for row in table_of(rows):
-            book.active.append(row)
-        book.save(path)
-    elif path.suffix == ".json":
-        names, *cells = table_of(rows)
-        write(path, [dict(zip(names, row, strict=True)) for row in cells])
-    else:
-        with path.open("w", newline="") as file:
-            csv.writer(file, delimiter="\t").writerows(table_of(rows))
-    return path
+    names, *cells = table_of(rows)
+    return tables.write(path, names, cells)
 
 
 def run_of(path: Path, mode: str = "official", data: Path | None = None, *, custom: bool = True) -> Any:

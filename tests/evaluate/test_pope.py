@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.evaluate.test_mme import write_table
+from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import pope
 
@@ -96,7 +96,7 @@ def write_vlmevalkit(path: Path, rows: list[tuple[Any, ...]], **columns: list[st
         ]
         for number, (row, splits) in enumerate(shared.items())
     ]  # fmt: skip
-    write_table(path, names, lines)
+    tables.write(path, names, lines)
     return path
 
 
@@ -329,7 +329,7 @@ def test_the_released_questions_in_every_format(writer: str, shared_data: Path, 
         shared: dict[tuple[str, ...], list[str]] = {}
         for row in rows:
             shared.setdefault(row[2:], []).append(row[0])
-        write_table(
+        tables.write(
             path,
             ["index", "image_path", "question", "answer", "category", "prediction"],
             [

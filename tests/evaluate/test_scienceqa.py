@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import scienceqa
 
@@ -139,17 +138,7 @@ def write_vlmevalkit(path: Path, rows: list[Row], **columns: list[str]) -> Path:
         ]
         for number, row in enumerate(row for row in rows if row[5])
     ]  # fmt: skip
-    if path.suffix == ".xlsx":
-        book = openpyxl.Workbook()
-        for row in (names, *cells):
-            book.active.append(row)
-        book.save(path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in cells]))
-    else:
-        with path.open("w", newline="") as file:
-            csv.writer(file, delimiter="\t").writerows([names, *cells])
-    return path
+    return tables.write(path, names, cells)
 
 
 WRITERS: dict[str, tuple[str, str, Callable[..., Path]]] = {

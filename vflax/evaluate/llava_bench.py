@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.evaluate.files import TABLES, Row, digest, json_lines, need, table
+from vflax.evaluate.files import Row, digest, need, table
 from vflax.evaluate.judging import Request, number, of_vflax, times, ungraded
 from vflax.evaluate.llava_bench_data import COCO, WILD, BenchQuestion, load, order, rows_by
-from vflax.evaluate.predictions import Name, Said, join, without_answers
+from vflax.evaluate.predictions import Name, Said, format_of_rows, join, without_answers
 from vflax.evaluate.question import Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 
@@ -104,11 +104,7 @@ def recognise(predictions: Path) -> str | None:
     """The format of a file or folder; None: none of these."""
     if predictions.is_dir():
         return "llava" if any(predictions.glob("*.jsonl")) else None
-    if predictions.suffix.lower() in TABLES:
-        return "vlmevalkit"
-    first = json_lines(predictions)[0]
-    names = {"key": "vflax", "question_id": "llava", "index": "vlmevalkit"}
-    return next((format for name, format in names.items() if name in first), None)
+    return format_of_rows(predictions, {"key": "vflax", "question_id": "llava", "index": "vlmevalkit"})
 
 
 def _of_llava(paths: Sequence[Path]) -> list[_Graded]:

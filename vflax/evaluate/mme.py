@@ -18,7 +18,7 @@ import numpy as np
 from vflax.errors import UserError
 from vflax.evaluate import yes_no
 from vflax.evaluate.files import TABLES, digest, json_lines, need, table
-from vflax.evaluate.predictions import OWN, Name, Said, join, of_vflax, without_answers
+from vflax.evaluate.predictions import OWN, Name, Said, format_of_rows, join, of_vflax, without_answers
 from vflax.evaluate.question import Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 from vflax.small_files import read_text
@@ -223,11 +223,8 @@ def recognise(predictions: Path) -> str | None:
     """The format of a file or folder; None: none of these."""
     if predictions.is_dir():
         return "tool" if any(predictions.glob("*.txt")) else None
-    if predictions.suffix.lower() in TABLES:
-        return "vlmevalkit"
-    first = json_lines(predictions)[0]
-    marks = {"vflax": "key", "llava": "question_id", "vlmevalkit": "image_path"}
-    return next((format for format, mark in marks.items() if mark in first), None)
+    marks = {"key": "vflax", "question_id": "llava", "image_path": "vlmevalkit"}
+    return format_of_rows(predictions, marks)
 
 
 def _tool_rows(path: Path, counts: Sequence[int]) -> Iterator[list[str]]:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vflax.errors import UserError
-from vflax.evaluate.files import TABLES, digest, json_lines, json_object, need, table
+from vflax.evaluate.files import TABLES, digest, json_object, need, table
 from vflax.evaluate.judging import Request, number, of_vflax, times, ungraded
-from vflax.evaluate.predictions import Said, join
+from vflax.evaluate.predictions import Said, format_of_rows, join
 from vflax.evaluate.question import Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 from vflax.small_files import read_text
@@ -203,9 +203,7 @@ def recognise(predictions: Path) -> str | None:
     if isinstance(whole, dict) and "key" not in whole:
         return "official"
     # LLaVA's answers are told later that they are not graded.
-    names = {"key": "vflax", "index": "vlmevalkit", "question_id": "official"}
-    first = json_lines(predictions)[0]
-    return next((format for name, format in names.items() if name in first), None)
+    return format_of_rows(predictions, {"key": "vflax", "index": "vlmevalkit", "question_id": "official"})
 
 
 def _of_official(path: Path) -> tuple[list[_Graded], set[str]]:

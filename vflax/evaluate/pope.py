@@ -16,8 +16,8 @@ import numpy as np
 
 from vflax.errors import UserError
 from vflax.evaluate import yes_no
-from vflax.evaluate.files import TABLES, as_text, digest, json_lines, need, table
-from vflax.evaluate.predictions import OWN, Name, Said, join, of_vflax, without_answers
+from vflax.evaluate.files import as_text, digest, json_lines, need, table
+from vflax.evaluate.predictions import OWN, Name, Said, format_of_rows, join, of_vflax, without_answers
 from vflax.evaluate.question import Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 
@@ -164,11 +164,8 @@ def recognise(predictions: Path) -> str | None:
     """The format of a file or folder; None: none of these."""
     if predictions.is_dir():
         return "official" if _json_files(predictions) else None
-    if predictions.suffix.lower() in TABLES:
-        return "vlmevalkit"
-    first = json_lines(predictions)[0]
-    marks = {"vflax": "key", "vlmevalkit": "prediction", "llava": "text", "official": "answer"}
-    return next((format for format, mark in marks.items() if mark in first), None)
+    marks = {"key": "vflax", "prediction": "vlmevalkit", "text": "llava", "answer": "official"}
+    return format_of_rows(predictions, marks)
 
 
 def _json_files(predictions: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vflax.errors import UserError
-from vflax.evaluate.files import json_lines, need
+from vflax.evaluate.files import TABLES, json_lines, need
 from vflax.evaluate.question import Question
 
 OWN = "JSON lines with key and prediction, as vflax.evaluate writes them"
@@ -37,6 +37,19 @@ def of_vflax(path: Path) -> list[Said]:
         if row["prediction"] is not None:
             found.append(Said(str(row["key"]), str(row["prediction"])))
     return found
+
+
+def format_of_rows(path: Path, marks: Mapping[str, str]) -> str | None:
+    """The format that a file of rows shows; None: none of these.
+
+    Args:
+        path: JSON lines, a JSON list, or a table, which is VLMEvalKit's.
+        marks: {name that its rows have: format}, the first that is there decides.
+    """
+    if path.suffix.lower() in TABLES:
+        return "vlmevalkit" if "vlmevalkit" in marks.values() else None
+    first = json_lines(path)[0]
+    return next((format for name, format in marks.items() if name in first), None)
 
 
 def join(

@@ -35,7 +35,7 @@ import numpy as np
 
 from vflax.errors import UserError
 from vflax.evaluate.files import digest, json_lines, need
-from vflax.evaluate.predictions import OWN, Said, join, of_vflax, without_answers
+from vflax.evaluate.predictions import OWN, Said, format_of_rows, join, of_vflax, without_answers
 from vflax.evaluate.question import Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make, mean
 from vflax.small_files import read_text
@@ -206,10 +206,7 @@ def recognise(predictions: Path) -> str | None:
     """The format of a file; None: none of these."""
     if predictions.is_dir():
         return None
-    first = json_lines(predictions)[0]
-    if "key" in first:
-        return "vflax"
-    return "llava" if "question_id" in first else None
+    return format_of_rows(predictions, {"key": "vflax", "question_id": "llava"})
 
 
 def _of_llava(path: Path) -> Iterator[Said]:
