@@ -486,3 +486,11 @@ def test_the_samples_of_mmbenchs_repository(shared_data: Path, tmp_path: Path) -
     # Six answers are A, of one pass each.
     assert (found.score, found.metrics["first_pass"], found.n) == (30, 30, 20)
     assert found.printed["dev Overall"] == "0.3"
+
+
+def test_a_null_answer_of_llava_s_is_missing(tmp_path: Path) -> None:
+    path = write_llava(tmp_path / "a.jsonl", ROWS)
+    first, *others = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({**first, "text": None}, *others)))
+    found = mmbench.score(path, "llava", write_release(tmp_path / "data"), "official", custom=True)
+    assert found.missing == 1

@@ -732,3 +732,12 @@ def test_prompts(tmp_path: Path) -> None:
     bare = mmmu.load(write_answers(tmp_path / "answers"), custom=True)[0]
     with pytest.raises(UserError, match=r"answer_dict_val\.json has no questions"):
         mmmu.prompt(bare, "llava")
+
+
+def test_a_null_answer_of_llava_s_is_missing(tmp_path: Path) -> None:
+    path = write_llava(tmp_path / "a.jsonl", ROWS)
+    first, *others = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({**first, "text": None}, *others)))
+    write_release(tmp_path / "data")
+    found = mmmu.score(path, "llava", tmp_path / "data", "official", custom=True)
+    assert found.missing == 1

@@ -110,7 +110,10 @@ def test_what_it_was_made_from_is_told(tmp_path: Path) -> None:
     [
         ({"custom": True}, "not the published benchmark&#39;s questions: cf."),
         ({"limit": 3}, "A part of the benchmark (--limit=3): cf."),
-        ({"score": "mean of 2 of 4"}, "Not the mean of the published four, but the mean of 2 of 4: cf."),
+        (
+            {"score": "strict, mean of 2 of 4"},
+            "Not the mean of the published four, but the mean of 2 of 4: cf.",
+        ),
         ({}, "counted as wrong: 1 of 2 of cf."),
     ],
 )

@@ -33,8 +33,9 @@ def json_value(path: Path) -> Any:
     Raises:
         UserError: naming the file, where it is missing or no JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: brackets without end
         raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
 

@@ -127,7 +127,8 @@ def _of_llava(path: Path, known: Sequence[Question]) -> list[Said]:
                     f"{where}: question_id {key} has other options than the data: predictions for another version of "
                     "MMBench"
                 )
-        found.append(Said(key, str(row["text"])))
+        if row["text"] is not None:
+            found.append(Said(key, str(row["text"])))
     return found
 
 

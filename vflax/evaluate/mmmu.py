@@ -173,7 +173,8 @@ def _read(predictions: Path, format: str) -> tuple[list[Said], list[Question], l
     said = []
     for number, line in enumerate(json_lines(predictions), 1):
         need(line, ("question_id", "text"), f"{predictions}, line {number}")
-        said.append(Said(str(line["question_id"]), str(line["text"])))
+        if line["text"] is not None:
+            said.append(Said(str(line["question_id"]), str(line["text"])))
     return said, [], [predictions]
 
 

@@ -122,9 +122,9 @@ def _notes(tasks: Mapping[str, _Facts]) -> Iterator[str]:
     for name, facts in tasks.items():
         if limit := facts["manifest"].get("limit"):
             yield f"A part of the benchmark (--limit={limit}): {name}."
-        sets = str(facts["manifest"].get("score", ""))
-        if sets.startswith("mean of"):
-            yield f"Not the mean of the published four, but the {sets}: {name}."
+        _, part, sets = str(facts["manifest"].get("score", "")).partition("mean of ")
+        if part:
+            yield f"Not the mean of the published four, but the mean of {sets}: {name}."
         if facts["missing"]:
             yield f"Without a prediction, and so counted as wrong: {facts['missing']:,} of {facts['n']:,} of {name}."
 
