@@ -6,6 +6,8 @@
     DIR/pope/             three splits, six questions on each of 30 pictures, and images/
     DIR/mmbench/mini.tsv  multiple choice, every question in all rotations of its options
     DIR/cf/mnist/         handwritten digits of scikit-learn as MNIST's files have them, 28 x 28
+    DIR/llava_bench/      24 questions on 8 pictures that ask for long answers, with a judge's rule
+    DIR/chat/             for vflax.preference: 20 questions of each kind, from a word to a long answer
 
 They are sets of one's own (vflax.evaluate --custom): the real ones are other questions and many more. No picture stands
 in training of any stage of the mini dataset.
@@ -17,9 +19,8 @@ import argparse
 import base64
 import csv
 import gzip
-import io
+import hashlib
 import json
-import random
 import struct
 import sys
 from collections import Counter
@@ -30,12 +31,12 @@ import numpy as np
 import PIL.Image
 from sklearn.datasets import load_digits
 
+from data_pipeline import cached, mini, mini_chat, mini_studio
 from data_pipeline.mini.draw import SHAPES
-from data_pipeline.mini.render import render
-from data_pipeline.mini.scenes import COLOR_NAMES, NUMBERS, PLACES, Sampler, Scene, original_held_out
+from data_pipeline.mini.scenes import COLOR_NAMES, NUMBERS, PLACES, original_held_out
+from data_pipeline.mini_studio import Studio
 from vflax.errors import UserError
 
-SEED = 2
 PICTURES = 30
 _ASKED = "Please answer yes or no."
 _MNIST_SIDE = 28
@@ -49,27 +50,19 @@ _ABILITIES = {
 }
 
 
-class _Studio:
-    """Draws held-out pictures, no scene twice."""
+def ensure(cache: Path | None = None) -> Path:
+    """All of them in the cache, drawn now if they are not there; "mini:benchmarks" in a config.
 
-    def __init__(self, seed: str) -> None:
-        digits = load_digits()
-        self.rng = random.Random(f"{SEED} {seed}")
-        self._sampler = Sampler(self.rng, digits.target)
-        self._ink = np.minimum(digits.images * 16, 255).astype(np.uint8)
-        self._seen: set[str] = set()
+    Args:
+        cache: the cache folder; None: $VFLAX_CACHE, or ~/.cache/vflax.
 
-    def scene(self, kind: str, **fixed: object) -> Scene:
-        while True:
-            found = self._sampler.draw(kind, held_out=True, **fixed)
-            if found.key not in self._seen:
-                self._seen.add(found.key)
-                return found
-
-    def png(self, scene: Scene) -> bytes:
-        file = io.BytesIO()
-        render(scene, random.Random(scene.key), self._ink).save(file, "PNG", compress_level=1)
-        return file.getvalue()
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    digest = hashlib.sha256(mini.version().encode())  # of scenes and renderer, too
+    for source in (__file__, str(mini_chat.__file__), str(mini_studio.__file__)):
+        digest.update(Path(source).read_bytes())
+    return cached.made(f"mini-benchmarks-{digest.hexdigest()[:12]}", write, "5 MB", cache)
 
 
 def write(out: Path) -> None:
@@ -84,10 +77,12 @@ def write(out: Path) -> None:
     _pope(out / "pope")
     _mmbench(out / "mmbench")
     _digits(out / "cf" / "mnist")
+    mini_chat.write_bench(out / "llava_bench")
+    mini_chat.write_chat(out / "chat")
 
 
 def _mme(folder: Path) -> None:
-    studio = _Studio("mme")
+    studio = Studio("mme")
     rng = studio.rng
 
     def other(names: Sequence[str], right: str) -> str:
@@ -118,7 +113,7 @@ def _mme(folder: Path) -> None:
 def _pope(folder: Path) -> None:
     """Absent things: any (random), those in most pictures (popular), those that most often go with what is there
     (adversarial), as in POPE."""
-    studio = _Studio("pope")
+    studio = Studio("pope")
     scenes = [studio.scene("quad") for _ in range(PICTURES)]
     often = Counter(shape for scene in scenes for shape in scene.values["shapes"])
     together = Counter(
@@ -150,7 +145,7 @@ def _pope(folder: Path) -> None:
 
 
 def _mmbench(folder: Path) -> None:
-    studio = _Studio("mmbench")
+    studio = Studio("mmbench")
     rng = studio.rng
     folder.mkdir(parents=True)
     rows: list[dict[str, object]] = []

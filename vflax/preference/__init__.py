@@ -1,0 +1,1 @@
+"""How models answer, and whose answers are liked better: by numbers, by a judge, by people."""
