@@ -21,7 +21,7 @@ ELASTIC = (
     # Where things lay: a continued run reads WORKDIR, and data must match its fingerprint wherever it lies.
     "init.*", "tokenizer", "data.sources.*.path",
     # What is refused, not what is learned.
-    "data.max_problem_share", "data.max_duplicate_share", "data.duplicate_distance",
+    "data.max_problem_share", "data.max_duplicate_share", "data.duplicate_distance", "data.sources.*.strict",
     # Whether a step changes anything is for the step to say; this, whether the run then stops.
     "guard.*", "profile.*",
 )  # fmt: skip
@@ -38,16 +38,35 @@ def find_config(flag: str) -> str:
         UserError: there is no such file; the installed ones are listed.
     """
     path, colon, variant = flag.partition(":")
+    return find_file(path, "--config", "*.py") + colon + variant
+
+
+def find_file(path: str, flag: str, known: str) -> str:
+    """A file of configs/: the one on disk, else the one of that name that is installed with vflax.
+
+    Args:
+        path: "configs/stage1.py".
+        flag: that it was given with, for the error.
+        known: a glob under configs/; what it finds is listed in the error.
+
+    Raises:
+        UserError: there is no such file.
+    """
     if Path(path).is_file():
-        return flag
+        return path
     spec = importlib.util.find_spec("configs")
-    folders = list(spec.submodule_search_locations or []) if spec else []
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []] if spec else []
     for folder in folders:
-        candidate = Path(folder).parent / path
+        candidate = folder.parent / path
         if path.startswith("configs/") and candidate.is_file():
-            return f"{candidate}{colon}{variant}"
-    known = sorted(f"configs/{f.name}" for d in folders for f in Path(d).glob("stage*.py"))
-    raise UserError(f"--config={flag}: there is no file {path}. Installed with vflax: {', '.join(known)}")
+            return str(candidate)
+    there = sorted(
+        f"configs/{file.relative_to(folder)}"
+        for folder in folders
+        for file in folder.glob(known)
+        if file.name not in ("__init__.py", "common.py")
+    )
+    raise UserError(f"{flag}={path}: there is no file {path}. Installed with vflax: {', '.join(there)}")
 
 
 def load_config(flag: str) -> ConfigDict:

@@ -83,6 +83,11 @@ def test_an_unknown_task_is_refused_with_the_nearest_names():
         mix([SourceSpec("a", include=("dgo",), exclude=("zzz*",))])
 
 
+def test_a_source_that_is_not_strict_passes_over_names_that_it_does_not_hold():
+    lenient = SourceSpec("a", exclude=("zzz*", "dog"), strict=False)
+    assert set(tasks_of(epoch_of(mix([lenient])))) == {"cat", "vqa+[a]", "vqa+b"}
+
+
 def test_a_budget_draws_one_subset_for_all_epochs_by_the_seed():
     specs = [SourceSpec("a"), SourceSpec("b")]
     mixture = mix(specs, budget=20)

@@ -46,6 +46,7 @@ class SourceSpec:
         cap: at most so many samples of each task; None for all.
         include: task names or globs; empty for every task.
         exclude: task names or globs.
+        strict: refuse an include or exclude that matches no task.
     """
 
     path: str
@@ -55,6 +56,7 @@ class SourceSpec:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     count: int | None = None
+    strict: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Mixture:
         for spec in specs:
             check_numbers(spec)
         selected = [
-            _matching(spec, self._names, np.unique(codes), strict=True)[codes]
+            _matching(spec, self._names, np.unique(codes), strict=spec.strict)[codes]
             for spec, codes in zip(specs, self._codes, strict=True)
         ]
         self._chosen_tasks, self._asked_tasks = self._draw_tasks(selected)
@@ -367,14 +369,14 @@ def select(
     Args:
         spec: has the filters.
         tasks: the task of each of n samples.
-        strict: refuse a filter that matches no task; a held-out split need not hold every task.
+        strict: refuse a filter that matches no task, if the source is strict; a held-out split need not hold every one.
         key: that of the config which holds the filters, for messages.
 
     Raises:
         UserError: see strict; the message gives the nearest names.
     """
     names, [codes] = task_codes([tasks])
-    return _matching(spec, names, np.arange(len(names)), strict=strict, key=key)[codes]
+    return _matching(spec, names, np.arange(len(names)), strict=strict and spec.strict, key=key)[codes]
 
 
 def _matching(
@@ -400,7 +402,7 @@ def _matching(
     if problems and strict:
         raise UserError(
             f"{key}: include and exclude name tasks that {spec.path} (split {spec.split}) "
-            f"does not hold: {'; '.join(problems)}"
+            f"does not hold: {'; '.join(problems)}. Correct them, or let them pass with its strict=False"
         )
     return np.array([name in included and name not in excluded for name in names], bool)
 

@@ -337,6 +337,7 @@ def read_specs(config: Any, resolve_path: Callable[[str], str | os.PathLike[str]
             include=tuple(entry.include),
             exclude=tuple(entry.exclude),
             count=entry.count or None,
+            strict=entry.strict,
         )
         for entry in config.sources
     ]

@@ -1,0 +1,172 @@
+"""A study through its command line, on runs of seconds: it goes on after a kill, and runs only what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import small
+from vflax.study.__main__ import main
+
+STUDY = """
+from vflax.study.grid import Arm, Cell, Claim, Metric, Run, Study, Trend
+
+def get_study(variant="x", seeds=None):
+    arms = (Arm("8 tasks", 8), Arm("34 tasks", 34))
+    def run(arm, seed):
+        changes = {{"seed": seed, "steps": {steps}, "data.tasks": int(arm.x), "evaluate.tasks": ("loss",)}}
+        return Run({config!r}, changes)
+    def second(arm, seed):
+        return Run({config!r}, {{"seed": seed, "steps": 2, "init.make": "", "model.vision": {{}}}}, run(arm, seed))
+    cells = tuple(Cell(arm.name, seed, run(arm, seed)) for seed in seeds or (1, 2) for arm in arms)
+    return Study("small", variant, "few or many", "Few or many?", "tasks", arms, cells,
+                 (Metric("loss", "held-out loss, nats", ("loss",), better="lower"),),
+                 (Claim("It falls.", "here", Trend("loss", -1)),))
+"""
+
+
+def write_study(folder: Path, steps: int = 3) -> Path:
+    """A study file of four runs of the small config."""
+    config = folder / "small_config.py"
+    config.write_text(small.FILE)
+    file = folder / "small_study.py"
+    file.write_text(STUDY.format(config=str(config), steps=steps))
+    return file
+
+
+def command(file: Path, workdir: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "vflax.study", f"--study={file}", f"--workdir={workdir}", *flags]
+
+
+def study(file: Path, workdir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(file, workdir, *flags), env=small.environment(), capture_output=True, text=True, timeout=600
+    )
+
+
+def wait_for(path: Path, seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_after_kill_9_and_runs_only_what_is_missing(tmp_path: Path):
+    file, work = write_study(tmp_path), tmp_path / "w"
+    dry = study(file, work, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "2 arms x 2 seeds = 4 cells of 4 launches, 0 cells are there" in dry.stdout
+    assert "to be run: 4 launches (12 steps" in dry.stdout
+    assert not work.exists()
+
+    # Killed in the first launch: that one goes on alone, and is waited for.
+    process = subprocess.Popen(
+        command(file, work, "--topology=none"), env=small.environment(), stdout=subprocess.DEVNULL
+    )
+    try:
+        while not list((work / "runs").glob("*/config.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    again = study(file, work, "--topology=none", "--parallel=2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    result = json.loads((work / "small" / "result.json").read_text())
+    assert result["cells"] == {"wanted": 4, "finished": 4}
+    [claim] = result["claims"]
+    assert claim["n"] == 2 and claim["verdict"] in ("shows it", "does not show it", "shows the opposite")
+    starts = [len((run / "goodput.jsonl").read_text().split('"begin"')) for run in (work / "runs").iterdir()]
+    assert len(starts) == 4
+
+    # All there: nothing is run. One is lost: that one is.
+    logs = {path: path.stat().st_size for path in (work / "logs").iterdir()}
+    assert study(file, work).returncode == 0
+    assert {path: path.stat().st_size for path in (work / "logs").iterdir()} == logs
+    lost = sorted((work / "runs").iterdir())[0]
+    shutil.rmtree(lost)
+    part = study(file, work, "--report-only")
+    assert part.returncode == 1 and "is of 4 cells, and 3 are found now" in part.stderr
+    (work / "small" / "result.json").unlink()
+    part = study(file, work, "--report-only")
+    assert part.returncode == 0, part.stderr
+    assert json.loads((work / "small" / "result.json").read_text())["claims"][0]["verdict"] == "unfinished"
+    done = study(file, work, "--topology=none")
+    assert "[1/1]" in done.stdout and "[2/" not in done.stdout
+    assert json.loads((work / "small" / "result.json").read_text()) == result | {
+        "seconds": pytest.approx(result["seconds"], rel=10)
+    }
+
+
+@pytest.mark.slow
+def test_a_study_told_to_stop_saves_its_launches_and_says_so(tmp_path: Path):
+    file, work = write_study(tmp_path, steps=400), tmp_path / "w"
+    process = subprocess.Popen(
+        command(file, work, "--topology=none"), env=small.environment(), stdout=subprocess.PIPE, text=True
+    )
+    while not list((work / "runs").glob("*/checkpoints/*/_CHECKPOINT_METADATA")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 75
+    [run] = (work / "runs").iterdir()
+    assert json.loads((run / "status.json").read_text())["state"] == "preempted"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--study=nothing"], "there is no file configs/studies/nothing.py"),
+        (["--study=tasks_scaling:small"], "the study has no variant 'small'"),
+        (["--study="], "--study: name one of"),
+        (["--study=tasks_scaling:tiny", "--seeds=a"], "--seeds=a: whole numbers"),
+        (["--study=tasks_scaling:tiny", "--slices=a,b"], "--slices and --on go together"),
+        (["--study=tasks_scaling:tiny", "--slices=a", "--on=x"], "must be a word"),
+        (["--study=tasks_scaling:tiny", "--parallel=0"], "--parallel=0: at least 1"),
+    ],
+)
+def test_a_wrong_command_line_is_told_and_nothing_is_written(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*flags, f"--workdir={tmp_path / 'w'}"]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_result_of_another_variant_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = write_study(tmp_path)
+    assert main([f"--study={file}:a", f"--workdir={tmp_path / 'w'}", "--report-only"]) == 0
+    before = (tmp_path / "w" / "small" / "result.json").read_bytes()
+    assert main([f"--study={file}:b", f"--workdir={tmp_path / 'w'}", "--report-only"]) == 1
+    assert "is of small:a, not of :b" in capsys.readouterr().err
+    assert (tmp_path / "w" / "small" / "result.json").read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_never_taken_for_the_studys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from vflax.study.grid import load_study
+    from vflax.study.recipe import folder_of
+
+    file = write_study(tmp_path)
+    run = load_study(str(file)).cells[0].run
+    folder = tmp_path / "w" / "runs" / folder_of(run)
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"state": "done"}')
+    (folder / "summary.json").write_text("{}")
+    (folder / "config.json").write_text('{"seed": 9}')
+    assert main([f"--study={file}", f"--workdir={tmp_path / 'w'}", "--topology=none"]) == 1
+    assert "not the run that the study means: " in (error := capsys.readouterr().err)
+    assert "seed: 1 wanted, 9 run" in error
