@@ -22,5 +22,5 @@ def get_config(variant: str = "lora") -> ConfigDict:
     # [LLaVA-1.5] per device. Were they Vision-Flan's, they would be 4 rows of 2944 tokens, for 1, 2 or 4 devices. On 8,
     # max_length=2048 with slots=2 (8 rows) is 30 % less work for each; on one device it would be 39 % more.
     config.batch.samples = 16
-    config.checkpoint.every = 100
+    config.checkpoint.every = 100  # such runs are short
     return common.lora(config) if variant == "lora" else config

@@ -31,7 +31,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
         (r"decoder/.*", "frozen"),
     )
     if variant == "tiny":
-        common.tiny(config)
+        common.tiny(config, "stage0")
         config.tokenizer = "mini:tokenizer"
         config.model.vision = ConfigDict(common.TINY_VISION)
         config.model.decoder = ConfigDict(common.TINY_DECODER)
@@ -43,7 +43,6 @@ def get_config(variant: str = "13b") -> ConfigDict:
         # whole steps of it, all in one direction, until they are all alike. A larger eps makes these steps small.
         config.optimizer.eps = 1e-4
         return config
-    config.init.vision = "weights/clip-vit-large-patch14-336"
-    config.init.decoder = f"weights/vicuna-{variant}-v1.5"
+    common.start_from_parts(config, "clip-vit-large-patch14-336", f"vicuna-{variant}-v1.5")  # [LLaVA-1.5]
     config.data.sources = (common.source("data/llava-pretrain"),)
     return config

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = (*common.VARIANTS, "13b-lora", "7b-lora", "tiny-lora")
+VARIANTS = (*common.VARIANTS, *common.LORA)
 
 
 def get_config(variant: str = "13b") -> ConfigDict:
@@ -25,16 +25,7 @@ def get_config(variant: str = "13b") -> ConfigDict:
     config = common.base(1, variant)
     size, _, adapters = variant.partition("-")
     if size == "tiny":
-        common.tiny(config)
-        config.init.checkpoint = "cache:stage0-tiny"  # made by the config below on first use, then kept
-        config.init.make = "configs/stage0.py:tiny"
-        config.epochs = 5
-        config.batch.samples = 32
-        # Half of what stage 0 takes. With 1.5e-3 it was chance, and a matter of how a CPU rounds, whether the look-ups
-        # (which color is the heart) were learned: accuracies from 0.68 to 0.90. 5e-4 to 1e-3 give 0.92 to 0.97.
-        config.optimizer.lr = 7e-4
-        config.evaluate.tasks = ("loss", "accuracy")
-        config.evaluate.max_new_tokens = 40
+        common.tiny_finetune(config, "stage1")
         return common.tiny_lora(config) if adapters else config
-    config.init.checkpoint = "runs/stage0" if size == "13b" else f"runs/stage0-{size}"
+    common.start_from(config, "runs/stage0", "configs/stage0.py:{size}")
     return common.lora(config) if adapters else config

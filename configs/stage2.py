@@ -5,8 +5,9 @@
 
 [VF] states lr 1e-5, batch 8, 128 steps on 1,000 examples drawn at random from LLaVA's GPT-4 data. Read as 8 in all
 that is 1,024 samples, about one epoch: the variants 13b and 7b. Read as 8 per device on 8 devices it is 8,192
-samples, about eight epochs: 13b-per-device and 7b-per-device. With -lora (13b-lora, 7b-lora, tiny-lora) adapters learn
-in the decoder's place, with the learning rates of LLaVA-1.5's finetune_task_lora.sh.
+samples, about eight epochs: 13b-per-device and 7b-per-device (and tiny-per-device, eight times what tiny sees). With
+-lora (13b-lora, 7b-lora, tiny-lora) adapters learn in the decoder's place, with the learning rates of LLaVA-1.5's
+finetune_task_lora.sh.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = ("13b", "7b", "13b-per-device", "7b-per-device", "13b-lora", "7b-lora", "tiny", "tiny-lora")
+PER_DEVICE = ("13b-per-device", "7b-per-device", "tiny-per-device")
+VARIANTS = (*common.VARIANTS, *PER_DEVICE, *common.LORA)
 
 
 def get_config(variant: str = "13b") -> ConfigDict:
@@ -26,10 +28,11 @@ def get_config(variant: str = "13b") -> ConfigDict:
     config.data.budget = 1000  # [VF]
     size, _, kind = variant.partition("-")
     if size == "tiny":
-        common.tiny(config)
+        common.tiny(config, "stage2")
         config.init.checkpoint = "runs/tiny"
+        config.init.make = "configs/stage1.py:tiny"
         config.steps = 100
-        config.batch.samples = 32
+        config.batch.samples = 256 if kind == "per-device" else 32
         config.optimizer.lr = 1e-4
         config.evaluate.tasks = ("loss", "accuracy")
         # What stage 1 taught must stay; only how much is said when a sentence was asked for may change.
@@ -45,5 +48,5 @@ def get_config(variant: str = "13b") -> ConfigDict:
     config.data.max_length = 2048
     config.data.slots = 2
     config.data.sources = (common.source("data/llava-instruct-150k"),)
-    config.init.checkpoint = "runs/stage1" if size == "13b" else f"runs/stage1-{size}"
+    common.start_from(config, "runs/stage1", "configs/stage1.py:{size}")
     return common.lora(config) if kind == "lora" else config

@@ -10,14 +10,16 @@ from vflax import config as configs
 from vflax.errors import UserError
 
 STAGES = ("configs/stage0.py", "configs/stage1.py", "configs/stage2.py")
+LLAVA = ("llava_v1.py", "llava15_pretrain.py", "llava15_finetune.py", "llava15_scienceqa.py")
+RECIPES = (*STAGES, "configs/one_stage.py", *(f"configs/{name}" for name in LLAVA))
 
 
-@pytest.mark.parametrize("path", STAGES)
+@pytest.mark.parametrize("path", RECIPES)
 def test_the_default_variant_is_13b(path: str):
     assert configs.load_config(path).variant == "13b"
 
 
-@pytest.mark.parametrize("path", STAGES)
+@pytest.mark.parametrize("path", RECIPES)
 def test_an_unknown_variant_is_refused_with_the_known_ones(path: str):
     with pytest.raises(UserError, match=r"no variant '70b'.*13b, 7b.*tiny"):
         configs.load_config(f"{path}:70b")
@@ -46,10 +48,14 @@ def test_stage_1_states_the_papers_numbers():
     assert (config.optimizer.lr, config.batch.samples, config.epochs) == (2e-5, 128, 1)
 
 
-@pytest.mark.parametrize(("variant", "samples"), [("13b", 1024), ("13b-per-device", 8192)])
-def test_stage_2_has_both_readings_of_the_paper(variant: str, samples: int):
-    config = configs.load_config(f"configs/stage2.py:{variant}")
-    assert config.steps * config.batch.samples == samples
+@pytest.mark.parametrize("size", ["13b", "7b", "tiny"])
+def test_stage_2_has_both_readings_of_the_paper(size: str):
+    in_all, per_device = (
+        configs.load_config(f"configs/stage2.py:{size}{kind}") for kind in ("", "-per-device")
+    )
+    assert per_device.batch.samples == 8 * in_all.batch.samples and per_device.steps == in_all.steps
+    if size != "tiny":
+        assert in_all.steps * in_all.batch.samples == 1024
 
 
 def plain(variant: str = "tiny") -> dict:

@@ -1,8 +1,9 @@
 """Sizes of the models that the recipes name, for a plan that is made before anything is downloaded.
 
 Whatever lies on disk is read in preference; a size from here is always said to be one. Numbers are those of the
-config.json that is published with the weights (openai/clip-vit-large-patch14-336, lmsys/vicuna-7b-v1.5 and
--13b-v1.5, which are those of Llama 2, and llava-hf/llava-1.5-7b-hf and -13b-hf, whose vocabulary is longer).
+config.json that is published with the weights (openai/clip-vit-large-patch14-336 and -patch14, of 224 px;
+lmsys/vicuna-7b-v1.5 and -13b-v1.5, which are those of Llama 2; -v1.3, which are those of the first LLaMA; and
+llava-hf/llava-1.5-7b-hf and -13b-hf, whose vocabulary is longer).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vflax.config import load_config
 from vflax.errors import UserError
 from vflax.models.bridge import BridgeConfig
 from vflax.models.clip_vit import VisionConfig
@@ -36,9 +38,12 @@ _LLAMA_2 = DecoderConfig(
 _LLAMA_2_13B = dataclasses.replace(
     _LLAMA_2, width=5120, mlp_dim=13824, num_layers=40, num_heads=40, num_kv_heads=40
 )
+_LLAMA: dict[str, Any] = {"norm_eps": 1e-6, "max_positions": 2048}
 DECODERS = {
     "vicuna-7b-v1.5": _LLAMA_2,
     "vicuna-13b-v1.5": _LLAMA_2_13B,
+    "vicuna-7b-v1.3": dataclasses.replace(_LLAMA_2, **_LLAMA),
+    "vicuna-13b-v1.3": dataclasses.replace(_LLAMA_2_13B, **_LLAMA),
     "llava-1.5-7b-hf": dataclasses.replace(_LLAMA_2, vocab_size=32064),
     "llava-1.5-13b-hf": dataclasses.replace(_LLAMA_2_13B, vocab_size=32064),
     "llava-v1.5-7b": _LLAMA_2,
@@ -50,20 +55,20 @@ _TOWER = "clip-vit-large-patch14-336"
 def model_of(config: ConfigDict) -> tuple[LlavaConfig, str]:
     """The model that a config trains, and where its sizes are from, for a person.
 
-    What is on disk is read (small files only); else the published sizes of what the config names, and where it names
-    the WORKDIR of an earlier stage those of its variant, 7b or 13b.
+    What is on disk is read (small files only); else the published sizes of what the config names. Where it names the
+    WORKDIR of a run that is not here, they are those of the run's config (init.make), and so on.
 
     Raises:
         UserError: neither is there.
     """
-    init = config.init
-    if is_readable(config):
-        model, _ = outline(config)
-        return model, f"sizes of {_named(config)}, read from its files"
+    first = config
+    while not is_readable(first) and first.init.checkpoint.startswith("runs/") and first.init.make:
+        first = load_config(first.init.make)
+    if is_readable(first):
+        model, _ = outline(first)
+        return model, f"sizes of {_named(first)}, read from its files"
+    init = first.init
     decoder = _name(init.checkpoint or init.decoder)
-    if decoder not in DECODERS:
-        size = str(config.variant).partition("-")[0]
-        decoder = f"vicuna-{size}-v1.5" if init.checkpoint.startswith("runs/") else decoder
     tower = _name(init.vision) if init.vision else _TOWER
     if decoder not in DECODERS or tower not in TOWERS:
         raise UserError(
@@ -71,7 +76,7 @@ def model_of(config: ConfigDict) -> tuple[LlavaConfig, str]:
             f"{', '.join([*DECODERS, *TOWERS])}. Name weights that are here with --config.init.checkpoint=DIR, or "
             "some of the same sizes, such as --config.init.checkpoint=llava-hf/llava-1.5-7b-hf"
         )
-    model = config.model
+    model = first.model
     vision = VisionConfig(**TOWERS[tower], feature_layer=model.feature_layer, keep_cls=model.keep_cls)
     sizes = DECODERS[decoder]
     made = LlavaConfig(vision, BridgeConfig(model.bridge, vision.width, sizes.width), sizes)

@@ -59,10 +59,18 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
 
     Args:
         value: a path; or gs://BUCKET/FOLDER, of which a copy is made, see `mirror.fetch`; or "mini:stage0",
-            "mini:stage1", "mini:stage2", "mini:tokenizer", the built-in data, made on
-            first use; or "cache:NAME", a folder under `cache_root` that is private to the config `made_by`.
+            "mini:stage1", "mini:stage2", "mini:scienceqa", "mini:benchmarks", "mini:tokenizer", the built-in data, made
+            on first use; or "cache:NAME", a folder under `cache_root` that is private to the config `made_by`.
     """
     kind, colon, name = value.partition(":")
+    if value == "mini:scienceqa":
+        from data_pipeline import mini_scienceqa
+
+        return mini_scienceqa.ensure().data
+    if value == "mini:benchmarks":
+        from data_pipeline import mini_benchmarks
+
+        return mini_benchmarks.ensure()
     if colon and kind == "mini":
         from data_pipeline import mini  # only runs on built-in data need the offline side
 
@@ -74,7 +82,8 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
             "tokenizer": paths.tokenizer,
         }
         if name not in known:
-            raise UserError(f"{value!r}: the built-in data has {', '.join(f'mini:{k}' for k in known)}")
+            listed = ", ".join(f"mini:{k}" for k in (*known, "scienceqa", "benchmarks"))
+            raise UserError(f"{value!r}: the built-in data has {listed}")
         return known[name]
     if colon and kind == "cache":
         recipe = json.dumps(configs.plain(configs.load_config(made_by)), sort_keys=True)

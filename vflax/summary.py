@@ -114,7 +114,8 @@ def write_summary(workdir: Path, facts: Mapping[str, Any], answered: Sequence[An
     table = ""
     if losses:
         body = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{loss:.4f}</td></tr>" for name, loss in losses.items()
+            f"<tr><td>{html.escape(name)}</td><td>{_figure(loss, '.4f')}</td></tr>"
+            for name, loss in losses.items()
         )
         table = f"<h2>Held-out loss</h2><table><tr><th>task</th><th>nats per token</th></tr>{body}</table>"
     if tasks:
@@ -150,7 +151,7 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if facts["first_loss"] is not None:  # else the guard skipped every step
         lines.append(("loss, first and last", f"{facts['first_loss']:.4f} -> {facts['last_loss']:.4f} nats"))
     if "loss" in evaluation:
-        lines.append(("held-out loss", f"{evaluation['loss']:.4f} nats"))
+        lines.append(("held-out loss", _figure(evaluation["loss"], ".4f", " nats")))
     if evaluation.get("short_tasks"):
         lines.append(
             (
@@ -161,7 +162,7 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     for name, value in evaluation.get("benchmarks", {}).items():
-        lines.append((name, f"{value:.2f}"))
+        lines.append((name, _figure(value, ".2f")))
     for key, label in (("words_short", "short-answer"), ("words_long", "long-answer")):
         if evaluation.get(key) is not None:
             lines.append((f"words to a {label} prompt", f"{evaluation[key]:g} (median)"))
@@ -176,10 +177,15 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def evaluation_line(facts: Mapping[str, Any]) -> str:
     """One evaluation in the loop, with what it cost."""
-    found = [f"held-out loss {facts['loss']:.4f}"] if "loss" in facts else []
+    found = [f"held-out loss {_figure(facts['loss'], '.4f')}"] if "loss" in facts else []
     if facts.get("accuracy") is not None:
         found.append(f"accuracy {facts['accuracy']:.1%}")
-    found += [f"{name} {value:.2f}" for name, value in facts.get("benchmarks", {}).items()]
+    missing = facts.get("missing", {})
+    found += [
+        f"{name} {_figure(value, '.2f')}"
+        + (f" ({missing[name]:,} questions are too long for the model, and wrong)" if name in missing else "")
+        for name, value in facts.get("benchmarks", {}).items()
+    ]
     seconds = facts["seconds"]
     cost = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return f"{', '.join(found)} (in {sum(seconds.values()):.1f} s: {cost})"
@@ -212,6 +218,10 @@ def print_summary(console: Console, workdir: Path, facts: Mapping[str, Any]) -> 
     for label, value in [*headline(facts), ("page", str(remote(workdir / "summary.html")))]:
         table.add_row(label, escape(value))
     console.print(table)
+
+
+def _figure(value: float | None, form: str, unit: str = "") -> str:
+    return "not a number" if value is None else f"{value:{form}}{unit}"
 
 
 def _percent(value: float, shown: bool) -> str:

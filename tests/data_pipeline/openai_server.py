@@ -104,6 +104,9 @@ class Server:
             def do_POST(self) -> None:
                 server._handle(self)
 
+            def do_GET(self) -> None:
+                self.send_error(404)  # it has no list of models
+
             def log_message(self, *args: object) -> None:
                 pass
 

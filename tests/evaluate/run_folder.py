@@ -26,12 +26,13 @@ def write_task(out: Path, task: str, rows: list[dict[str, Any]], **changes: Any)
     folder = out / task
     folder.mkdir(parents=True)
     value = 100 * sum(row["score"] for row in rows) / len(rows)
+    metrics = changes.pop("metrics", {"accuracy": value})
     score = {
         "task": task, "mode": "official", "format": "vflax", "n": len(rows),
         "missing": sum(row["prediction"] is None for row in rows),
         "unparsed": sum(row["prediction"] is not None and row["parsed"] is None for row in rows),
-        "score": value, "metrics": {"accuracy": value}, "intervals": {}, "groups": {}, "printed": {},
-        "manifest": {"custom": False, "limit": None}, **changes,
+        "score": value, "headline": next(iter(metrics)), "metrics": metrics, "intervals": {}, "groups": {},
+        "printed": {}, "manifest": {"custom": False, "limit": None}, **changes,
     }  # fmt: skip
     (folder / "score.json").write_text(json.dumps(score))
     (folder / "verdicts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -81,6 +83,34 @@ def remote(url: str, folder: Path, **options: int) -> Remote:
     return Remote(Endpoint("m", url, concurrency=2, retry_wait=0.01, **options), folder / "replies.sqlite")
 
 
+def test_an_engine_that_breaks_is_told(tmp_path: Path) -> None:
+    class Broken:
+        """Ends each request as an engine does that broke."""
+
+        layout = SimpleNamespace(shards=1, slots=2)
+
+        def submit(self, prompt: object, sampling: object, on_delta: Callable[[object], None]) -> object:
+            on_delta(SimpleNamespace(text="", tokens=(), finish="failed"))
+            return SimpleNamespace(prompt_tokens=1, cancel=lambda: None)
+
+    local = Local(Broken(), small_engine.processor(tmp_path), {})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the engine failed while it answered; run the same command again"):
+        answers(local, ASKED[:4])
+
+
+def test_a_cameras_several_jpegs_in_one_are_sent_as_a_jpeg(tmp_path: Path) -> None:
+    file, image = io.BytesIO(), PIL.Image.new("RGB", (8, 8))
+    image.save(file, "MPO", save_all=True, append_images=[image])
+    assert PIL.Image.open(file).format == "MPO"
+    with serving(lambda seen, before: completion("Yes.")) as server:
+        answers(remote(server.url, tmp_path), [Ask("a", "?", (Picture("a.jpg", file.getvalue),), 4)])
+    assert (
+        server.seen[0]
+        .body["messages"][0]["content"][0]["image_url"]["url"]
+        .startswith("data:image/jpeg;base64,")
+    )
+
+
 def test_an_address_is_asked_greedily_with_pictures_before_text(tmp_path: Path) -> None:
     with serving(lambda seen, before: completion("Yes.")) as server:
         assert answers(remote(server.url, tmp_path), ASKED[-1:]) == {"two": ("Yes.", "stop", (100, 20))}
@@ -137,6 +167,8 @@ def test_parameters_of_ones_own_are_laid_over_the_usual_ones(tmp_path: Path) -> 
     [
         failure(400, "too many tokens", "context_length_exceeded"),
         failure(400, "This model's maximum context length is 2048 tokens. However, you requested 4096"),
+        failure(400, "The decoder prompt (length 2512) is longer than the maximum model length of 2048."),
+        failure(400, "The input (2512 tokens) is longer than the model's context length (2048 tokens)."),
     ],
 )
 def test_what_is_too_long_for_an_address_has_no_prediction(refusal: Answer, tmp_path: Path) -> None:

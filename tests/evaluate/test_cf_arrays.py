@@ -133,6 +133,13 @@ def test_pickles_of_something_else_are_refused(raw: bytes, tmp_path: Path) -> No
         cf_data.load(write_pickles(tmp_path, raw), custom=True)
 
 
+def test_room_for_what_never_comes_is_not_reserved(tmp_path: Path) -> None:
+    """Told of the numbers in it, before anything is read: the reader would reserve 32 GB."""
+    raw = b"\x80\x02}r\xff\xff\xff\x7f."
+    with pytest.raises(UserError, match=r"not readable as CIFAR \(ValueError: object 2147483647 of 2\)"):
+        cf_data.load(write_pickles(tmp_path, raw), custom=True)
+
+
 @settings(deadline=None)
 @given(st.binary())
 def test_no_bytes_break_the_reader_of_pickles(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:

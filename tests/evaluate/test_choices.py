@@ -57,6 +57,18 @@ def test_each_rule_reads_what_its_tool_does(
     assert choices.llava(text) == llava
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("BECAUSE: x. The answer is B.", "B"), ("The answer is B, so", "B"), ("The answer is Z.", "Z"),
+        ("The answer is B", None), ("The answer is B\n", None), ("the answer is B.", None), ("B", None),
+        ("The answer is B. The answer is B.", None),
+    ],
+)  # fmt: skip
+def test_a_letter_is_named_once_with_something_behind_it(text: str, letter: str | None) -> None:
+    assert choices.named(text) == letter
+
+
 def test_a_letter_without_an_option_is_none() -> None:
     two = {"A": "yes", "B": "no"}
     assert choices.vlmevalkit("C", two) is None
@@ -76,9 +88,11 @@ def test_nothing_is_read_without_options() -> None:
 
 def test_pandas_loses_options_and_answers_that_look_missing() -> None:
     assert choices.pandas_options(OPTIONS) == {"A": "a cat", "B": "a dog", "C": "a horse"}
-    assert [choices.pandas_text(text) for text in ("None", "NA", "", "none", "B")] == [
-        "nan", "nan", "nan", "none", "B",
-    ]  # fmt: skip
+    assert (choices.vlmevalkit("none", OPTIONS), choices.vlmevalkit_table("none", OPTIONS)) == ("D", None)
+    # "None" has become "nan", in which there is an "an".
+    two = {"A": "an", "B": "the"}
+    assert (choices.vlmevalkit("None", two), choices.vlmevalkit_table("None", two)) == (None, "A")
+    assert choices.vlmevalkit_table("B", OPTIONS) == "B"
 
 
 @settings(deadline=None)

@@ -65,6 +65,14 @@ def test_parts_of_a_point_are_compared_too(tmp_path: Path) -> None:
     assert found.questions.difference == pytest.approx(5)
 
 
+def test_a_question_is_not_better_answered_by_what_rounding_leaves(tmp_path: Path) -> None:
+    """The same three grades, added up in another order."""
+    a, b = (sum(grades) / 3 for grades in ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]))
+    assert a != b
+    (found,) = compare(write(tmp_path / "a", [a], "mmvet"), write(tmp_path / "b", [b], "mmvet"))
+    assert (found.better_a, found.better_b) == ([], [])
+
+
 def test_the_benchmarks_own_score_is_compared_draw_by_draw(tmp_path: Path) -> None:
     """Both move together by tens, B being above by 1 to 5: 95 % of the differences hold that, not the tens."""
     base = [10.0 * (n % 7) for n in range(1000)]
@@ -157,3 +165,23 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert (found["better_b"], found["questions"]["difference"]) == (["q1"], 50)
     assert main([str(a), str(tmp_path / "nowhere")]) == 1
     assert "no score.json" in capsys.readouterr().err
+
+
+def test_a_score_that_is_no_number_is_null_in_the_file(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / name, [1.0, 0.0], score=None, draws=[None, None]) for name in "ab")
+    assert main([str(a), str(b), f"--json={tmp_path / 'out.json'}"]) == 0
+
+    def refused(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    (found,) = json.loads((tmp_path / "out.json").read_text(), parse_constant=refused)
+    assert found["score"] == {"a": None, "b": None, "difference": None, "low": None, "high": None}
+
+
+def test_a_place_that_cannot_be_written_to_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write(tmp_path / "a", [1.0, 0.0])
+    (tmp_path / "file").write_text("")
+    assert main([str(a), str(a), f"--json={tmp_path / 'file' / 'out.json'}"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file' / 'out.json'}: cannot be written")

@@ -82,6 +82,7 @@ def test_a_list_is_as_good_as_lines(tmp_path: Path) -> None:
         ("a.jsonl", b"\xff\xfe", "not readable as text"),
         ("a.tsv", b"a\tb\n", "empty"),
         ("a.tsv", b"a\tb\n1\n", "row 2: 1 columns, the first row names 2"),
+        ("a.tsv", b"a\tb\n1\t2\t3\n", "row 2: 3 columns, the first row names 2"),
         ("a.tsv", b"a\tb\ta\n1\t2\t3\n", "a is there twice in its first row"),
         ("a.json", b'[{"a": 1}, {"b": 2}]', "row 2: it has b, but the first row a"),
         ("a.txt", b"a\tb\n1\t2\n", "expected a table"),
@@ -95,6 +96,26 @@ def test_a_broken_file_is_named_with_its_line(name: str, content: bytes, said: s
     with pytest.raises(UserError, match=said) as error:
         read(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"a": 1, "b": 2, "a": 3}', "a is there twice"),
+        (b'{"a": {"b": 1, "b": 2}}', "b is there twice"),
+        (b"[1]", "expected a JSON object with something in it"),
+        (b"{}", "expected a JSON object with something in it"),
+        (b"{", "not readable as JSON"),
+        (b"[" * 100_000, "not readable as JSON"),
+        (b"\xff", "not readable as text in UTF-8"),
+    ],
+)
+def test_an_object_that_is_broken_or_names_something_twice_is_refused(
+    content: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/a\.json: {said}"):
+        files.json_object(tmp_path / "a.json")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from vflax.data.questions import Question
@@ -25,6 +27,33 @@ def test_permuted_images_come_from_the_same_task():
     assert [q.reference for q in permuted] == ["x", "y", "z", "x"]
 
 
+def test_a_permuted_image_is_another_one_wherever_the_task_has_another_as_many():
+    """Questions on one picture follow each other in most data; one of a task may have two pictures."""
+    shared = [dataclasses.replace(question(i, "a", "x"), images=question(n, "a", "x").images) for i, n in
+              enumerate((1, 1, 1, 2))]  # fmt: skip
+    pair = dataclasses.replace(question(4, "a", "x"), images=np.zeros((2, 2, 2, 3), np.uint8))
+    questions = [*shared[:2], pair, *shared[2:]]
+    permuted = heldout.permute_images(questions)
+    assert [int(q.images[0, 0, 0, 0]) for q in permuted] == [2, 2, 0, 2, 1]
+    assert permuted[2].images is pair.images  # there is none to give it
+    assert [q.sample_id for q in permuted] == [q.sample_id for q in questions]
+
+
+def test_what_is_kept_of_a_question_adds_up_to_its_score():
+    long = "a long answer with many words in it"
+    answered = [
+        Answered(question(0, "colour", "red"), "Red.", "blue"),
+        Answered(question(1, "colour", "blue"), "dark red", "blue"),
+        Answered(question(2, "describe", long), "something else", ""),
+    ]
+    rows, score = heldout.records(answered), heldout.score(answered)
+    assert [(row["id"], row["right"], row["blind_right"], row["words"], row["short"]) for row in rows] == [
+        ("id0", True, False, 1, True), ("id1", False, True, 2, True), ("id2", False, False, 2, False)
+    ]  # fmt: skip
+    short = [row for row in rows if row["short"]]
+    assert sum(row["right"] for row in short) / len(short) == score["accuracy"]
+
+
 def test_scores_are_means_over_tasks_with_short_answers():
     long = "a long answer with many words in it"
     answered = [
@@ -43,6 +72,16 @@ def test_scores_are_means_over_tasks_with_short_answers():
     assert score["blind"] == (0.5 + 0.0) / 2
     assert (score["short_tasks"], score["above_blind"]) == (2, 2)
     assert (score["words_short"], score["words_long"]) == (1, 3)
+
+
+def test_a_task_stands_above_blind_from_25_points_on():
+    def task(name: str, right: int, blind: int) -> list[Answered]:
+        return [
+            Answered(question(n, name, "x"), "x" if n < right else "y", "x" if n < blind else "y") for n in range(20)
+        ]  # fmt: skip
+
+    score = heldout.score([*task("a", 12, 7), *task("b", 11, 7), *task("c", 7, 12)])
+    assert (score["short_tasks"], score["above_blind"]) == (3, 1)
 
 
 def test_without_short_answers_there_is_no_accuracy():

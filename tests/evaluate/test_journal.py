@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import signal
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from vflax.errors import UserError
-from vflax.evaluate.journal import Journal
+from vflax.evaluate.journal import Journal, replace
 
 KEYS = [f"q{n}" for n in range(20)]
 IDENTITY = {"model": {"name": "m"}, "style": "llava"}
@@ -76,6 +78,59 @@ def test_another_model_does_not_go_on_with_it(tmp_path: Path) -> None:
     write(tmp_path, KEYS)
     with pytest.raises(UserError, match=r"style was 'llava' and is 'plain'.*another --out"):
         Journal(tmp_path, {**IDENTITY, "style": "plain"})
+
+
+def test_each_prediction_outlives_a_kill(tmp_path: Path) -> None:
+    """Of answers that come together, as those of a batch do, each is with the system at once."""
+    journal = Journal(tmp_path, IDENTITY)
+    for key in KEYS:
+        journal.add(key, "yes", "stop")
+    assert list(Journal(tmp_path, IDENTITY).found) == KEYS
+    journal.close()
+
+
+def test_predictions_that_come_from_elsewhere_are_not_taken_for_this_models(tmp_path: Path) -> None:
+    (tmp_path / "predictions.jsonl").write_text('{"key": "q0", "prediction": "yes"}\n')
+    with pytest.raises(UserError, match=r"predictions\.jsonl: .* no run\.json"):
+        Journal(tmp_path, IDENTITY)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_file_that_was_edited_is_named_with_the_line(tmp_path: Path) -> None:
+    write(tmp_path, KEYS).finish(KEYS)
+    with (tmp_path / "predictions.jsonl").open("a") as file:
+        file.write('{"key": "q0"}\n')
+    with pytest.raises(UserError, match=r"predictions\.jsonl, line 21: lacks prediction, finish"):
+        Journal(tmp_path, IDENTITY)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace(tmp_path / "a.json", "before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"a\.json: cannot be written \(No space left on device\)"):
+        replace(tmp_path / "a.json", "after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "before")]
+
+
+def test_what_is_no_plain_file_keeps_its_place(tmp_path: Path) -> None:
+    """As /dev/stdout and a symbolic link."""
+    (tmp_path / "real").write_text("before")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    replace(tmp_path / "link", "after")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "after"
+    replace(Path("/dev/null"), "nothing")
+    assert not Path("/dev/null").is_file()
+
+
+def test_half_of_a_character_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, IDENTITY)
+    journal.add("q0", "\ud83d", "length")
+    journal.finish(["q0"])
+    assert json.loads(journal.file.read_text())["prediction"] == "\ud83d"
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

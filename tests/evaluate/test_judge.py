@@ -116,9 +116,11 @@ def test_questions_without_prediction_are_not_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"key": "q9", "prediction": "x"}], "q9 is no question of this exam"),
-        ([{"key": "q0", "prediction": "x"}] * 2, "q0 is there twice"),
+        ([{"key": "q9", "prediction": "x"}], "q9: no question of this exam"),
+        ([{"key": "q0", "prediction": "x"}] * 2, "q0: answered twice"),
         ([{"prediction": "x"}], "lacks key"),
+        ([{"key": "q0", "prediction": "x"}, {"prediction": "y"}], "line 2: lacks key"),
+        ([{"key": "q0", "prediction": None}], "no predictions in it"),
     ],
 )
 def test_predictions_of_something_else_are_refused(
@@ -131,6 +133,19 @@ def test_predictions_of_something_else_are_refused(
 def test_missing_predictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"predictions\.jsonl: not there"):
         run(tmp_path, "http://127.0.0.1:9/v1")
+
+
+def test_grades_of_earlier_predictions_are_not_taken_for_those_of_new_ones(tmp_path: Path) -> None:
+    with serving(lambda seen, before: completion("1")) as server:
+        assert run(write(tmp_path), server.url, runs=1) == ""
+    facts(tmp_path)
+    write(tmp_path, [{"key": q.key, "prediction": "another model's"} for q in QUESTIONS])
+    with pytest.raises(
+        UserError, match=r"judge\.json: is of another predictions\.jsonl; run the judge step again"
+    ):
+        facts(tmp_path)
+    (tmp_path / "predictions.jsonl").unlink()  # what was graded is in graded.jsonl, too
+    facts(tmp_path)
 
 
 def test_a_refused_key_is_told(tmp_path: Path) -> None:

@@ -207,6 +207,13 @@ def test_a_failed_review_counts_minus_one_by_the_official_rule_and_not_by_strict
     assert run_of(own, data=write_release(tmp_path / "data")).score == official.score
 
 
+def test_of_several_reviews_strict_takes_those_that_were_read(tmp_path: Path) -> None:
+    for name, second in (("1", (8, 6)), ("2", (-1, -1)), ("3", (8, 8))):
+        write_llava(tmp_path / f"{name}.jsonl", [(0, "conv", *second), (1, "conv", 8, 8)])
+    official, strict = (run_of(tmp_path, mode).verdicts[0].score for mode in ("official", "strict"))
+    assert (official, strict) == (pytest.approx((6 - 1 + 8) / 30), pytest.approx((6 + 8) / 20))
+
+
 def test_a_question_without_review_counts_0_for_the_model(tmp_path: Path) -> None:
     path, data = write_llava(tmp_path / "a.jsonl", ROWS[:3]), write_release(tmp_path / "data")
     found = run_of(path, data=data)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from data_pipeline import mini_benchmarks
 from tests import small
@@ -106,6 +110,27 @@ def test_what_an_evaluation_costs_is_told_for_each_task(run: Path):
     }
 
 
+def test_every_held_out_question_is_kept_with_its_answers(benchmarks: Path, tmp_path: Path):
+    changed = config(benchmarks)
+    changed.evaluate.tasks, changed.evaluate.every, changed.steps = ("loss", "accuracy"), 0, 1
+    assert train.run_with_start(changed, tmp_path) == 0
+    lines = (tmp_path / "eval" / "1" / "heldout" / "answers.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    facts = json.loads((tmp_path / "summary.json").read_text())["evaluation"]
+    assert {row["task"] for row in rows} == facts["tasks"].keys()
+    for task, found in facts["tasks"].items():
+        own = [row for row in rows if row["task"] == task]
+        assert len(own) == found["n"]
+        assert sum(row["right"] for row in own) / len(own) == found["accuracy"]
+        assert sum(row["blind_right"] for row in own) / len(own) == found["blind"]
+        assert statistics.median(row["words"] for row in own) == found["words"]
+        assert {row["short"] for row in own} == {found["short"]}
+        for row in own:
+            assert row["id"] and row["question"] and row["reference"] and isinstance(row["blind"], str)
+            assert (Path(row["source"]) / "dataset_info.json").exists() and row["split"] == "test"
+    assert [path.name for path in (tmp_path / "eval" / "1" / "heldout").iterdir()] == ["answers.jsonl"]
+
+
 def test_the_best_checkpoint_may_be_that_of_a_benchmark_s_metric(run: Path):
     found = {record["step"]: record["eval/pope/yes_ratio"] for record in evaluations(run)}
     assert find_step(run, "best") == max(found, key=lambda step: found[step])
@@ -152,6 +177,80 @@ def test_a_benchmark_that_is_not_there_stops_the_run_before_it_begins(tmp_path: 
     with pytest.raises(UserError, match=r"pope of config\.evaluate\.tasks is expected in .*/nowhere/pope"):
         train.run_with_start(config(tmp_path / "nowhere"), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["pope", "mme"])
+def test_a_benchmark_without_its_pictures_stops_the_run_before_it_begins(
+    name: str, benchmarks: Path, tmp_path: Path
+):
+    """Its questions would be asked, and answered, without."""
+    shutil.copytree(benchmarks / name, tmp_path / name)
+    if name == "mme":
+        blind(tmp_path / name)
+    else:
+        shutil.rmtree(tmp_path / name / "images")
+    with pytest.raises(UserError, match=f"the questions of {name} are there, their pictures are not"):
+        loop.open_benchmarks(options(tasks=(name,), data=str(tmp_path)), tmp_path)
+
+
+def blind(folder: Path) -> None:
+    """MME's folders of pictures -> its tool's template, which has none."""
+    for text in loop.TASKS["mme"].load(folder, custom=True):
+        subtask, picture = text.unit.split("/")
+        with (folder / f"{subtask}.txt").open("a") as file:
+            file.write(f"{picture}.png\t{text.text}\t{text.answer}\n")
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def test_only_what_the_rule_counts_is_asked(tmp_path: Path):
+    """TextOCR's questions are of two kinds, each with a rule of its own."""
+    boxes = {
+        f"a{n}": {"id": f"a{n}", "image_id": "a", "bbox": [0, 0, 4, 4], "utf8_string": word}
+        for n, word in enumerate(("stop", "here"))
+    }
+    (tmp_path / "textocr" / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "textocr" / "images" / "a.jpg")
+    whole = {"imgs": {"a": {"id": "a", "width": 8, "height": 8}}, "anns": boxes}
+    (tmp_path / "textocr" / "TextOCR_0.1_val.json").write_text(json.dumps(whole))
+    (found,) = loop.open_benchmarks(options(tasks=("textocr",), data=str(tmp_path)), tmp_path)
+    assert [ask.key for ask in found.asked] == ["words/a"]
+
+
+def test_what_is_too_long_for_the_model_has_no_prediction(
+    benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As in vflax.evaluate; POPE's rule would read an empty answer as yes."""
+    opened = loop.open_benchmarks
+
+    def with_a_long_one(*args: Any) -> list[loop.Benchmark]:
+        (found,) = opened(*args)
+        first, *rest = found.asked
+        return [dataclasses.replace(found, asked=[dataclasses.replace(first, text="word " * 2000), *rest])]
+
+    monkeypatch.setattr(train, "open_benchmarks", with_a_long_one)
+    changed = config(benchmarks)
+    changed.evaluate.tasks, changed.steps, changed.evaluate.every = ("pope",), 1, 0
+    changed.checkpoint.best_metric = ""
+    assert train.run_with_start(changed, tmp_path) == 0
+    folder = tmp_path / "eval" / "1" / "pope"
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert [row["prediction"] is None for row in predictions] == [True] + [False] * (len(predictions) - 1)
+    assert json.loads((folder / "score.json").read_text())["missing"] == 1
+
+
+def test_a_held_out_loss_that_is_no_number_does_not_stop_the_run(
+    benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Half of the steps' weights may overflow bfloat16 on one sample."""
+    monkeypatch.setattr(loop, "heldout_loss", lambda *_: (float("nan"), {}))
+    changed = config(benchmarks, checkpoint__best_metric="eval/loss")
+    changed.evaluate.tasks = ("loss",)
+    assert train.run_with_start(changed, tmp_path) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["evaluation"]["loss"] is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "not a number" in (tmp_path / "summary.html").read_text()
 
 
 def test_a_best_metric_that_nothing_measures_is_refused_with_those_that_are(benchmarks: Path):

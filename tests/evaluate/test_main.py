@@ -72,6 +72,14 @@ def whole(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@pytest.fixture(scope="module")
+def plain(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of POPE, asked in its own words."""
+    out = tmp_path_factory.mktemp("out") / "plain"
+    assert run(model, data, out, "--style=plain", tasks="pope") == 0
+    return out
+
+
 def test_every_task_has_predictions_scores_and_a_page(whole: Path) -> None:
     numbers = {}
     for task in TASKS:
@@ -109,17 +117,25 @@ def test_a_score_tells_what_it_was_made_from(whole: Path) -> None:
     manifest = json_value(whole / "pope" / "score.json")["manifest"]
     assert manifest["run"] == json_value(whole / "pope" / "run.json")
     assert manifest["run"]["model"]["template"] == "vicuna_v1"
+    assert manifest["run"]["model"]["max_length"] > 0  # what is longer has no prediction
     assert manifest["predictions"] == "predictions.jsonl"
 
 
 def test_a_style_is_that_of_the_prompts_as_they_are(
-    model: Path, data: Path, whole: Path, tmp_path: Path
+    model: Path, data: Path, whole: Path, plain: Path, tmp_path: Path
 ) -> None:
     """POPE has no wording of ScienceQA's: asked for that one it is asked LLaVA's, and says so."""
     assert run(model, data, tmp_path, "--style=qcm_lea", tasks="pope") == 0
     assert (tmp_path / "pope" / "run.json").read_bytes() == (whole / "pope" / "run.json").read_bytes()
-    assert run(model, data, tmp_path / "plain", "--style=plain", tasks="pope") == 0
-    assert json_value(tmp_path / "plain" / "pope" / "run.json")["style"] == "plain"
+    assert json_value(plain / "pope" / "run.json")["style"] == "plain"
+
+
+def test_the_page_has_the_prompts_that_were_asked_whatever_style_is_named_when_it_is_scored(
+    data: Path, whole: Path, plain: Path
+) -> None:
+    assert "single word or phrase" in (whole / "report.html").read_text()
+    assert main(options("", data, plain, "--steps=score", tasks="pope")) == 0
+    assert "single word or phrase" not in (plain / "report.html").read_text()
 
 
 def test_more_tokens_than_llava_asks_for_may_be_asked_for(model: Path, data: Path, tmp_path: Path) -> None:
@@ -312,7 +328,7 @@ def test_grades_of_another_step_than_the_judges_record_are_refused(
     path = predicted / "cf" / "graded.jsonl"
     path.write_text(path.read_text().replace("yes", "no"))
     assert main(options("x", data, predicted, *OFFICIAL, "--steps=score", tasks="cf")) == 1
-    assert "is of other grades than graded.jsonl; run the judge step again" in capsys.readouterr().err
+    assert "is of another graded.jsonl; run the judge step again" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -294,6 +294,13 @@ def test_a_repeated_picture_of_a_table_is_that_of_another_row(tmp_path: Path) ->
         assert [q.pictures[0].read() for q in questions] == [b"A", b"A", b"B", b"B", b"C", b"C"]
 
 
+def test_a_damaged_picture_of_a_table_is_named_with_its_row(tmp_path: Path) -> None:
+    path = write_vlmevalkit(tmp_path / "MME.tsv", ROWS, image=["QQ==", "0", "Q", "2", "Qw==", "4"])
+    broken = mme.load(path, custom=True)[2].pictures[0]
+    with pytest.raises(UserError, match=r"MME\.tsv, row [45]: its picture is no base64"):
+        broken.read()
+
+
 def test_llavas_prompt_asks_for_a_word(tmp_path: Path) -> None:
     question = mme.load(write_release(tmp_path), custom=True)[0]
     assert mme.prompt(question, "llava") == "Is it blue?\nAnswer the question using a single word or phrase."

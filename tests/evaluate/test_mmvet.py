@@ -280,6 +280,7 @@ def test_predictions_without_grades_name_the_judge_step(name: str, text: str, tm
         ({**ROWS, "v1_0": ([], [1.5, 1.0])}, "v1_0: the grade is 1.5, expected 0 to 1"),
         ({**ROWS, "v1_0": ([], ["so so", 1.0])}, "v1_0: the grade is 'so so', expected a number"),
         ({**ROWS, "v1_0": ([], [float("nan"), 1.0])}, "v1_0: the grade is nan"),
+        ({**ROWS, "v1_0": ([], [True, 1.0])}, "v1_0: the grade is True, expected a number"),
     ],
 )
 def test_grades_that_cannot_be_are_refused(value: dict[str, Any], said: str, tmp_path: Path) -> None:

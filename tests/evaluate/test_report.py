@@ -44,8 +44,20 @@ def test_published_numbers_stand_beside_the_same_number_of_this_run(tmp_path: Pa
 
 
 def test_a_task_that_nobody_published_has_its_own_score(tmp_path: Path) -> None:
-    write_task(tmp_path, "textocr", [verdict("1", "a", "a")], score=12.5, metrics={"recall": 9.0, "f1": 12.5})
+    write_task(tmp_path, "textocr", [verdict("1", "a", "a")], score=12.5, metrics={"f1": 12.5, "recall": 9.0})
     assert table(write(tmp_path, "textocr")["md"]) == {"model": ["textocr"], "this run": ["12.50"]}
+
+
+def test_a_number_is_called_by_its_name_though_another_has_the_same_value(tmp_path: Path) -> None:
+    """A judge and the matcher may agree on all."""
+    metrics = {"strict, mean of 2 of 4": 100.0, "judge, mean of 2 of 4": 100.0}
+    write_task(
+        tmp_path, "cf", [verdict("1", "cat", "cat")], score=100.0, metrics=metrics, headline="judge, mean of 2 of 4"
+    )  # fmt: skip
+    assert (
+        '100.00</span> <span class="soft">judge, mean of 2 of 4, by the official rule'
+        in write(tmp_path, "cf")["html"]
+    )
 
 
 def test_a_published_cell_names_a_number_that_is_shown() -> None:
@@ -122,6 +134,24 @@ def test_what_keeps_numbers_from_being_comparable_is_told(
 ) -> None:
     write_task(tmp_path, "cf", [verdict("1", "0", "0"), verdict("2", "1", None)], manifest=manifest)
     assert said in write(tmp_path, "cf")["html"]
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (
+            {"style": "plain", "max_tokens": 128},
+            "Asked in the wording of --style=plain, not as LLaVA was: pope.",
+        ),
+        ({"style": "llava", "max_tokens": 4}, "Answers of at most 4 tokens, where LLaVA had 128: pope."),
+        ({"style": "llava", "max_tokens": 128}, ""),
+    ],
+)
+def test_how_it_was_asked_otherwise_is_told(run: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder = write_task(tmp_path, "pope", [verdict("1", "yes", "yes")])
+    (folder / "run.json").write_text(json.dumps({"model": {}, **run}))
+    found = re.findall('<p class="note">(.*?)</p>', write(tmp_path, "pope")["html"].split("<section")[0])
+    assert found == ([said] if said else [])
 
 
 def test_draws_are_left_to_the_score_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from vflax.evaluate.result import Verdict, draws, intervals, make, mean, means_by
+from vflax.evaluate.result import Verdict, draws, interval, make, mean, means_by
 
 
 def verdicts(scores: list[float], units: list[str] | None = None) -> list[Verdict]:
@@ -25,7 +25,7 @@ def accuracy(of: list[Verdict]):
 def test_an_interval_is_that_of_a_mean() -> None:
     rng = np.random.default_rng(1)
     own = verdicts((rng.random(1000) < 0.7).astype(float).tolist())
-    low, high = intervals(draws(own, accuracy(own)))["accuracy"]
+    low, high = interval(draws(own, accuracy(own))["accuracy"])
     found, error = 100 * np.mean([v.score for v in own]), 100 * np.sqrt(0.7 * 0.3 / 1000)
     assert low == pytest.approx(found - 1.96 * error, abs=0.4)
     assert high == pytest.approx(found + 1.96 * error, abs=0.4)
@@ -34,13 +34,13 @@ def test_an_interval_is_that_of_a_mean() -> None:
 def test_questions_of_a_unit_are_drawn_together() -> None:
     scores = [1.0] * 50 + [0.0] * 50
     alone, pairs = verdicts(scores), verdicts(scores, [str(n // 10) for n in range(100)])
-    narrow, wide = (intervals(draws(own, accuracy(own)))["accuracy"] for own in (alone, pairs))
+    narrow, wide = (interval(draws(own, accuracy(own))["accuracy"]) for own in (alone, pairs))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 
 def test_strata_keep_their_sizes() -> None:
     own = verdicts([1.0, 0.0] * 20)  # kind a: all right, b: all wrong
-    assert intervals(draws(own, accuracy(own), "kind"))["accuracy"] == (50, 50)
+    assert interval(draws(own, accuracy(own), "kind")["accuracy"]) == (50, 50)
 
 
 def test_the_draws_are_the_same_each_time() -> None:
@@ -75,10 +75,11 @@ def test_a_score_file_holds_all_but_verdicts_and_no_nan() -> None:
     found = make("t", "m", "f", own, accuracy(own), "accuracy", groups={}, printed={}, manifest={"a": 1})
     written = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert set(written) == {
-        "task", "mode", "format", "n", "missing", "unparsed", "score", "metrics", "intervals", "groups", "printed",
-        "manifest", "draws",
+        "task", "mode", "format", "n", "missing", "unparsed", "score", "headline", "metrics", "intervals", "groups",
+        "printed", "manifest", "draws",
     }  # fmt: skip
     assert written["draws"] == [100] * 1000
+    assert written["headline"] == "accuracy"
     assert written["metrics"] == {"accuracy": 100, "none": None}
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import scienceqa
+from vflax.evaluate.scienceqa_ensemble import combined
 
 Row = tuple[str, str, list[str], int, str, str | None, str, str, str]
 
@@ -420,10 +421,9 @@ def test_gpt4_names_its_answer_or_gave_none(tmp_path: Path) -> None:
     assert [v.why for v in found.verdicts][1:3] == ["ours: read A", "gpt4: read A"]
 
 
-def test_ensembles_of_letters() -> None:
-    ours = {"1": "A", "2": "B", "3": None}
-    assert scienceqa.complement(ours, {"1": "C", "2": None}) == {"1": "C", "2": "B", "3": None}
-    assert scienceqa.judged(ours, {"2": "D"}) == {"1": "A", "2": "D", "3": None}
+def test_letters_are_combined_where_the_first_are_missing() -> None:
+    ours = {"1": "A", "2": "B", "3": None, "4": "A"}
+    assert combined({"1": "C", "2": None}, ours) == {"1": "C", "2": "B", "3": None, "4": "A"}
 
 
 @pytest.mark.parametrize(
@@ -599,19 +599,7 @@ def test_prompts(style: str, hinted: str, bare: str, tmp_path: Path) -> None:
     assert scienceqa.prompt(questions[0], style) == bare + request
 
 
-# --- reading a letter -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("BECAUSE: x. The answer is B.", "B"), ("The answer is B, so", "B"), ("The answer is Z.", "Z"),
-        ("The answer is B", None), ("The answer is B\n", None), ("the answer is B.", None), ("B", None),
-        ("The answer is B. The answer is B.", None),
-    ],
-)  # fmt: skip
-def test_a_letter_is_named_once_with_something_behind_it(text: str, letter: str | None) -> None:
-    assert scienceqa.named(text) == letter
+# --- any text ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", scienceqa.MODES)

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.evaluate import test_mme, test_pope
 from vflax.errors import UserError
 from vflax.evaluate import score as command
+from vflax.evaluate.result import Verdict, make
 from vflax.evaluate.tasks import TASKS
 
 
@@ -79,6 +81,27 @@ def test_half_a_character_is_written_as_json_has_it(tmp_path: Path) -> None:
     command.write(found, None, tmp_path / "verdicts.jsonl")
     first = json.loads((tmp_path / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["prediction"] == "Yes \ud83d"
+
+
+def test_names_of_ones_own_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "[red]a :dog:"
+    tool = test_mme.write_tool(tmp_path, [(name, *row[1:]) for row in test_mme.ROWS])
+    assert command.main(["--task=mme", f"--predictions={tool}", "--custom"]) == 0
+    assert capsys.readouterr().out.count(f" {name} ") == 2  # among the metrics and the subtasks
+
+
+def test_a_number_stands_under_its_name_where_groups_have_different_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    groups = {"split": {"a": {"n": 2, "first": 1.5, "last": 2.5}, "b": {"n": 3, "last": 4.5}}}
+    verdicts = [Verdict("1", "1", {}, "yes", "yes", "yes", 1.0)]
+    found = make(
+        "t", "m", "f", verdicts, lambda counts: {"accuracy": 100.0}, "accuracy", groups=groups, printed={}, manifest={}
+    )  # fmt: skip
+    command.show(found, Console(width=60))
+    lines = capsys.readouterr().out.splitlines()
+    head, row = (next(line for line in lines if line.strip().startswith(name)) for name in ("split", "b"))
+    assert row.index("4.50") == head.index("last")
 
 
 @pytest.mark.parametrize("name", [*TASKS, "score"])

@@ -138,6 +138,7 @@ def test_a_large_table_is_drawn_and_its_frequent_mistakes_are_named() -> None:
     strong, weak, nothing = (image.getpixel(place)[3] for place in ((3, 3), (7, 3), (8, 3)))
     assert image.size == (101, 100)
     assert strong > weak > nothing == 0
+    assert weak == round(255 * (9 / 99) ** 0.5)  # the root of its share of the row
 
 
 def test_shares_of_yes_are_told_of_all_and_of_each_group() -> None:

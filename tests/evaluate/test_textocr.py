@@ -289,6 +289,7 @@ def test_the_validation_set_is_taken_before_the_training_set(tmp_path: Path) -> 
     ("change", "said"),
     [
         (lambda path: path.unlink(), r"no TextOCR_0\.1_val\.json or TextOCR_0\.1_train\.json"),
+        (lambda path: path.write_bytes(b"\xff"), r"^\S+val\.json: not readable as text in UTF-8"),
         (lambda path: path.write_text("["), "not readable as TextOCR"),
         (lambda path: path.write_text("[]"), "not readable as TextOCR"),
         (lambda path: path.write_text('{"imgs": {}}'), "KeyError: 'anns'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -223,7 +224,8 @@ class Data:
         with ThreadPoolExecutor(max(1, self._threads)) as pool:
             for source, lengths in [*own, *self._asked]:
                 chosen = choose(source.tasks, lengths.kept, per_task, self.plan.seed)
-                result += pool.map(lambda i, source=source: ask(source[i], self._format), chosen)
+                one = functools.partial(ask, format=self._format, source=str(source.path), split=source.split)
+                result += pool.map(lambda i, source=source, one=one: one(source[i]), chosen)
         return result
 
     def _need_heldout(self) -> _Part:

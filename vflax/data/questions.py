@@ -23,6 +23,7 @@ class Question:
         reference: the answer in the data.
         ids: int32 [n], the prompt up to where the answer begins, an image as N IMAGE_TOKEN_ID.
         images: uint8 [k, H, W, 3].
+        source, split: where the sample lies; "" for one of no dataset.
     """
 
     sample_id: str
@@ -31,9 +32,11 @@ class Question:
     reference: str
     ids: np.ndarray
     images: np.ndarray
+    source: str = ""
+    split: str = ""
 
 
-def ask(sample: Sample, format: RowFormat) -> Question:
+def ask(sample: Sample, format: RowFormat, source: str = "", split: str = "") -> Question:
     """The sample as a question: everything before its last answer is the prompt."""
     read, _ = read_llava(sample.conversations, len(sample.images), format.position, sample.id)
     turns = read.turns if read.turns[-1].role == "assistant" else read.turns[:-1]
@@ -48,6 +51,8 @@ def ask(sample: Sample, format: RowFormat) -> Question:
         reference=turns[-1].text.strip(),
         ids=ids,
         images=decode_images(sample, format.rules),
+        source=source,
+        split=split,
     )
 
 

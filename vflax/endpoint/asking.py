@@ -33,8 +33,10 @@ NO_KEY = (
 )
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 _FILTERED = ("content_filter", "content_policy")
-# OpenAI's code for it, and vLLM's words.
-_TOO_LONG = ("context_length_exceeded", "maximum context length")
+# OpenAI's code for it, and the words of vLLM, the second where pictures make it too long, and of SGLang.
+_TOO_LONG = (
+    "context_length_exceeded", "maximum context length", "maximum model length", "model's context length"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Asker:
     async def ask(self, request: Request) -> Stored | None:
         """The reply, on the disk when this returns; None: there is none after all tries, or the run stops."""
         key = request.key
-        if key in self._pending:
+        while key in self._pending:
             await asyncio.wait([self._pending[key]])
         if (stored := self._responses.get(key)) is not None:
             return stored
@@ -222,9 +224,11 @@ class Asker:
             lost = Tokens()
             raise
         finally:
-            if lost != Tokens():
-                await self._responses.put_lost(key, "no reply", lost)
-            await self._account.settle(bound, prompt, spent, lost)
+            try:
+                if lost != Tokens():
+                    await self._responses.put_lost(key, "no reply", lost)
+            finally:  # or those that wait for room in the budget wait for ever
+                await self._account.settle(bound, prompt, spent, lost)
 
     async def _send(self, request: Request) -> Stored:
         try:

@@ -281,17 +281,19 @@ def _signals(stop: Stop, line: _Line) -> Iterator[set[asyncio.Task[None]]]:
             stop.set("interrupted")
             line.say("interrupted: waiting for the requests in flight; Ctrl-C again gives them up")
 
-    installed = []
+    before = {}
     for number in _STOP_SIGNALS:
+        handler = signal.getsignal(number)
         # Not on Windows and not outside the main thread.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(number, received)
-            installed.append(number)
+            before[number] = handler
     try:
         yield tasks
     finally:
-        for number in installed:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # the loop itself would leave SIGTERM to kill
 
 
 class _Line:

@@ -31,10 +31,10 @@ from vflax.errors import UserError
 from vflax.evaluate import judge as judging
 from vflax.evaluate import report
 from vflax.evaluate import score as scoring
-from vflax.evaluate.files import json_lines, json_value
+from vflax.evaluate.files import json_lines, json_object
 from vflax.evaluate.hosts import Hosts, joined
 from vflax.evaluate.infer import Model, infer
-from vflax.evaluate.jobs import STYLES, Job, check_pictures, open_jobs, some
+from vflax.evaluate.jobs import STYLES, Job, asks, check_pictures, open_jobs, some
 from vflax.evaluate.journal import writing
 from vflax.evaluate.question import digest
 from vflax.evaluate.tasks import JUDGED, TASKS
@@ -133,9 +133,8 @@ def _run(args: argparse.Namespace) -> int:
             for job in jobs:
                 _score(args, job)
             questions = {job.task.NAME: job.questions for job in jobs}
-            prompts = {job.task.NAME: {ask.key: ask.text for ask in job.asked} for job in jobs}
-            with writing(args.out):
-                report.write(args.out, questions, prompts)
+            prompts = {job.task.NAME: _prompts(job) for job in jobs}
+            report.write(args.out, questions, prompts)
             print(f"{args.out / 'report.html'}: all of it on a page")
     return EXIT_DONE
 
@@ -192,7 +191,8 @@ def _check(args: argparse.Namespace, steps: Sequence[str], jobs: Sequence[Job]) 
 def _infer(args: argparse.Namespace, jobs: Sequence[Job], hosts: Hosts) -> str:
     with _model(args) as model:
         for job in jobs:
-            identity = {"style": job.style, "decoding": "greedy"}
+            most = args.max_tokens or job.task.MAX_TOKENS
+            identity = {"style": job.style, "max_tokens": most, "decoding": "greedy"}
             if reason := infer(model, job.folder, job.asked, identity, hosts):
                 return f"{job.task.NAME}: {reason}"
             if hosts.process == 0:
@@ -238,6 +238,7 @@ def _model(args: argparse.Namespace) -> Iterator[Model]:
     engine, processor = open_engine(args)
     decided: dict[str, Any] = {"weights_sha256": content_hash(opened.source), "template": processor.template}
     decided |= {name: getattr(args, name) for name in ("dtype", "weights", "cache", "row_sizes")}
+    decided["max_length"] = engine.max_length  # what is longer has no prediction
     try:
         yield Local(engine, processor, decided)
     finally:
@@ -267,6 +268,13 @@ def _right(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
+def _prompts(job: Job) -> dict[str, str]:
+    """{key: what the model was asked}: in the style of its predictions, whatever the command line says now."""
+    path = job.folder / "run.json"
+    style = json_object(path)["style"] if path.exists() else job.style
+    return {ask.key: ask.text for ask in asks(job.task, job.questions, style, 1)}
+
+
 def _score(args: argparse.Namespace, job: Job) -> None:
     """In the manifest stand what made the predictions and who judged; files of OUT by their names alone, so that the
     same predictions give the same bytes wherever they lie."""
@@ -276,12 +284,11 @@ def _score(args: argparse.Namespace, job: Job) -> None:
     )
     manifest = {**found.manifest, "predictions": name, "data_sha256": digest(job.questions)}
     if (job.folder / "run.json").exists():  # not of predictions that come from elsewhere
-        manifest["run"] = json_value(job.folder / "run.json")
+        manifest["run"] = json_object(job.folder / "run.json")
     if job.needs_judge:
         manifest["judge"] = judging.facts(job.folder)
     found = dataclasses.replace(found, manifest=manifest)
-    with writing(job.folder):
-        scoring.write(found, job.folder / "score.json", job.folder / "verdicts.jsonl")
+    scoring.write(found, job.folder / "score.json", job.folder / "verdicts.jsonl")
     scoring.show(found, Console())
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import queue
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +17,7 @@ import PIL.Image
 
 from vflax.errors import UserError
 from vflax.evaluate.infer import Ask, OnAnswer
-from vflax.evaluate.question import Picture
+from vflax.evaluate.question import UNREADABLE, reading
 
 # Imported where they are used: a model behind an address needs no JAX.
 if TYPE_CHECKING:
@@ -28,6 +25,8 @@ if TYPE_CHECKING:
     from vflax.generate.engine import Engine
     from vflax.generate.processor import Processor
     from vflax.generate.request import Delta, Prompt
+
+_UNREADABLE = (*UNREADABLE, PIL.Image.DecompressionBombError)
 
 
 class Local:
@@ -49,7 +48,7 @@ class Local:
             key, text, tokens, finish = ended.get()
             ticket = tickets.pop(key)
             if finish in ("cancelled", "failed"):
-                raise RuntimeError("the engine ended before all questions were answered")
+                raise UserError("the engine failed while it answered; run the same command again to go on")
             on_answer(key, text, finish, (ticket.prompt_tokens, tokens))
 
         def end(key: str, text: str, tokens: int, finish: str) -> None:
@@ -101,7 +100,7 @@ def prompt_of(ask: Ask, processor: Processor) -> Prompt:
 
     pictures = []
     for picture in ask.pictures:
-        with _naming(ask, picture):
+        with reading(ask.key, picture, _UNREADABLE):
             pictures.append(images.decode(picture.read()))
     parts: list[talk.Part] = [talk.Image()] * len(pictures)
     turn = talk.Turn("user", (*parts, talk.Text(ask.text)))
@@ -169,7 +168,7 @@ class Remote:
 
         content: list[dict[str, Any]] = []
         for picture in ask.pictures:
-            with _naming(ask, picture):
+            with reading(ask.key, picture, _UNREADABLE):
                 content.append({"type": "image_url", "image_url": {"url": _data_url(picture.read())}})
         content.append({"type": "text", "text": ask.text})
         parameters = laid_over({"temperature": 0, "max_tokens": ask.max_tokens}, self._parameters)
@@ -177,21 +176,7 @@ class Remote:
 
 
 def _data_url(data: bytes) -> str:
-    kind = PIL.Image.open(io.BytesIO(data)).get_format_mimetype()
+    image = PIL.Image.open(io.BytesIO(data))
+    # A camera's several JPEGs in one file, of which the first is read as any JPEG; few endpoints know its own name.
+    kind = "image/jpeg" if image.format == "MPO" else image.get_format_mimetype()
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-@contextlib.contextmanager
-def _naming(ask: Ask, picture: Picture) -> Iterator[None]:
-    """Tells what is wrong with a picture as of its question."""
-    try:
-        yield
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        PIL.Image.DecompressionBombError,
-    ) as error:
-        raise UserError(f"{ask.key}: picture {picture.name}: {error}; fetch it again") from None

@@ -27,6 +27,7 @@ from vflax.evaluate.cf_answers import FORMATS, JUDGED, files, matcher, of_labels
 from vflax.evaluate.cf_data import DATASETS, load
 from vflax.evaluate.files import digest
 from vflax.evaluate.judging import Request
+from vflax.evaluate.labels import only
 from vflax.evaluate.predictions import Said, join
 from vflax.evaluate.question import Question, limited
 from vflax.evaluate.result import Score, Verdict, make
@@ -122,7 +123,7 @@ def score(
     ]
     replies = {answer.id: answer.replies for answer in answers}
     grades = [[read_grade(one) for one in replies.get(question.key, ())] for question in questions]
-    right = {"strict": [float(own == [q.answer]) for q, own in zip(questions, named, strict=True)]}
+    right = {"strict": [float(only(own) == q.answer) for q, own in zip(questions, named, strict=True)]}
     if format in JUDGED:
         right["judge"] = [own.count("yes") / len(own) if own else 0.0 for own in grades]
     rule = "judge" if mode == "official" else "strict"
@@ -154,7 +155,7 @@ def _verdict(
         parsed = ", ".join(one or "neither" for one in grades) if any(grades) else None
         why = f"the judge says {parsed or 'neither yes nor no'}; {why}"
     else:
-        parsed = named[0] if len(named) == 1 else None
+        parsed = only(named)
     return Verdict(
         question.key, question.unit, question.groups, question.answer, said.text if said else None, parsed,
         right, why if said else "no prediction",
@@ -231,6 +232,7 @@ def _confusion(
     counts = {name: np.zeros((len(own), len(own) + 1), np.int64) for name, own in labels.items()}
     for question, own in zip(questions, named, strict=True):
         dataset = question.groups["dataset"]
-        read = number[dataset][own[0]] if len(own) == 1 else -1
-        counts[dataset][number[dataset][question.answer], read] += 1
+        label = only(own)
+        column = -1 if label is None else number[dataset][label]
+        counts[dataset][number[dataset][question.answer], column] += 1
     return {name: {"labels": list(own), "counts": counts[name].tolist()} for name, own in labels.items()}

@@ -32,7 +32,7 @@ _LAST_WORDS = 4
 _ANSWER_IS = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
 _LLAVA_LETTERS = tuple("ABCDE")
 # The full stop is not escaped there: any one character has to follow the letter.
-_LLAVA_ANSWER = re.compile(r"The answer is ([A-Z]).")
+_NAMED = re.compile(r"The answer is ([A-Z]).")
 
 
 def vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
@@ -56,23 +56,30 @@ def strict(text: str, options: Mapping[str, str]) -> str | None:
 
 def llava(text: str) -> str | None:
     """LLaVA's eval_science_qa.py: the letter alone; or in front, with a full stop and a space; or the only "The answer
-    is X" with something behind it. It may be a letter that no option has, which is then wrong."""
+    is X" with something behind it (`named`). It may be a letter that no option has, which is then wrong."""
     if text in _LLAVA_LETTERS:
         return text
     if text[:1] in _LLAVA_LETTERS and text[1:3] == ". ":
         return text[0]
-    found = _LLAVA_ANSWER.findall(text)
+    return named(text)
+
+
+def named(text: str) -> str | None:
+    """The X of "The answer is X.", where that stands exactly once (run_gpt3.py of ScienceQA). The full stop may be any
+    character, as there, but one must follow."""
+    found = _NAMED.findall(text)
     return found[0] if len(found) == 1 else None
+
+
+def vlmevalkit_table(text: str, options: Mapping[str, str]) -> str | None:
+    """`vlmevalkit` of a table's row, as its tools have it: pandas has read it first, an answer that counts as missing
+    is "nan", and an option whose text does is lost."""
+    return vlmevalkit("nan" if text in PANDAS_MISSING else text, pandas_options(options))
 
 
 def pandas_options(options: Mapping[str, str]) -> dict[str, str]:
     """Those that are left when pandas has read them: an option whose text is "None" or "NA" is lost."""
     return {letter: text for letter, text in options.items() if text not in PANDAS_MISSING}
-
-
-def pandas_text(text: str) -> str:
-    """An answer after pandas has read it and it was made text again: what counts as missing is "nan"."""
-    return "nan" if text in PANDAS_MISSING else text
 
 
 def _letter(text: str, options: Mapping[str, str]) -> str | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,11 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from vflax.errors import UserError
-from vflax.evaluate.files import Row, json_lines, json_value, keyed, need
-from vflax.evaluate.result import ROUNDS, SHARE
+from vflax.evaluate.files import Row, json_lines, json_object, keyed, need
+from vflax.evaluate.journal import replace
+from vflax.evaluate.result import ROUNDS, interval, without_nan
 
 # What makes two questions the same one, beside their key.
 _SAME = ("unit", "groups", "answer")
+# Sums of tenths are not exact: what should be no gain may be 1e-17.
+_EQUAL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def _tasks(folder: Path) -> dict[str, Path]:
     for path in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
         file = path / "score.json"
         if file.exists():
-            score = json_value(file)
+            score = json_object(file)
             need(score, ("task", "mode", "score"), str(file))
             other = found.setdefault(score["task"], path)
             if other != path:
@@ -99,7 +103,7 @@ def _tasks(folder: Path) -> dict[str, Path]:
 
 
 def _difference(task: str, a: Path, b: Path) -> Difference:
-    scores = [json_value(folder / "score.json") for folder in (a, b)]
+    scores = [json_object(folder / "score.json") for folder in (a, b)]
     if scores[0]["mode"] != scores[1]["mode"]:
         raise UserError(
             f"{task}: {a} is scored by rule {scores[0]['mode']!r}, {b} by {scores[1]['mode']!r}; score alike"
@@ -120,15 +124,14 @@ def _difference(task: str, a: Path, b: Path) -> Difference:
     of_a, of_b = (np.array([own[key]["score"] for key in rows_a], float) for own in (rows_a, rows_b))
     unit = np.unique([row["unit"] for row in rows_a.values()], return_inverse=True)[1]
     gains, sizes = np.bincount(unit, of_b - of_a), np.bincount(unit)
-    # Sums of tenths are not exact: what should be no gain may be 1e-17.
-    units_a, units_b = int((gains < -1e-9).sum()), int((gains > 1e-9).sum())
+    units_a, units_b = int((gains < -_EQUAL).sum()), int((gains > _EQUAL).sum())
     return Difference(
         task, len(of_a), len(sizes),
         score=_change(scores[0]["score"], scores[1]["score"], _paired(scores)),
         questions=_change(100 * of_a.mean(), 100 * of_b.mean(), _drawn(gains, sizes)),
         units_a=units_a, units_b=units_b, p=sign_test(units_a, units_b),
-        better_a=[key for key, one, other in zip(rows_a, of_a, of_b, strict=True) if one > other],
-        better_b=[key for key, one, other in zip(rows_a, of_a, of_b, strict=True) if other > one],
+        better_a=[key for key, one, other in zip(rows_a, of_a, of_b, strict=True) if one - other > _EQUAL],
+        better_b=[key for key, one, other in zip(rows_a, of_a, of_b, strict=True) if other - one > _EQUAL],
     )  # fmt: skip
 
 
@@ -142,16 +145,12 @@ def _verdicts(folder: Path) -> dict[str, Row]:
 
 def _change(a: float | None, b: float | None, draws: np.ndarray) -> Change:
     one, other = (float("nan") if value is None else float(value) for value in (a, b))
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
-        return Change(one, other, other - one, None, None)
-    edge = 100 * (1 - SHARE) / 2
-    low, high = np.percentile(draws, [edge, 100 - edge])
-    return Change(one, other, other - one, float(low), float(high))
+    low, high = interval(draws)
+    return Change(one, other, other - one, *((None, None) if math.isnan(low) else (low, high)))
 
 
 def _paired(scores: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """[draws] differences of the benchmark's own score: each draw of result.intervals takes the same units of the same
+    """[draws] differences of the benchmark's own score: each draw of result.draws takes the same units of the same
     questions, whoever answered them. Empty where a file has no draws."""
     one, other = (np.array(score.get("draws", ()), float) for score in scores)
     return other - one if one.shape == other.shape else np.empty(0)
@@ -189,12 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         found = compare(args.a, args.b)
+        if args.json:
+            told = without_nan([asdict(one) for one in found])
+            replace(args.json, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     table = Table("", "A", "B", "B - A", "95 %", "ahead", "p", box=None)
     for one in found:
         table.add_row(f"{one.task} score", *_cells(one.score))

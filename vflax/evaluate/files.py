@@ -33,11 +33,7 @@ def json_value(path: Path) -> Any:
     Raises:
         UserError: naming the file, where it is missing or no JSON.
     """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets without end
-        raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
+    return _parsed(path, None)
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -46,15 +42,20 @@ def json_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming the file, where it is missing, no JSON, something else or empty, or names something twice.
     """
-    try:
-        found = json.loads(read_text(path), object_pairs_hook=unique(path))
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
+    found = _parsed(path, unique(path))
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path}: expected a JSON object with something in it; fetch it again")
     return found
+
+
+def _parsed(path: Path, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None) -> Any:
+    text = read_text(path)
+    try:
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except UserError:  # of the hook
+        raise
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets without end
+        raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from None
 
 
 def unique(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,22 +62,24 @@ def heldout_loss(
 
 
 def permute_images(questions: Sequence[Question]) -> list[Question]:
-    """Give each question the images of the next one of its task, as many and as large: a model that looks then fails.
-
-    A question whose neighbour has other images (and the only one of a task) keeps its own.
+    """Give each question the images of the next one of its task that has as many, and other ones: a model that looks
+    then fails. Where there is none such, as where there are no images, a question keeps its own.
     """
     by_task: dict[str, list[int]] = collections.defaultdict(list)
     for i, question in enumerate(questions):
         by_task[question.task].append(i)
     result = list(questions)
     for members in by_task.values():
-        for here, there in zip(members, members[1:] + members[:1], strict=True):
-            own, other = questions[here], questions[there]
-            if own.images.shape == other.images.shape:
-                result[here] = Question(
-                    own.sample_id, own.task, own.text, own.reference, own.ids, other.images
-                )
+        for place, here in enumerate(members):
+            own = questions[here]
+            others = (questions[there].images for there in members[place + 1 :] + members[:place])
+            other = next((images for images in others if _are_others(own.images, images)), own.images)
+            result[here] = dataclasses.replace(own, images=other)
     return result
+
+
+def _are_others(own: np.ndarray, images: np.ndarray) -> bool:
+    return own.shape == images.shape and not np.array_equal(own, images)
 
 
 def answer(
@@ -105,6 +108,29 @@ def normalise(text: str) -> str:
 def matches(prediction: str, reference: str) -> bool:
     """Exact match after `normalise`."""
     return normalise(prediction) == normalise(reference)
+
+
+def records(answered: Sequence[Answered]) -> list[dict[str, Any]]:
+    """What is kept of each question: of which sample it is, what was asked, what was answered, and whether it counts as
+    right. `short` is False of a task whose answers are long: exact match says nothing there, and no mean has them."""
+    short = {task: found["short"] for task, found in score(answered)["tasks"].items()}
+    return [
+        {
+            "id": item.question.sample_id,
+            "task": item.question.task,
+            "source": item.question.source,
+            "split": item.question.split,
+            "question": item.question.text,
+            "reference": item.question.reference,
+            "answer": item.prediction,
+            "blind": item.blind,
+            "right": matches(item.prediction, item.question.reference),
+            "blind_right": matches(item.blind, item.question.reference),
+            "words": len(item.prediction.split()),
+            "short": short[item.question.task],
+        }
+        for item in answered
+    ]
 
 
 def score(answered: Sequence[Answered]) -> dict[str, Any]:

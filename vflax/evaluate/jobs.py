@@ -13,8 +13,8 @@ from vflax.evaluate.question import Question, limited
 from vflax.evaluate.tasks import JUDGED, SHOWN, TASKS, WITHOUT_JUDGE, Task
 
 STYLES = ("llava", "plain", "vlmevalkit", "qcm_lea")
-# Some of its questions are text alone; all others' are about pictures.
-_TEXT_ALONE = ("scienceqa",)
+# Some of its questions are text alone, those with a picture being in this kind of groups; all others' have one.
+_WITH_PICTURE = {"scienceqa": "image"}
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,22 @@ def check_pictures(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: naming every task.
     """
-    lacking = []
-    for job in jobs:
-        without = [question.key for question in job.questions if not question.pictures]
-        if len(without) == len(job.questions):
-            lacking.append(f"{job.data}: the questions of {job.task.NAME} are there, their pictures are not")
-        elif without and job.task.NAME not in _TEXT_ALONE:
-            lacking.append(
-                f"{job.data}: {len(without):,} of {len(job.questions):,} questions of {job.task.NAME} lack their "
-                f"picture, the first: {without[0]}"
-            )
-    if lacking:
+    if lacking := [words for job in jobs if (words := lacking_pictures(job.task, job.data, job.questions))]:
         raise UserError("; ".join(lacking))
+
+
+def lacking_pictures(task: Task, data: Path, questions: Sequence[Question]) -> str:
+    """What is to be said of questions about pictures that are not there; "" where all are."""
+    kind = _WITH_PICTURE.get(task.NAME)
+    without = [q.key for q in questions if not q.pictures and (kind is None or kind in q.groups)]
+    if without and len(without) == len(questions):
+        return f"{data}: the questions of {task.NAME} are there, their pictures are not"
+    if without:
+        return (
+            f"{data}: {len(without):,} of {len(questions):,} questions of {task.NAME} lack their picture, the first: "
+            f"{without[0]}"
+        )
+    return ""
 
 
 def some(text: str, known: Sequence[str], flag: str) -> list[str]:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vflax.errors import UserError
-from vflax.evaluate.files import Row, json_lines, json_value
+from vflax.evaluate.files import Row, json_lines, json_object, need
 
-# Seconds of work that a kill may cost.
+# Seconds of work that a power cut may cost; a kill costs what was not answered yet.
 _EVERY = 0.5
 _KEPT = ("key", "prediction", "finish")
 
@@ -79,7 +79,7 @@ class Journal:
                     (start for process, start in self._starts() if process == self._process), default=-1
                 )
                 self._own = (self._parts / f"{self._process:05d}-{number:05d}.jsonl").open(
-                    "x", encoding="utf-8"
+                    "x", encoding="utf-8", errors="backslashreplace", buffering=1
                 )
             took = {"pictures": pictures, "tokens": tokens, "seconds": round(seconds, 3)}
             self._own.write(json.dumps({**row, **took}, ensure_ascii=False) + "\n")
@@ -126,7 +126,7 @@ class Journal:
     def _check(self, identity: dict[str, Any]) -> None:
         path = self.folder / "run.json"
         if path.exists():
-            there = json_value(path)
+            there = json_object(path)
             other = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
             if other:
                 listed = "; ".join(
@@ -135,6 +135,11 @@ class Journal:
                 raise UserError(
                     f"{self.folder}: holds predictions of another run ({listed}). Choose another --out, or delete it"
                 )
+        elif self.file.exists() or any(self._parts.glob("*.jsonl")):
+            raise UserError(
+                f"{self.file}: whose predictions are these? There is no run.json beside them. Choose another --out, or "
+                "leave infer out of --steps to score them as they are"
+            )
         elif self._process:
             raise UserError(
                 f"{path}: not there, though process 0 wrote it; --out is one folder that all hosts share"
@@ -145,6 +150,8 @@ class Journal:
     def _rows(self) -> list[Row]:
         """Of the file and of all parts."""
         own = json_lines(self.file) if self.file.exists() else []
+        for line, row in enumerate(own, 1):
+            need(row, _KEPT, f"{self.file}, line {line}")
         return own + [row for rows in self._starts().values() for row in rows]
 
     def _starts(self) -> dict[tuple[int, int], list[Row]]:
@@ -183,17 +190,26 @@ def _took(starts: Mapping[tuple[int, int], Sequence[Row]]) -> dict[str, Any]:
 def replace(path: Path, text: str) -> None:
     """Write a file so that a reader, and whoever comes after a kill or a power cut, sees the old one or the new one.
 
+    Half of a surrogate pair, where an answer was cut off, is written as JSON has it: \\ud83d.
+
     Raises:
         UserError: the disk does not take it.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, which keeps its name
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -208,6 +224,6 @@ def writing(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{where}: cannot be written ({error.strerror or error}); free the disk or choose another --out, and run "
+            f"{where}: cannot be written ({error.strerror or error}); free the disk or name another place, and run "
             "the same command again"
         ) from None

@@ -21,12 +21,13 @@ from vflax.endpoint.asking import TOKEN_LIMITS, Asker, Request, laid_over, store
 from vflax.endpoint.responses import Responses, Stored, open_responses
 from vflax.endpoint.session import Endpoint, ask_all
 from vflax.errors import UserError
-from vflax.evaluate.files import digest, json_lines, json_value, keyed, need
+from vflax.evaluate.files import digest, json_object
 from vflax.evaluate.journal import replace
 from vflax.evaluate.judging import Judged
+from vflax.evaluate.predictions import join, of_vflax
 from vflax.evaluate.question import Question
 
-GRADED, FACTS = "graded.jsonl", "judge.json"
+PREDICTIONS, GRADED, FACTS = "predictions.jsonl", "graded.jsonl", "judge.json"
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,11 @@ def judge(
     Raises:
         UserError: predictions that are missing or not of these questions, or the endpoint's refusal.
     """
-    path = folder / "predictions.jsonl"
-    rows = json_lines(path)
-    need(rows[0], ("key", "prediction"), str(path))
-    said = keyed(rows, lambda row: row["key"], path)
-    known = {question.key for question in questions}
-    if foreign := [key for key in said if key not in known]:
-        raise UserError(f"{path}: {foreign[0]} is no question of this {task.NAME}")
-    jobs = [(q, text) for q in questions if (text := said.get(q.key, {}).get("prediction")) is not None]
+    path = folder / PREDICTIONS
+    said = join(of_vflax(path), {question.key: question for question in questions}, path, task.NAME)
+    jobs = [(question, said[question.key].text) for question in questions if question.key in said]
     exam = _Exam(task, endpoint.model, task.RUNS if runs is None else runs, parameters)
-    if endpoint.budget is not None and jobs and not next(exam.attempts(*jobs[0], 0)).most_tokens:
+    if endpoint.budget is not None and not next(exam.attempts(*jobs[0], 0)).most_tokens:
         raise UserError(f"--budget: needs a limit of tokens per reply ({' or '.join(TOKEN_LIMITS)})")
 
     async def settle(asker: Asker, job: tuple[Question, str]) -> str | None:
@@ -134,6 +130,7 @@ def judge(
         "judge": endpoint.model,
         "base_url": endpoint.url,
         **_facts(exam, jobs, used, endpoint.prices),
+        "predictions_sha256": digest([path]),
         "graded_sha256": digest([folder / GRADED]),
     }
     replace(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -144,11 +141,13 @@ def facts(folder: Path) -> dict[str, Any]:
     """Of the judge whose grades are in a folder: what is in judge.json.
 
     Raises:
-        UserError: one of the two files is missing, or they are not of one step.
+        UserError: the file is missing, or is of other grades or predictions than those beside it.
     """
-    found: dict[str, Any] = json_value(folder / FACTS)
-    if found.get("graded_sha256") != digest([folder / GRADED]):
-        raise UserError(f"{folder / FACTS}: is of other grades than {GRADED}; run the judge step again")
+    found = json_object(folder / FACTS)
+    for name, key in ((GRADED, "graded_sha256"), (PREDICTIONS, "predictions_sha256")):
+        # Without the predictions: they are in the grades, too.
+        if (folder / name).exists() and found.get(key) != digest([folder / name]):
+            raise UserError(f"{folder / FACTS}: is of another {name}; run the judge step again")
     return found
 
 
@@ -182,14 +181,10 @@ def _facts(
         body = json.loads(stored.body)
         versions[str(body.get("model") if isinstance(body, dict) else None)] += 1
     tokens = sum((stored.tokens for stored in used), start=Tokens())
-    published = exam.task.judge_request(*jobs[0], 0).model if jobs else None
-    sent = next(exam.attempts(*jobs[0], 0)).parameters if jobs else {}
+    published = exam.task.judge_request(*jobs[0], 0).model
+    sent = next(exam.attempts(*jobs[0], 0)).parameters
     first, last = (
-        (
-            datetime.fromtimestamp(which(s.time for s in used), UTC).isoformat(timespec="seconds")
-            if used
-            else None
-        )
+        datetime.fromtimestamp(which(stored.time for stored in used), UTC).isoformat(timespec="seconds")
         for which in (min, max)
     )
     return {

@@ -197,10 +197,10 @@ class Matcher:
         found = (self._meant[plain(match[0])] for match in self._pattern.finditer(_folded(text)))
         return list(dict.fromkeys(label for label in found if label is not None))
 
-    def read(self, text: str) -> str | None:
-        """The label, if a text names one and no other."""
-        hits = self.hits(text)
-        return hits[0] if len(hits) == 1 else None
+
+def only(hits: Sequence[str]) -> str | None:
+    """The label that an answer names, of all labels in it; None: none or several."""
+    return hits[0] if len(hits) == 1 else None
 
 
 def plain(name: str) -> str:

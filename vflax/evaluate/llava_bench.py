@@ -18,9 +18,9 @@ import numpy as np
 from vflax.errors import UserError
 from vflax.evaluate.files import Row, digest, need, table
 from vflax.evaluate.judging import Request, number, of_vflax, times, ungraded
-from vflax.evaluate.llava_bench_data import COCO, WILD, BenchQuestion, load, order, rows_by
+from vflax.evaluate.llava_bench_data import COCO, WILD, BenchQuestion, load, rows_by
 from vflax.evaluate.predictions import Name, Said, format_of_rows, join, without_answers
-from vflax.evaluate.question import Question, limited
+from vflax.evaluate.question import Question, by_number, limited
 from vflax.evaluate.result import Score, Verdict, make
 
 NAME = "llava_bench"
@@ -113,7 +113,7 @@ def _of_llava(paths: Sequence[Path]) -> list[_Graded]:
     first = reviews[0]
     for path, review in zip(paths[1:], reviews[1:], strict=True):
         if review.keys() != first.keys():
-            key = min(review.keys() ^ first.keys(), key=order)
+            key = min(review.keys() ^ first.keys(), key=by_number)
             raise UserError(f"{path if key in first else paths[0]}: no review of question {key}; finish it")
         for key, row in review.items():
             for name, remedy in (
@@ -182,7 +182,7 @@ def _reviewed(graded: Sequence[_Graded], custom: bool) -> list[Question]:
     for own in () if custom else (WILD, COCO):
         if {row.category for row in graded} <= {own.prefix + name for name in own.categories}:
             here = own.released()
-    return [_question(key, here[key]) for key in sorted(here, key=order)]
+    return [_question(key, here[key]) for key in sorted(here, key=by_number)]
 
 
 def _question(key: str, category: str) -> Question:
@@ -212,7 +212,7 @@ def score(
     if format == "vlmevalkit":
         graded = _of_vlmevalkit(predictions, custom)
         questions = [_question(str(row.said.name), row.category) for row in graded]
-        questions.sort(key=lambda question: order(question.key))
+        questions.sort(key=lambda question: by_number(question.key))
     else:
         graded = _of_llava(paths) if format == "llava" else _of_vflax(predictions)
         if data is not None:
@@ -233,7 +233,7 @@ def score(
     pairs = {str(row.said.name): row.pairs for row in graded}
     reviews = times(pairs, predictions, "LLaVA-Bench")
     asked = limited(questions, limit)
-    verdicts = [_verdict(question, joined.get(question.key), pairs.get(question.key)) for question in asked]
+    verdicts = [_verdict(q, joined.get(q.key), pairs.get(q.key), mode == "strict") for q in asked]
     names = [path.stem for path in paths] if len(paths) > 1 else [str(n) for n in range(1, reviews + 1)]
     missing = (None,) * reviews
     metrics = _Metrics(verdicts, [pairs.get(q.key, missing) for q in asked], mode)
@@ -247,15 +247,16 @@ def score(
     return dataclasses.replace(made, metrics=numbers, score=numbers["all"])
 
 
-def _verdict(question: Question, said: Said | None, pairs: Sequence[_Pair] | None) -> Verdict:
-    """Its score is the model's mean grade, as a share of 10."""
+def _verdict(question: Question, said: Said | None, pairs: Sequence[_Pair] | None, strict: bool) -> Verdict:
+    """Its score is the model's mean grade, as a share of 10; if strict, of the reviews that were read."""
     text, parsed, share, why = None, None, 0.0, "no prediction"
     if said is not None and pairs is not None:
         text = said.text
         values = ", ".join(f"{first:g} to {second:g}" for first, second in pairs)
         unread = [str(n) for n, pair in enumerate(pairs, 1) if pair == _UNREAD]
         parsed = None if unread else values
-        share = min(max(sum(second for _, second in pairs) / len(pairs) / 10, 0.0), 1.0)
+        own = [second for first, second in pairs if not strict or (first, second) != _UNREAD] or [0.0]
+        share = min(max(sum(own) / len(own) / 10, 0.0), 1.0)
         why = f"review {', '.join(unread)} was not read" if unread else f"GPT-4 to model {values}"
     return Verdict(question.key, question.unit, question.groups, question.answer, text, parsed, share, why)
 

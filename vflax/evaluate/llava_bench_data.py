@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vflax.errors import UserError
 from vflax.evaluate.files import Row, as_text, json_lines, keyed, need
-from vflax.evaluate.question import Picture, Question
+from vflax.evaluate.question import Picture, Question, by_number
 from vflax.small_files import read_json
 
 
@@ -94,12 +94,12 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
         )  # fmt: skip
     here, released = {question.key: question.groups["category"] for question in found}, own.released()
     if not custom and here != released:
-        odd = sorted((k for k in {*here, *released} if here.get(k) != released.get(k)), key=order)
+        odd = sorted((k for k in {*here, *released} if here.get(k) != released.get(k)), key=by_number)
         raise UserError(
             f"{path}: {len(here)} questions, released were {len(released)}; {len(odd)} differ in number or category, "
             f"as {', '.join(odd[:3])}. Fetch it again, or say --custom for a set of your own"
         )
-    return sorted(found, key=lambda question: order(question.key))
+    return sorted(found, key=lambda question: by_number(question.key))
 
 
 def rows_by(path: Path, *keys: str) -> dict[str, Row]:
@@ -132,8 +132,3 @@ def _context(row: Row, where: str) -> str:
         raise UserError(
             f"{where}: expected text, or captions and boxes of category and bbox; fetch it again"
         ) from None
-
-
-def order(key: str) -> tuple[int, str]:
-    """Sorts keys as the numbers that they are."""
-    return int(key) if key.isascii() and key.isdecimal() else 0, key

@@ -7,7 +7,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +24,13 @@ from vflax.data.pipeline import Data
 from vflax.errors import UserError
 from vflax.evaluate import score as scoring
 from vflax.evaluate.answering import prompt_of
-from vflax.evaluate.heldout import Answered, answer, heldout_loss, permute_images, score
+from vflax.evaluate.heldout import Answered, answer, heldout_loss, permute_images, records, score
 from vflax.evaluate.infer import Ask
-from vflax.evaluate.jobs import asks
+from vflax.evaluate.jobs import asks, lacking_pictures
+from vflax.evaluate.journal import replace
 from vflax.evaluate.question import limited
 from vflax.evaluate.result import Score
-from vflax.evaluate.tasks import JUDGED, TASKS, WITHOUT_JUDGE, Task
+from vflax.evaluate.tasks import COUNTED, JUDGED, TASKS, WITHOUT_JUDGE, Task
 from vflax.generate.processor import Processor
 from vflax.sharding import BATCH_AXES, platform
 from vflax.step import make_eval_step
@@ -50,8 +51,10 @@ _BLOCK = 8 * _BATCH
 class Evaluation:
     """What one evaluation found.
 
-    metrics: {"eval/loss": ...}, flat numbers; empty where there was nothing to evaluate.
-    facts: the same and more for summary.json (see `heldout.score`); None where there was nothing.
+    metrics: {"eval/loss": ...}, flat numbers; empty where there was nothing to evaluate. What is no number, as the loss
+        of a run that has diverged, is left out.
+    facts: the same and more for summary.json (see `heldout.score`), None for what is no number; None where there was
+        nothing.
     answered: every held-out question with its answers.
     """
 
@@ -96,7 +99,7 @@ def open_benchmarks(options: Any, data: Path) -> list[Benchmark]:
         data: the folder that has one for each of them.
 
     Raises:
-        UserError: a benchmark is not there or not whole, or can be scored by a judge only.
+        UserError: a benchmark or its pictures are not there or not whole.
     """
     found = []
     for name in options.tasks:
@@ -109,9 +112,13 @@ def open_benchmarks(options: Any, data: Path) -> list[Benchmark]:
                 f"{data / name}"
             )
         limit = options.limit or None
-        questions = limited(task.load(data / name, custom=options.custom), limit)
-        asked = asks(task, questions, "llava", min(task.MAX_TOKENS, options.max_new_tokens))
         mode = WITHOUT_JUDGE[name][0] if name in WITHOUT_JUDGE else next(iter(task.MODES))
+        counted = COUNTED.get(name, lambda question, mode: True)
+        loaded = [q for q in task.load(data / name, custom=options.custom) if counted(q, mode)]
+        questions = limited(loaded, limit)
+        if words := lacking_pictures(task, data / name, questions):
+            raise UserError(words)
+        asked = asks(task, questions, "llava", min(task.MAX_TOKENS, options.max_new_tokens))
         found.append(Benchmark(task, data / name, mode, options.custom, limit, asked))
     return found
 
@@ -137,7 +144,8 @@ class Evaluator:
             data: whose held-out samples are taken.
             mesh: where the parameters lie.
             benchmarks: of `open_benchmarks`.
-            folder: gets STEP/NAME/predictions.jsonl, score.json and verdicts.jsonl of each.
+            folder: gets STEP/NAME/predictions.jsonl, score.json and verdicts.jsonl of each, and of held-out questions
+                STEP/heldout/answers.jsonl.
         """
         self._options, self._graphdef, self._files, self._data = options, graphdef, files, data
         self._benchmarks, self._folder = benchmarks, folder
@@ -158,26 +166,34 @@ class Evaluator:
         seconds: dict[str, float] = {}
         if "loss" in self._options.tasks and self._data.has_heldout:
             with _timed(seconds, "loss"):
-                facts["loss"], facts["losses"] = heldout_loss(self._step, params, self._heldout_batches())
-            metrics["eval/loss"] = facts["loss"]
-            metrics |= {f"eval/loss/{task}": value for task, value in facts["losses"].items()}
+                loss, losses = heldout_loss(self._step, params, self._heldout_batches())
+            facts |= {"loss": _number(loss), "losses": {task: _number(own) for task, own in losses.items()}}
+            metrics["eval/loss"] = loss
+            metrics |= {f"eval/loss/{task}": value for task, value in losses.items()}
         if "accuracy" in self._options.tasks and self._data.has_questions:
             with _timed(seconds, "accuracy"):
                 answered = self._answer(params)
             scored = score(answered)
             facts |= scored
+            if jax.process_index() == 0:
+                kept = self._folder / str(step) / "heldout" / "answers.jsonl"
+                replace(kept, _lines(records(answered)))
             shown = [(name, scored[name.removeprefix("eval/")]) for name in HELD_OUT["accuracy"]]
             metrics |= {name: value for name, value in shown if value is not None}
         for benchmark in self._benchmarks:
             name = benchmark.task.NAME
             with _timed(seconds, name):
                 found = self._benchmark(params, benchmark, step)
-            metrics |= {key: value for key, value in benchmark.metrics(found).items() if math.isfinite(value)}
-            facts.setdefault("benchmarks", {})[name] = found.score
+            metrics |= benchmark.metrics(found)
+            facts.setdefault("benchmarks", {})[name] = _number(found.score)
+            if found.missing:
+                facts.setdefault("missing", {})[name] = found.missing
         if facts:
             facts["seconds"] = seconds
             metrics |= {f"eval/seconds/{name}": value for name, value in seconds.items()}
-        return Evaluation(metrics, facts or None, answered)
+        return Evaluation(
+            {name: own for name, own in metrics.items() if math.isfinite(own)}, facts or None, answered
+        )
 
     def _heldout_batches(self) -> Iterator[tuple[dict[str, jax.Array], list[list[str]]]]:
         for number, rows in enumerate(self._data.heldout_batches()):
@@ -201,7 +217,7 @@ class Evaluator:
 
     def _benchmark(self, params: Any, benchmark: Benchmark, step: int) -> Score:
         """Ask, write predictions.jsonl, score. The first process keeps the files; the others need the numbers."""
-        predictions = self._predictions(params, benchmark.asked)
+        predictions = self._predictions(params, benchmark.task.NAME, benchmark.asked)
         with tempfile.TemporaryDirectory() as other:
             folder = Path(other)
             if jax.process_index() == 0:
@@ -212,8 +228,8 @@ class Evaluator:
             scoring.write(found, folder / "score.json", folder / "verdicts.jsonl")
         return found
 
-    def _predictions(self, params: Any, asked: Sequence[Ask]) -> dict[str, str]:
-        """{key: greedy answer}; "" where a question and its answer are longer than what the decoder knows."""
+    def _predictions(self, params: Any, name: str, asked: Sequence[Ask]) -> dict[str, str | None]:
+        """{key: greedy answer}; None where a question and its answer are longer than what the decoder knows."""
         files = self._files
         processor = Processor(
             "",
@@ -225,7 +241,7 @@ class Evaluator:
             files.config.vision.num_tokens,
         )
         nothing = np.zeros((0, files.rules.size, files.rules.size, 3), np.uint8)
-        found = {ask.key: "" for ask in asked}
+        found: dict[str, str | None] = {ask.key: None for ask in asked}
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(asked), _BLOCK):
                 block = asked[start : start + _BLOCK]
@@ -237,15 +253,26 @@ class Evaluator:
                 ]
                 answers = self._answers(params, [prompt for _, prompt in fitting], block[0].max_tokens)
                 found |= {key: text for (key, _), text in zip(fitting, answers, strict=True)}
+        if not any(text is not None for text in found.values()):
+            raise UserError(
+                f"config.evaluate.tasks: every question of {name} and the {asked[0].max_tokens} tokens of its answer "
+                f"are longer than the {files.config.decoder.max_positions} positions of the decoder; leave it out"
+            )
         return found
 
 
-def write_predictions(path: Path, predictions: dict[str, str]) -> None:
+def write_predictions(path: Path, predictions: Mapping[str, str | None]) -> None:
     """A file as vflax.evaluate writes it."""
-    lines = [
-        json.dumps({"key": key, "prediction": text}, ensure_ascii=False) for key, text in predictions.items()
-    ]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    replace(path, _lines({"key": key, "prediction": text} for key, text in predictions.items()))
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no number that is none."""
+    return value if math.isfinite(value) else None
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def check_tasks(options: Any) -> None:

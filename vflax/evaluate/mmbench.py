@@ -54,15 +54,10 @@ _PREDICTIONS = (*choice_tables.SUFFIXES, ".jsonl")
 _Row = dict[str, str]
 _Rule = Callable[[str, Mapping[str, str]], str | None]
 
-
-def _pandas(text: str, options: Mapping[str, str]) -> str | None:
-    return choices.vlmevalkit(choices.pandas_text(text), choices.pandas_options(options))
-
-
 _RULES: dict[str, _Rule] = {
     "official": choices.vlmevalkit,
-    "llava": _pandas,
-    "vlmevalkit": _pandas,
+    "llava": choices.vlmevalkit_table,
+    "vlmevalkit": choices.vlmevalkit_table,
     "strict": choices.strict,
 }
 

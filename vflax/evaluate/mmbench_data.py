@@ -16,7 +16,7 @@ from typing import Any
 from vflax.errors import UserError
 from vflax.evaluate import choice_tables, choices
 from vflax.evaluate.files import TABLES
-from vflax.evaluate.question import Picture, Question
+from vflax.evaluate.question import LETTER, Picture, Question
 
 # L2 abilities as VLMEvalKit shortens them, in the paper's order.
 ABILITIES = {
@@ -54,7 +54,6 @@ _PASS = 1_000_000
 # A picture that is shorter than this is the index of the row that has it.
 _REFERENCE = 64
 _CHINESE = re.compile("[\u4e00-\u9fff]")
-_LLAVA_REQUEST = "Answer with the option's letter from the given choices directly."
 _LLAVA_REQUEST_CHINESE = "请直接回答选项字母。"
 
 _Row = dict[str, str]
@@ -102,7 +101,7 @@ def prompt(question: Question, style: str) -> str:
             break
         lines.append(f"{letter}. {options[letter]}")
     # LLaVA is told the language of the whole set; of an English question only options may be Chinese.
-    return "\n".join([*lines, _LLAVA_REQUEST_CHINESE if _CHINESE.search(question.text) else _LLAVA_REQUEST])
+    return "\n".join([*lines, _LLAVA_REQUEST_CHINESE if _CHINESE.search(question.text) else LETTER])
 
 
 def version(questions: Sequence[Question], whole: bool = False) -> str:

@@ -6,20 +6,19 @@ is the sum of ten (at most 2,000), cognition of four (at most 800). Papers quote
 
 from __future__ import annotations
 
-import base64
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vflax.errors import UserError
 from vflax.evaluate import yes_no
+from vflax.evaluate.choice_tables import picture
 from vflax.evaluate.files import TABLES, digest, json_lines, need, table
 from vflax.evaluate.predictions import OWN, Name, Said, format_of_rows, join, of_vflax, without_answers
-from vflax.evaluate.question import Picture, Question, limited
+from vflax.evaluate.question import SHORT_ANSWER, Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 from vflax.small_files import read_text
 
@@ -58,7 +57,6 @@ COGNITION = {
 }
 _RELEASED = PERCEPTION | COGNITION
 _REQUEST = "Please answer yes or no."
-_LLAVA_REQUEST = "Answer the question using a single word or phrase."
 _PICTURES = (".jpg", ".png", ".jpeg")
 # Where a release lies in what it is unpacked to: later ones have the tool beside it.
 _INNER = ("MME_Benchmark_release_version/MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark")
@@ -113,7 +111,7 @@ def prompt(question: Question, style: str) -> str:
     """
     if style == "plain":
         return question.text
-    return f"{question.text.replace(_REQUEST, '').strip()}\n{_LLAVA_REQUEST}"
+    return f"{question.text.replace(_REQUEST, '').strip()}\n{SHORT_ANSWER}"
 
 
 def _subtasks(folder: Path, pattern: str, custom: bool) -> list[Path]:
@@ -149,16 +147,14 @@ def _of_folder(folder: Path) -> Iterator[_Row]:
 
 
 def _of_table(path: Path) -> Iterator[_Row]:
-    held: dict[str, str] = {}
     rows = table(path)
     need(rows[0], ("index", "category", "image_path", "question", "answer"), str(path))
-    for row in rows:
-        held[row["index"]] = row.get("image", "")
-    for row in rows:
+    held = {row["index"]: row.get("image", "") for row in rows}
+    for number, row in enumerate(rows, 2):
         code = row.get("image", "")
         code = held.get(code, code)  # a repeated picture is the index of the row that has it
-        picture = Picture(row["image_path"], partial(base64.b64decode, code)) if code else None
-        yield row["category"], row["image_path"], row["question"], row["answer"], picture
+        image = picture(row["image_path"], code, f"{path}, row {number}") if code else None
+        yield row["category"], row["image_path"], row["question"], row["answer"], image
 
 
 def _checked(rows: Sequence[_Row], where: str, custom: bool) -> list[Question]:
@@ -213,7 +209,7 @@ def _stem(picture: str) -> str:
 
 def _plain(question: str) -> str:
     """A question without what asks for the form of the answer, and with single spaces."""
-    return re.sub(r"\s+", " ", question.replace(_REQUEST, "").replace(_LLAVA_REQUEST, "")).strip()
+    return re.sub(r"\s+", " ", question.replace(_REQUEST, "").replace(SHORT_ANSWER, "")).strip()
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def vlmevalkit(question: Question, said: Said, draws: random.Random) -> Read:
     if "A" not in options:
         options = {**options, "A": answer, "B": "Other Answers"}
     answer = answer if answer in _LETTERS else "A"
-    letter = choices.vlmevalkit(choices.pandas_text(said.text), dict(sorted(options.items())))
+    letter = choices.vlmevalkit_table(said.text, dict(sorted(options.items())))
     why = f"read {letter}" if letter else "no option"
     if said.extracted not in ("0", "1"):
         return letter, letter == answer, why

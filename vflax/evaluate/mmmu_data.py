@@ -19,7 +19,7 @@ from vflax.errors import UserError
 from vflax.evaluate import choice_tables
 from vflax.evaluate.files import json_object, need
 from vflax.evaluate.mmmu_answers import literal_list
-from vflax.evaluate.question import Picture, Question
+from vflax.evaluate.question import LETTER, SHORT_ANSWER, Picture, Question
 
 # In the order of the script's table.
 DOMAINS = {
@@ -45,10 +45,6 @@ _TYPES = {CHOICE: 847, OPEN: 53}
 _TEST = 10_500
 _ANSWERS = "answer_dict_val.json"
 _PICTURES = [f"image_{number}" for number in range(1, 8)]
-_LLAVA_REQUESTS = {
-    CHOICE: "Answer with the option's letter from the given choices directly.",
-    OPEN: "Answer the question using a single word or phrase.",
-}
 _VLMEVALKIT_REQUEST = "Please select the correct answer from the options above. \n"
 
 
@@ -107,7 +103,7 @@ def prompt(question: Question, style: str) -> str:
     asked = question.text + "".join(f"\n({letter}) {text}" for letter, text in options)
     if style == "plain":
         return asked
-    return f"{asked}\n\n{_LLAVA_REQUESTS[CHOICE]}" if options else f"{asked}\n{_LLAVA_REQUESTS[OPEN]}"
+    return f"{asked}\n\n{LETTER}" if options else f"{asked}\n{SHORT_ANSWER}"
 
 
 def pictures(question: Question, style: str) -> tuple[Picture, ...]:

@@ -19,7 +19,7 @@ from vflax.errors import UserError
 from vflax.evaluate.files import TABLES, digest, json_object, need, table
 from vflax.evaluate.judging import Request, number, of_vflax, times, ungraded
 from vflax.evaluate.predictions import Said, format_of_rows, join
-from vflax.evaluate.question import Picture, Question, limited
+from vflax.evaluate.question import Picture, Question, by_number, limited
 from vflax.evaluate.result import Score, Verdict, make
 from vflax.small_files import read_text
 
@@ -112,7 +112,7 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
         found.append(Question(key, str(row["question"]), str(row["answer"]), groups, key, pictures))
     if not custom:
         _check(found, path)
-    return sorted(found, key=lambda question: _order(question.key))
+    return sorted(found, key=lambda question: by_number(question.key))
 
 
 def prompt(question: Question, style: str) -> str:
@@ -127,7 +127,7 @@ def _released() -> dict[str, str]:
         for span in numbers.split():
             first, _, last = span.partition("-")
             found |= {f"v1_{n}": integration for n in range(int(first), int(last or first) + 1)}
-    return {key: found[key] for key in sorted(found, key=_order)}
+    return {key: found[key] for key in sorted(found, key=by_number)}
 
 
 def _check(questions: Sequence[Question], path: Path) -> None:
@@ -136,7 +136,7 @@ def _check(questions: Sequence[Question], path: Path) -> None:
     here = {question.key: question.groups["integration"] for question in questions}
     odd = [
         f"{key}: {here.get(key, 'not there')}, released was {released.get(key, 'no such question')}"
-        for key in sorted(set(released) | set(here), key=_order)
+        for key in sorted(set(released) | set(here), key=by_number)
         if here.get(key) != released.get(key)
     ]
     if odd:
@@ -150,12 +150,6 @@ def _integration(capabilities: Iterable[str]) -> str:
     """A name of the set, whatever the order: that of CAPABILITIES, then others."""
     known = {name: number for number, name in enumerate(CAPABILITIES)}
     return "_".join(sorted({c.strip() for c in capabilities}, key=lambda c: (known.get(c, len(known)), c)))
-
-
-def _order(key: str) -> tuple[int, str]:
-    """Of v1_10 after v1_9."""
-    digits = key.rpartition("_")[2]
-    return int(digits) if digits.isascii() and digits.isdecimal() else 0, key
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------
@@ -251,7 +245,7 @@ def _of_vlmevalkit(path: Path, custom: bool) -> tuple[list[_Graded], list[Questi
         graded.append(_Graded(Said(key, row["prediction"]), (grade,)))
         groups = {"integration": _integration(row["category"].split(","))}
         questions.append(Question(key, row.get("question", ""), row.get("answer", ""), groups, key))
-    return graded, sorted(questions, key=lambda question: _order(question.key))
+    return graded, sorted(questions, key=lambda question: by_number(question.key))
 
 
 def _of_vflax(path: Path) -> tuple[list[_Graded], set[str]]:

@@ -18,7 +18,7 @@ from vflax.errors import UserError
 from vflax.evaluate import yes_no
 from vflax.evaluate.files import as_text, digest, json_lines, need, table
 from vflax.evaluate.predictions import OWN, Name, Said, format_of_rows, join, of_vflax, without_answers
-from vflax.evaluate.question import Picture, Question, limited
+from vflax.evaluate.question import SHORT_ANSWER, Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make
 
 NAME = "pope"
@@ -47,7 +47,6 @@ _RULES: dict[str, yes_no.Rule] = {
 }
 # What LLaVA's question file adds to the numbers of a split's questions.
 _LLAVA_STARTS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
-_LLAVA_REQUEST = "Answer the question using a single word or phrase."
 _LLAVA_QUESTIONS = "llava_pope_test.jsonl"
 # {split: {rows: the commits of github.com/AoiDragon/POPE that have so many}}.
 _VERSIONS = {
@@ -114,7 +113,7 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
 
 def prompt(question: Question, style: str) -> str:
     """What a model is asked; style "llava": with LLaVA's request for a short answer; "plain": as released."""
-    return question.text if style == "plain" else f"{question.text}\n{_LLAVA_REQUEST}"
+    return question.text if style == "plain" else f"{question.text}\n{SHORT_ANSWER}"
 
 
 def version(questions: Sequence[Question]) -> str:
@@ -281,7 +280,7 @@ def _of_vlmevalkit(path: Path, custom: bool) -> tuple[list[Question], list[Said]
 
 
 def _plain(question: str) -> str:
-    return re.sub(r"\s+", " ", question.replace(_LLAVA_REQUEST, "")).strip().lower()
+    return re.sub(r"\s+", " ", question.replace(SHORT_ANSWER, "")).strip().lower()
 
 
 # --- the score -------------------------------------------------------------------------------------------------------

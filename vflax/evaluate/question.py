@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from vflax.errors import UserError
+
+# How LLaVA asks for the form of an answer.
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+# What reading a damaged picture, or archive of pictures, raises.
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -39,15 +50,39 @@ class Question:
     hint: str = ""
 
 
+@contextlib.contextmanager
+def reading(key: str, picture: Picture, kinds: tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
+    """Tells what is wrong with a picture as of its question; kinds: of errors.
+
+    Raises:
+        UserError: one of these was raised inside.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{key}: picture {picture.name}: {error}; fetch it again") from None
+
+
 def digest(questions: Sequence[Question]) -> str:
-    """sha256 of questions, right answers, options and the bytes of their pictures: what a number is of."""
+    """sha256 of questions, right answers, options and the bytes of their pictures: what a number is of.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
     whole = hashlib.sha256()
     for question in questions:
         options = sorted((question.options or {}).items())
         whole.update(repr((question.key, question.text, question.hint, question.answer, options)).encode())
         for picture in question.pictures:
-            whole.update(hashlib.sha256(picture.read()).digest())
+            with reading(question.key, picture):
+                whole.update(hashlib.sha256(picture.read()).digest())
     return whole.hexdigest()
+
+
+def by_number(key: str) -> tuple[int, str]:
+    """Sorts keys by the number that they are, or end in behind a "_": v1_10 comes after v1_9."""
+    digits = key.rpartition("_")[2]
+    return int(digits) if digits.isascii() and digits.isdecimal() else 0, key
 
 
 def limited(questions: Sequence[Question], most: int | None) -> list[Question]:

@@ -16,9 +16,11 @@ from markupsafe import Markup
 
 import vflax
 from vflax.evaluate.files import json_lines, json_value
+from vflax.evaluate.journal import replace
 from vflax.evaluate.published import MEASURES, ROWS
 from vflax.evaluate.question import Question
-from vflax.evaluate.shown import OUTCOMES, browsed, confusions, outcome, yes_shares
+from vflax.evaluate.shown import OUTCOMES, Verdicts, browsed, confusions, outcome, yes_shares
+from vflax.evaluate.tasks import TASKS
 
 # Of the page, at most about so much of questions and answers, and of pictures; its tasks share that.
 _TEXT_BYTES = 16_000_000
@@ -40,7 +42,9 @@ def write(
         prompts: {task: {key: what the model was asked}}.
     """
     run = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "vflax": vflax.__version__}
-    tasks = {name: _facts(out / name) for name in questions}
+    verdicts = {name: json_lines(out / name / "verdicts.jsonl") for name in questions}
+    tasks = {name: _facts(out / name, verdicts[name]) for name in questions}
+    tables = {name: _tables(facts) for name, facts in tasks.items()}
     columns = _columns(tasks)
     models = list(_published(columns))
     facts = {
@@ -49,9 +53,9 @@ def write(
         "published": [{"model": row.model, "cells": row.cells, "source": row.source} for row in ROWS],
     }
     _save(out / "report.json", json.dumps(facts, indent=1) + "\n")
-    _save(out / "report.md", _markdown(tasks, columns, models))
+    _save(out / "report.md", _markdown(tasks, tables, columns, models))
     shown = {
-        name: _shown(out / name, tasks[name], own, prompts.get(name, {}), len(tasks))
+        name: _shown(tasks[name], tables[name], verdicts[name], own, prompts.get(name, {}), len(tasks))
         for name, own in questions.items()
     }
     model: Mapping[str, Any] = next((facts["run"]["model"] for facts in tasks.values() if facts["run"]), {})
@@ -63,19 +67,19 @@ def write(
 
 
 def _save(path: Path, text: str) -> None:
-    """Answers may hold halves of characters, which no file can."""
-    path.write_bytes(text.encode("utf-8", "replace"))
+    """Answers may hold halves of characters, which a page cannot."""
+    replace(path, text.encode("utf-8", "replace").decode())
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-def _facts(folder: Path) -> _Facts:
+def _facts(folder: Path, verdicts: Verdicts) -> _Facts:
     """A task's score file; how its questions ended; and what decided the predictions, what they took and who judged
     them, None where no file says."""
     score = json_value(folder / "score.json")
     score.pop("draws", None)
-    ended = Counter(outcome(row) for row in json_lines(folder / "verdicts.jsonl"))
+    ended = Counter(map(outcome, verdicts))
     paths = {name: folder / f"{name}.json" for name in ("run", "infer", "judge")}
     return {
         **score,
@@ -89,8 +93,8 @@ def _columns(tasks: Mapping[str, _Facts]) -> list[_Facts]:
     found = []
     for name, facts in tasks.items():
         known = {key: label for key, label in MEASURES.get(name, {}).items() if key in facts["metrics"]}
-        for metric, label in (known or {_headline(facts): _headline(facts)}).items():
-            value = facts["metrics"].get(metric, facts["score"])
+        for metric, label in (known or {facts["headline"]: facts["headline"]}).items():
+            value = facts["metrics"][metric]
             title = name if len(known) < 2 else f"{name}, {label}"
             found.append(
                 {
@@ -99,11 +103,6 @@ def _columns(tasks: Mapping[str, _Facts]) -> list[_Facts]:
                 }
             )  # fmt: skip
     return found
-
-
-def _headline(facts: _Facts) -> str:
-    """The metric that is the score."""
-    return next((name for name, value in facts["metrics"].items() if value == facts["score"]), "score")
 
 
 def _published(columns: Sequence[_Facts]) -> Iterator[_Facts]:
@@ -116,12 +115,20 @@ def _published(columns: Sequence[_Facts]) -> Iterator[_Facts]:
 
 def _notes(tasks: Mapping[str, _Facts]) -> Iterator[str]:
     """What keeps numbers from being those of the published benchmark."""
-    own = [name for name, facts in tasks.items() if facts["manifest"].get("custom")]
-    if own:
-        yield f"Of one's own, and not the published benchmark's questions: {', '.join(own)}."
+    of: dict[str, list[str]] = {}  # {what is to be said: of which tasks}
     for name, facts in tasks.items():
-        if limit := facts["manifest"].get("limit"):
-            yield f"A part of the benchmark (--limit={limit}): {name}."
+        manifest, run, usual = facts["manifest"], facts["run"] or {}, TASKS[name].MAX_TOKENS
+        if manifest.get("custom"):
+            of.setdefault("Of one's own, and not the published benchmark's questions", []).append(name)
+        if limit := manifest.get("limit"):
+            of.setdefault(f"A part of the benchmark (--limit={limit})", []).append(name)
+        if (style := run.get("style", "llava")) != "llava":
+            of.setdefault(f"Asked in the wording of --style={style}, not as LLaVA was", []).append(name)
+        if (most := run.get("max_tokens", usual)) < usual:
+            of.setdefault(f"Answers of at most {most:,} tokens, where LLaVA had {usual:,}", []).append(name)
+    for said, names in of.items():
+        yield f"{said}: {', '.join(names)}."
+    for name, facts in tasks.items():
         _, part, sets = str(facts["manifest"].get("score", "")).partition("mean of ")
         if part:
             yield f"Not the mean of the published four, but the mean of {sets}: {name}."
@@ -139,11 +146,10 @@ def _tables(facts: _Facts) -> list[_Facts]:
     columns are shares in percent."""
     groups = facts["groups"]
     grouped = {name for own in groups.values() for name in own}
-    headline = _headline(facts)
     whole = {
         name: [{"value": value, "interval": _interval(facts, name)}]
         for name, value in facts["metrics"].items()
-        if name == headline or ("/" not in name and name not in grouped)
+        if name == facts["headline"] or ("/" not in name and name not in grouped)
     }
     found: list[_Facts] = [{"kind": "", "columns": [""], "rows": whole, "open": True, "shares": [False]}]
     for kind, own in groups.items():
@@ -186,17 +192,16 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _shown(
-    folder: Path, facts: _Facts, questions: Sequence[Question], prompts: Mapping[str, str], tasks: int
-) -> _Facts:
-    """What the page has of a task beside its facts."""
-    verdicts = json_lines(folder / "verdicts.jsonl")
+    facts: _Facts, tables: Sequence[_Facts], verdicts: Verdicts, questions: Sequence[Question],
+    prompts: Mapping[str, str], tasks: int,
+) -> _Facts:  # fmt: skip
+    """What the page has of a task beside its facts; `tasks`: how many share it."""
     made = {
         "the score": facts["manifest"], "predictions": facts["run"], "what these took": facts["infer"],
         "the judge": facts["judge"],
     }  # fmt: skip
     return {
-        "tables": _tables(facts),
-        "headline": _headline(facts),
+        "tables": tables,
         "confusions": confusions(verdicts, facts["manifest"]),
         "yes": yes_shares(verdicts),
         "made": {name: dict(_flat(own)) for name, own in made.items() if own},
@@ -226,15 +231,16 @@ def _page(**facts: Any) -> str:
 
 
 def _markdown(
-    tasks: Mapping[str, _Facts], columns: Sequence[_Facts], models: Sequence[Mapping[str, Any]]
-) -> str:
+    tasks: Mapping[str, _Facts], tables: Mapping[str, Sequence[_Facts]], columns: Sequence[_Facts],
+    models: Sequence[Mapping[str, Any]],
+) -> str:  # fmt: skip
     lines = [_row("model", *(column["title"] for column in columns)), "|---" * (len(columns) + 1) + "|"]
     lines.append(_row("this run", *(_with_interval(column) for column in columns)))
     lines += [_row(row["model"], *row["cells"]) for row in models]
     for name, facts in tasks.items():
         lines += ["", f"## {name}", "", f"{facts['mode']} rule, {facts['n']:,} questions, {facts['missing']:,} "
                   f"missing, {facts['unparsed']:,} unparsed."]  # fmt: skip
-        for table in _tables(facts):
+        for table in tables[name]:
             lines += ["", _row(table["kind"], *table["columns"]), "|---" * (len(table["columns"]) + 1) + "|"]
             lines += [_row(key, *map(_with_interval, cells)) for key, cells in table["rows"].items()]
     return "\n".join(lines) + "\n"

@@ -47,7 +47,7 @@ class Score:
 
     task, mode, format: of the benchmark, whose rule, of the predictions.
     n: questions; missing: without a prediction, counted as wrong; unparsed: with one that nothing was read from.
-    score: the number that the benchmark is quoted by.
+    score: the number that the benchmark is quoted by; headline: its name in metrics.
     metrics: {flat name: number}, that one among them.
     intervals: {the same names: [low, high]}, which hold 95 % of 1,000 bootstrap draws.
     groups: {kind: {name: {metric: number}}}.
@@ -64,6 +64,7 @@ class Score:
     missing: int
     unparsed: int
     score: float
+    headline: str
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     groups: dict[str, dict[str, dict[str, float]]]
@@ -76,7 +77,7 @@ class Score:
         """Without verdicts; numbers that are none (0 of 0) are null."""
         whole = {name.name: getattr(self, name.name) for name in dataclasses.fields(self)}
         del whole["verdicts"]
-        return _without_nan(whole)
+        return without_nan(whole)
 
 
 def make(
@@ -106,7 +107,8 @@ def make(
         task, mode, format, len(verdicts),
         missing=sum(v.prediction is None for v in verdicts),
         unparsed=sum(v.prediction is not None and v.parsed is None for v in verdicts),
-        score=found[headline], metrics=found, intervals=intervals(drawn), groups=groups,
+        score=found[headline], headline=headline, metrics=found,
+        intervals={name: interval(own) for name, own in drawn.items()}, groups=groups,
         printed=printed, manifest=manifest, draws=drawn[headline], verdicts=verdicts,
     )  # fmt: skip
 
@@ -134,15 +136,15 @@ def draws(
     return drawn
 
 
-def intervals(drawn: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
-    """Percentiles of draws, which hold the share SHARE."""
+def interval(drawn: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Percentiles of draws, which hold the share SHARE of those that are numbers; NaN of none."""
+    kept = np.asarray(drawn, float)
+    kept = kept[np.isfinite(kept)]
+    if not len(kept):
+        return float("nan"), float("nan")
     edge = 100 * (1 - SHARE) / 2
-    found = {}
-    for name, values in drawn.items():
-        kept = np.asarray(values)[np.isfinite(values)]
-        low, high = np.percentile(kept, [edge, 100 - edge]) if len(kept) else (np.nan, np.nan)
-        found[name] = (float(low), float(high))
-    return found
+    low, high = np.percentile(kept, [edge, 100 - edge])
+    return float(low), float(high)
 
 
 def mean(scores: np.ndarray, counts: np.ndarray) -> float:
@@ -160,11 +162,12 @@ def means_by(verdicts: Sequence[Verdict], kind: str) -> dict[str, dict[str, floa
     return {name: {"n": len(own), "accuracy": 100 * sum(own) / len(own)} for name, own in found.items()}
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """For JSON, which has no number that is none: null in its place."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

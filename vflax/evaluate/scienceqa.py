@@ -1,26 +1,23 @@
 """ScienceQA (Lu et al., 2022): multiple choice from school books, of which half have a picture and half a text as hint.
 
 Papers quote the share of right answers in the test split; LLaVA-1.5 and many after it only that of questions with a
-picture, which is IMG here, and the score of the mode `llava`. LLaVA's best number is of an ensemble with GPT-4: see
-`complement` and `judged`.
+picture, which is IMG here, and the score of the mode `llava`. LLaVA's best number is of an ensemble with GPT-4:
+`vflax.evaluate.scienceqa_ensemble`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from vflax.errors import UserError
-from vflax.evaluate import choices
 from vflax.evaluate.files import digest
-from vflax.evaluate.predictions import Name, Said, join, without_answers
+from vflax.evaluate.predictions import join, without_answers
 from vflax.evaluate.question import Question, limited
-from vflax.evaluate.result import Score, Verdict, make, means_by
+from vflax.evaluate.result import Score, make
 from vflax.evaluate.scienceqa_data import SIZES, open_release
-from vflax.evaluate.scienceqa_predictions import FORMATS, NAME, by_vlmevalkit, only_file, read
+from vflax.evaluate.scienceqa_ensemble import score_ensemble
+from vflax.evaluate.scienceqa_metrics import Metrics, letter_of, printed, verdict
+from vflax.evaluate.scienceqa_predictions import FORMATS, NAME, only_file, read
 from vflax.evaluate.scienceqa_predictions import recognise as recognise
 
 MODES = {
@@ -32,15 +29,6 @@ MODES = {
 }
 MAX_TOKENS = 1024
 
-Letters = Mapping[str, str | None]
-"""{key: the letter that was read; None: none}."""
-
-# {kind: {column of the papers' tables: what evaluate_acc.py calls it}}. TXT and IMG overlap, NO is neither.
-_COLUMNS = {
-    "subject": {"NAT": "natural", "SOC": "social", "LAN": "language"},
-    "context": {"TXT": "has_text", "IMG": "has_image", "NO": "no_context"},
-    "grade": {"G1-6": "grade_1_6", "G7-12": "grade_7_12"},
-}
 _REQUEST = "Answer with the option's letter from the given choices directly."
 
 
@@ -64,7 +52,8 @@ def prompt(question: Question, style: str) -> str:
     Args:
         question: of `load`.
         style: "llava": LLaVA-1.5's (CQM-A); "qcm_lea": LLaVA v0's, which is to answer with lecture, solution and "The
-            answer is X."; "vlmevalkit": VLMEvalKit's; "plain": ScienceQA's own.
+            answer is X.", word for word what data_pipeline.convert trains on with --style=QCM-...; "vlmevalkit":
+            VLMEvalKit's; "plain": ScienceQA's own.
     """
     hint, options = question.hint, question.options or {}
     lines = [f"{letter}. {text}" for letter, text in options.items()]
@@ -77,28 +66,7 @@ def prompt(question: Question, style: str) -> str:
     whole = f"Question: {question.text}\nContext: {hint.strip() or 'N/A'}\nOptions: {listed}\n"
     if style == "plain":
         return f"{whole}Answer:".replace("  ", " ")
-    return whole.replace("  ", " ").strip().replace("Question: ", "")
-
-
-# --- reading a letter -------------------------------------------------------------------------------------------------
-
-
-def named(text: str) -> str | None:
-    """The X of "The answer is X.", where that stands exactly once (run_gpt3.py of ScienceQA). The full stop may be any
-    character, as there, but one must follow."""
-    found = re.findall(r"The answer is ([A-Z]).", text)
-    return found[0] if len(found) == 1 else None
-
-
-def _letter(said: Said, question: Question, mode: str, *, stored: bool) -> str | None:
-    """stored: what the file has as its result, where it has one, counts."""
-    if stored and said.extracted is not None:
-        return said.extracted or None
-    if mode == "vlmevalkit":
-        return by_vlmevalkit(said.text, question)
-    if mode == "strict":
-        return choices.strict(said.text, question.options or dict.fromkeys("ABCDE", ""))
-    return choices.llava(said.text)
+    return whole.replace("  ", " ").strip().removeprefix("Question: ")
 
 
 # --- the score --------------------------------------------------------------------------------------------------------
@@ -123,7 +91,7 @@ def score(
     VLMEvalKit's table numbers questions in its own way and has the answers with them: `data` is not read.
     """
     if format == "ensemble":
-        return _ensemble(predictions, data, mode, custom, limit)
+        return score_ensemble(predictions, data, mode, custom=custom, limit=limit)
     predictions = only_file(predictions)
     found = read(predictions, texts=mode != "official")
     if format != found.format and (format, found.format) != ("llava", "official"):
@@ -156,172 +124,18 @@ def score(
         questions = [question for question in questions if "image" in question.groups]
     stored = mode == "official" or (mode, format) == ("vlmevalkit", "vlmevalkit")
     verdicts = [
-        _verdict(question, said, said and _letter(said, question, mode, stored=stored), "read")
+        verdict(question, said, said and letter_of(said, question, mode, stored=stored), "read")
         for question in limited(questions, limit)
         for said in (joined.get(question.key),)
     ]
-    metrics = _Metrics(verdicts)
-    printed = _printed(metrics, shown, mode)
-    printed |= {f"{key} in the file": str(value) for key, value in found.stored.items()}
+    metrics = Metrics(verdicts)
+    lines = printed(metrics, shown, mode)
+    lines |= {f"{key} in the file": str(value) for key, value in found.stored.items()}
     headline = "IMG" if mode == "llava" and "IMG" in metrics.counts() and any(shown.values()) else "accuracy"
     return make(
-        NAME, mode, format, verdicts, metrics, headline, groups=metrics.groups(), printed=printed,
+        NAME, mode, format, verdicts, metrics, headline, groups=metrics.groups(), printed=lines,
         manifest={
             "predictions_sha256": digest([predictions]), "split": split, "custom": custom, "limit": limit,
             "stored": dict(found.stored),
         },
     )  # fmt: skip
-
-
-def _verdict(question: Question, said: Said | None, letter: str | None, why: str) -> Verdict:
-    text = None if said is None else said.text
-    why = "no prediction" if said is None else f"{why} {letter or 'no letter'}"
-    right = float(letter == question.answer)
-    return Verdict(question.key, question.unit, question.groups, question.answer, text, letter, right, why)
-
-
-class _Metrics:
-    """Shares in percent, from how often each verdict counts: of right answers, whole and by column, and others'."""
-
-    def __init__(
-        self, verdicts: Sequence[Verdict], others: Mapping[str, Sequence[bool]] | None = None
-    ) -> None:
-        self.verdicts = verdicts
-        right = np.array([v.score == 1 for v in verdicts], np.int64)
-        names = [name for columns in _COLUMNS.values() for name in columns]
-        within = {name: np.array([name in v.groups.values() for v in verdicts], np.int64) for name in names}
-        of = {"accuracy": np.ones_like(right)} | {name: own for name, own in within.items() if own.any()}
-        rights = {name: own * right for name, own in of.items()}
-        for name, other in (others or {}).items():
-            of[name], rights[name] = of["accuracy"], np.array(other, np.int64)
-        self._names, self._rights, self._of = list(of), np.stack([*rights.values()]), np.stack([*of.values()])
-
-    def counts(self, counts: np.ndarray | None = None) -> dict[str, tuple[int, int]]:
-        """{name: (right, of so many)}; without counts, of each verdict once."""
-        counts = np.ones(len(self.verdicts), np.int64) if counts is None else counts
-        pairs = zip((self._rights @ counts).tolist(), (self._of @ counts).tolist(), strict=True)
-        return dict(zip(self._names, pairs, strict=True))
-
-    def __call__(self, counts: np.ndarray) -> dict[str, float]:
-        found = self.counts(counts)
-        return {name: right / of * 100 if of else float("nan") for name, (right, of) in found.items()}
-
-    def groups(self) -> dict[str, dict[str, dict[str, float]]]:
-        found = self.counts()
-        told = {
-            kind: {
-                name: {"n": of, "accuracy": right / of * 100}
-                for name, (right, of) in found.items()
-                if name in columns
-            }
-            for kind, columns in _COLUMNS.items()
-        } | {"category": means_by(self.verdicts, "category")}
-        return {kind: own for kind, own in told.items() if own}
-
-
-def _percent(right: int, of: int) -> str:
-    return f"{right / of * 100:.2f}"
-
-
-def _printed(metrics: _Metrics, shown: Mapping[str, bool], mode: str) -> dict[str, str]:
-    """VLMEvalKit's shares; or else the lines of ScienceQA's evaluate_acc.py and those of LLaVA's script, for which a
-    question has a picture where its prompt says so."""
-    found = metrics.counts()
-    right, of = found["accuracy"]
-    if mode == "vlmevalkit":
-        return {"Overall": str(right / of)}
-    titles = {name: title for columns in _COLUMNS.values() for name, title in columns.items()}
-    titles["accuracy"] = "average"
-    told = {title: _percent(*found[name]) for name, title in titles.items() if name in found}
-    told |= {"Total": str(of), "Correct": str(right), "Accuracy": f"{_percent(right, of)}%"}
-    pictured = [
-        v.score == 1 for v in metrics.verdicts if (shown.get(v.key) if shown else "image" in v.groups)
-    ]
-    if pictured:
-        told["IMG-Accuracy"] = f"{_percent(sum(pictured), len(pictured))}%"
-    return told
-
-
-# --- with GPT-4 -------------------------------------------------------------------------------------------------------
-
-
-def complement(ours: Letters, gpt4: Letters) -> dict[str, str | None]:
-    """GPT-4's answers, and ours where it gave none (LLaVA's eval_science_qa_gpt4.py)."""
-    return {key: gpt4.get(key) or letter for key, letter in ours.items()}
-
-
-def judged(ours: Letters, requery: Letters) -> dict[str, str | None]:
-    """What GPT-4 said once it saw both answers, and ours where it was not asked or gave none; its first answers do not
-    count by themselves (LLaVA's eval_science_qa_gpt4_requery.py)."""
-    return {key: requery.get(key) or letter for key, letter in ours.items()}
-
-
-def _ensemble(folder: Path, data: Path | None, mode: str, custom: bool, limit: int | None) -> Score:
-    paths = {name: path for name in ("ours", "gpt4", "requery") if (path := _member(folder, name))}
-    if not {"ours", "gpt4"} <= set(paths):
-        raise UserError(f"{folder}: has {', '.join(paths) or 'none'} of them; expected {FORMATS['ensemble']}")
-    if data is None:
-        raise without_answers(folder, "ScienceQA")
-    official = mode == "official"
-    # Whether GPT-4 gave an answer shows in its texts alone: a stored result has a random one in its place.
-    reads = {name: read(path, texts=name != "ours" or not official).said for name, path in paths.items()}
-    release = open_release(data)
-    split = release.split_of({str(said.name) for own in reads.values() for said in own}, folder)
-    questions = release.questions(split, custom=custom)
-    names: dict[Name, Question] = {question.key: question for question in questions}
-    joined = {name: join(own, names, paths[name], "ScienceQA") for name, own in reads.items()}
-    questions = limited(questions, limit)
-
-    def letters(name: str, letter: Callable[[Said, Question], str | None]) -> dict[str, str | None]:
-        found = ((question, joined[name].get(question.key)) for question in questions)
-        return {question.key: said and letter(said, question) for question, said in found}
-
-    def result(said: Said, question: Question) -> str | None:
-        return _letter(said, question, mode, stored=official)
-
-    def answered(said: Said, question: Question) -> str | None:
-        """LLaVA's scripts take an answer of GPT-4 only where it is `named`."""
-        by_name = mode in ("official", "llava")
-        return named(said.text) if by_name else _letter(said, question, mode, stored=False)
-
-    def alone(said: Said, question: Question) -> str | None:
-        """What GPT-4's own score is of: its stored result, the random ones among them."""
-        return (result if official and said.extracted is not None else answered)(said, question)
-
-    ours, gpt4 = letters("ours", result), letters("gpt4", answered)
-    answers = {"ours": ours, "gpt4": letters("gpt4", alone), "complement": complement(ours, gpt4)}
-    asked, second, headline = "gpt4", gpt4, "complement"
-    if "requery" in paths:
-        asked, second, headline = "requery", letters("requery", answered), "judge"
-        answers["judge"] = judged(ours, second)
-    rights = {
-        name: [own[question.key] == question.answer for question in questions]
-        for name, own in answers.items()
-    }
-    rights["upper_bound"] = [any(pair) for pair in zip(rights["complement"], rights["ours"], strict=True)]
-    rights["gpt4_failed"] = [gpt4[question.key] is None for question in questions]
-    verdicts = []
-    for question in questions:
-        source = asked if second[question.key] else "ours"
-        said = joined[source].get(question.key)
-        verdicts.append(_verdict(question, said, answers[headline][question.key], f"{source}: read"))
-    metrics = _Metrics(verdicts, rights)
-    found, printed = metrics.counts(), _printed(metrics, {}, mode)
-    titles = {
-        "ours": "Our-Correct", "gpt4": "GPT-4-Correct", "gpt4_failed": "GPT-4 NO-ANS (RANDOM)",
-        "complement": "GPT-4-OursVisual-Correct", "judge": "Requery-Correct", "upper_bound": "Correct upper",
-    }  # fmt: skip
-    printed |= {title: f"{_percent(*found[name])}%" for name, title in titles.items() if name in found}
-    return make(
-        NAME, mode, "ensemble", verdicts, metrics, headline, groups=metrics.groups(), printed=printed,
-        manifest={
-            "predictions_sha256": digest(paths.values()), "split": split, "custom": custom, "limit": limit
-        },
-    )  # fmt: skip
-
-
-def _member(folder: Path, name: str) -> Path | None:
-    found = [path for path in (folder / f"{name}.jsonl", folder / f"{name}.json") if path.exists()]
-    if len(found) > 1:
-        raise UserError(f"{folder}: has {name}.jsonl and {name}.json; keep one of them")
-    return found[0] if found else None

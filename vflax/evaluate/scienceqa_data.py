@@ -45,7 +45,7 @@ class Release:
                 f"{self.folder / 'problems.json'}: lacks {len(absent):,} questions of {split}, "
                 f"{', '.join(absent[:5])}; fetch it again"
             )
-        found = [self._question(pid) for pid in pids]
+        found = [self.question(pid) for pid in pids]
         sizes = len(found), sum("image" in question.groups for question in found)
         if not custom and sizes != SIZES.get(split, sizes):
             raise UserError(
@@ -76,7 +76,12 @@ class Release:
             f"{len(asked):,} predictions belong; predictions of several splits, or for another version?"
         )
 
-    def _question(self, pid: str) -> Question:
+    def question(self, pid: str) -> Question:
+        """One problem, of whatever split.
+
+        Raises:
+            UserError: it lacks something.
+        """
         row, where = self.problems[pid], f"{self.folder / 'problems.json'}: {pid}"
         need(row if isinstance(row, dict) else {}, _NEEDED, where)
         options, answer, hint, image = row["choices"], row["answer"], str(row["hint"] or ""), row["image"]

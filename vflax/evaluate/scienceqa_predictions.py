@@ -192,4 +192,4 @@ def _stored(right: bool, answer: str, letter: str) -> str:
 
 def by_vlmevalkit(text: str, question: Question) -> str | None:
     """The letter that VLMEvalKit reads, of a question with options."""
-    return choices.vlmevalkit(choices.pandas_text(text), choices.pandas_options(question.options or {}))
+    return choices.vlmevalkit_table(text, question.options or {})

@@ -18,9 +18,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import vflax
 from vflax.errors import UserError
+from vflax.evaluate.journal import replace
 from vflax.evaluate.result import Score
 from vflax.evaluate.tasks import TASKS, format_of
 
@@ -69,7 +71,7 @@ def score(
 
 
 def show(found: Score, console: Console) -> None:
-    """The numbers, for a person."""
+    """The numbers, for a person; names, which may be anybody's own, as they are."""
     console.print(
         f"[bold]{found.task}[/bold] {found.score:.2f}   ({found.mode} rule, {found.n:,} questions, {found.missing:,} "
         f"missing, {found.unparsed:,} unparsed)"
@@ -78,21 +80,19 @@ def show(found: Score, console: Console) -> None:
     for name, value in found.metrics.items():
         if "/" not in name:
             low, high = found.intervals[name]
-            flat.add_row(name, f"{value:.2f}", f"{low:.2f} to {high:.2f}")
+            flat.add_row(Text(name), f"{value:.2f}", f"{low:.2f} to {high:.2f}")
     console.print(flat)
     for kind, groups in found.groups.items():
         columns = list(dict.fromkeys(key for own in groups.values() for key in own))
         shown = Table(kind, *columns, box=None)
         for name, own in groups.items():
-            shown.add_row(
-                name,
-                *(
-                    f"{own[key]:,}" if isinstance(own[key], int) else f"{own[key]:.2f}"
-                    for key in columns
-                    if key in own
-                ),
-            )
+            shown.add_row(Text(name), *(_cell(own.get(key)) for key in columns))
         console.print(shown)
+
+
+def _cell(value: float | None) -> str:
+    """Whole numbers whole, others to two places; empty where a group has none."""
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
 def write(found: Score, score_file: Path | None, verdicts: Path | None) -> None:
@@ -106,12 +106,7 @@ def write(found: Score, score_file: Path | None, verdicts: Path | None) -> None:
         (verdicts, "\n".join(json.dumps(dataclasses.asdict(v), ensure_ascii=False) for v in found.verdicts)),
     ):
         if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # Half of a surrogate pair, where an answer was cut off, is written as JSON has it: \ud83d.
-                path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-            except OSError as error:
-                raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+            replace(path, text + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

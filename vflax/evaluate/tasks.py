@@ -52,6 +52,8 @@ JUDGED: dict[str, Judged] = {task.NAME: task for task in (mmvet, llava_bench, cf
 WITHOUT_JUDGE = {"cf": ("strict",)}
 # Which of its pictures a question is asked with, in a style, where that is not all of them.
 SHOWN = {"mmmu": mmmu.pictures}
+# Which of its questions a mode counts, where that is not all of them.
+COUNTED = {"textocr": textocr.counted}
 
 
 def format_of(task: Task, predictions: Path) -> str:

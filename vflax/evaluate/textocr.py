@@ -36,7 +36,7 @@ import numpy as np
 from vflax.errors import UserError
 from vflax.evaluate.files import digest, json_lines, need
 from vflax.evaluate.predictions import OWN, Said, format_of_rows, join, of_vflax, without_answers
-from vflax.evaluate.question import Picture, Question, limited
+from vflax.evaluate.question import SHORT_ANSWER, Picture, Question, limited
 from vflax.evaluate.result import Score, Verdict, make, mean
 from vflax.small_files import read_text
 
@@ -52,7 +52,6 @@ FORMATS = {
 MAX_TOKENS = 128
 
 _ASKED = {"words": "What words are written in the image?", "crop": "What word is written in the image?"}
-_LLAVA_REQUEST = "Answer the question using a single word or phrase."
 _FILES = {"val": "TextOCR_0.1_val.json", "train": "TextOCR_0.1_train.json"}
 # Images and boxes of release 0.1.
 _RELEASED = {"val": (3124, 107802), "train": (21778, 714770)}
@@ -116,8 +115,13 @@ def load(data: Path, *, custom: bool = False) -> list[Question]:
 def prompt(question: Question, style: str) -> str:
     """What a model is asked; style "llava": with LLaVA's request for a short answer, where that is one word."""
     if style == "llava" and question.groups["kind"] == "crop":
-        return f"{question.text}\n{_LLAVA_REQUEST}"
+        return f"{question.text}\n{SHORT_ANSWER}"
     return question.text
+
+
+def counted(question: Question, mode: str) -> bool:
+    """Whether a question is of the kind that a mode counts."""
+    return question.groups["kind"] == mode.removeprefix("vflax-")
 
 
 def words(text: str) -> list[str]:
@@ -143,8 +147,9 @@ def _boxes(path: Path) -> tuple[int, int, list[_Box]]:
             return {name: value.get(name) for name in ("image_id", "bbox", "utf8_string")}
         return (float(value["width"]), float(value["height"])) if "width" in value else value
 
+    text = read_text(path)
     try:
-        whole = json.loads(read_text(path), object_hook=kept)
+        whole = json.loads(text, object_hook=kept)
         found = []
         for id, row in whole["anns"].items():
             x, y, width, height = map(float, row["bbox"])
@@ -237,7 +242,7 @@ def score(
     questions = load(data, custom=custom)
     joined = join(said, {q.key: q for q in questions}, predictions, "TextOCR")
     kind = mode.removeprefix("vflax-")
-    asked = limited([q for q in questions if q.groups["kind"] == kind], limit)
+    asked = limited([q for q in questions if counted(q, mode)], limit)
     if not any(q.key in joined for q in asked):
         raise UserError(
             f"{predictions}: no answer to a question of kind {kind}; say --mode for the other kind"

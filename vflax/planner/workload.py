@@ -12,15 +12,18 @@ from vflax.data.packing import SUPERVISED_UNIT
 from vflax.errors import UserError
 from vflax.models.llava import LlavaConfig
 
-# Text tokens of a sample by stage: means of real captions, of Vision-Flan and of LLaVA's GPT-4 data (configs/).
-TEXT_TOKENS = {0: 32, 1: 128, 2: 200}
+# Text tokens of a sample by stage: means of real captions, of Vision-Flan, of LLaVA's GPT-4 data and others (configs/).
+TEXT_TOKENS = {0: 32, 1: 128, 2: 200, "llava-v1": 200, "llava-1.5": 260, "scienceqa": 330}
 _OTHER_TEXT = 128
 # Of these text tokens so many are an answer.
 _ANSWER_SHARE = 1 / 3
 # Supervised tokens that a row has room for, as a share of its tokens.
 _CAPACITY_SHARE = 1 / 4
 # Samples of the releases that the recipes name, by the last part of data.sources[].path.
-RELEASES = {"vision-flan": 1_664_261, "llava-pretrain": 558_128, "llava-instruct-150k": 157_712}
+RELEASES = {
+    "vision-flan": 1_664_261, "llava-pretrain": 558_128, "llava-instruct-150k": 157_712, "llava-cc3m-595k": 595_375,
+    "llava-v1.5-mix665k": 665_298, "scienceqa": 12_726,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +239,9 @@ def _epoch_samples(config: ConfigDict) -> tuple[int | None, str]:
         return config.data.budget, ""
     names = [Path(source.path).name for source in config.data.sources]
     if all(name in RELEASES for name in names):
-        total = sum(RELEASES[name] for name in names)
+        total = sum(
+            source.count or RELEASES[name] for name, source in zip(names, config.data.sources, strict=True)
+        )
         return total, f"an epoch of {' and '.join(names)} is taken as the {total:,} samples of the release"
     return None, "how many samples an epoch has is not known: give --samples for the hours of the run"
 

@@ -1,0 +1,1 @@
+"""Task files that work: `python -m data_pipeline.author new FILE --example=NAME` copies one."""

@@ -1,0 +1,225 @@
+"""A tiny ScienceQA in the released one's format, of pictures and words of the mini dataset, made in seconds.
+
+    python -m data_pipeline.mini_scienceqa --out=DIR
+
+    DIR/problems.json                  {pid: problem}, with every key that a problem of ScienceQA has
+    DIR/pid_splits.json                train, val, test, and a tenth of each as minitrain, minival, minitest
+    DIR/images/SPLIT/PID/image.png     64 x 64
+
+Questions are about a picture, a text, both or neither, in the three subjects and in grades 1 to 12. What val and test
+ask is held out by the mini dataset's own rule (data_pipeline.mini.scenes): a picture by what it shows, which stands in
+no training set of any stage; a question of text alone by its text and choices. It is a set of one's own
+(vflax.evaluate --custom): its numbers are not ScienceQA's.
+
+In a config it is the source "mini:scienceqa", with the splits train, val and test; docs/scienceqa.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from data_pipeline import cached, convert, mini, mini_scienceqa_skills
+from data_pipeline.mini.render import render
+from data_pipeline.mini.scenes import Sampler, Scene
+from data_pipeline.mini_scienceqa_skills import SKILLS, Draft, Skill
+from vflax import folders
+from vflax.errors import UserError
+
+SEED = 4
+STYLE = "QCM-LEA"
+# Questions of each skill.
+COUNTS = {"train": 72, "val": 4, "test": 9}
+PICTURE = "image.png"
+
+
+class MiniScienceQA(NamedTuple):
+    """Where it lies. release: as `write` writes it; data: the same converted, with the splits train, val and test."""
+
+    release: Path
+    data: Path
+
+
+class _Problem(NamedTuple):
+    """A problem as the release has it, and what its picture shows."""
+
+    fields: dict[str, Any]
+    scene: Scene | None
+
+
+def ensure(cache: Path | None = None) -> MiniScienceQA:
+    """The tiny ScienceQA, made now if it is not in the cache.
+
+    Args:
+        cache: the cache folder; None: $VFLAX_CACHE, or ~/.cache/vflax.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    root = cached.made(f"mini-scienceqa-{version()}", _make, "20 MB", cache)
+    return _at(root)
+
+
+def _at(root: Path) -> MiniScienceQA:
+    return MiniScienceQA(root / "release", root / "data")
+
+
+def _make(root: Path) -> None:
+    made = _at(root)
+    write(made.release)
+    _convert(made)
+
+
+@functools.cache
+def version() -> str:
+    """A short hash of all that decides its bytes."""
+    digest = hashlib.sha256(mini.version().encode())  # of scenes, renderer and converter, too
+    for source in (__file__, str(mini_scienceqa_skills.__file__)):
+        digest.update(Path(source).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def write(out: Path) -> None:
+    """Write the release into a folder that is not there yet.
+
+    Raises:
+        UserError: it is, or cannot be written.
+    """
+    if out.exists():
+        raise UserError(f"--out={out}: is there already; name another folder")
+    digits = load_digits()
+    ink = np.minimum(digits.images * 16, 255).astype(np.uint8)  # 0..16 -> 0..255
+    problems = make_problems(digits.target)
+    with folders.beside(out) as temporary:
+        new = temporary / "new"
+        new.mkdir()
+        _save(new / "problems.json", {pid: problem.fields for pid, problem in problems.items()})
+        splits = {
+            split: [pid for pid, problem in problems.items() if problem.fields["split"] == split]
+            for split in COUNTS
+        }
+        tenths = {f"mini{split}": pids[: len(pids) // 10] for split, pids in splits.items()}
+        _save(new / "pid_splits.json", splits | tenths)
+        for pid, problem in problems.items():
+            if problem.scene is not None:
+                folder = new / "images" / problem.fields["split"] / pid
+                folder.mkdir(parents=True)
+                jitter = random.Random(f"{SEED} {problem.scene.key}")
+                render(problem.scene, jitter, ink).save(folder / PICTURE, compress_level=1)
+        os.rename(new, out)
+
+
+def make_problems(digit_labels: Sequence[int]) -> dict[str, _Problem]:
+    """{pid: problem}, skills and splits mixed.
+
+    Args:
+        digit_labels: labels of scikit-learn's handwritten digits, int [1797].
+    """
+    seen: set[str] = set()
+    found = [
+        problem
+        for split, count in COUNTS.items()
+        for skill in SKILLS
+        for problem in _of_skill(skill, split, count, digit_labels, seen)
+    ]
+    random.Random(SEED).shuffle(found)
+    return {str(pid): problem for pid, problem in enumerate(found, 1)}
+
+
+def _of_skill(
+    skill: Skill, split: str, count: int, digit_labels: Sequence[int], seen: set[str]
+) -> Iterator[_Problem]:
+    """`count` questions of a skill, held-out ones on scenes that are not yet in `seen`; each letter is right equally
+    often."""
+    rng = random.Random(f"{SEED} {split} {skill.skill}")
+    sampler = Sampler(rng, digit_labels)
+    for number in range(count):
+        draft, choices, answer = _drawn(skill, number, sampler, split != "train", seen)
+        fields = {
+            "question": draft.question, "choices": choices, "answer": answer, "hint": draft.hint,
+            "image": PICTURE if draft.scene else None, "task": "closed choice",
+            "grade": f"grade{rng.randint(*skill.grades)}", "subject": skill.subject, "topic": skill.topic,
+            "category": skill.category, "skill": skill.skill, "lecture": skill.lecture,
+            "solution": _solution(rng, draft.solution, choices, answer), "split": split,
+        }  # fmt: skip
+        yield _Problem(fields, draft.scene)
+
+
+def _drawn(
+    skill: Skill, number: int, sampler: Sampler, held_out: bool, seen: set[str]
+) -> tuple[Draft, list[str], int]:
+    """A question on the wanted side of the split, its choices, and the place of the right one.
+
+    Raises:
+        ValueError: there are no more that were not seen.
+    """
+    for _ in range(2000):
+        draft = skill.draw(sampler, held_out)
+        choices, answer = _choices(sampler.rng, draft, skill.choices, number)
+        asked = {"question": draft.question, "hint": draft.hint, "choices": choices}
+        scene = draft.scene or Scene("text", asked)
+        if scene.held_out == held_out and not (held_out and scene.key in seen):
+            seen.add(scene.key)
+            return draft, choices, answer
+    raise ValueError(f"{skill.skill}: no further question on that side of the split")
+
+
+def _choices(rng: random.Random, draft: Draft, most: int, number: int) -> tuple[list[str], int]:
+    """The choices and the place of the right one, which goes round with `number`."""
+    wrong = [name for name in dict.fromkeys(draft.names) if name != draft.right]
+    choices = rng.sample(wrong, min(most - 1, len(wrong)))
+    answer = number % (len(choices) + 1)
+    choices.insert(answer, draft.right)
+    return choices, answer
+
+
+def _solution(rng: random.Random, reason: str, choices: Sequence[str], answer: int) -> str:
+    """The choices in any order, each with its letter behind it, then the reason, which ends with the right one and its
+    letter."""
+    listed = [f"{choice} {letter}" for choice, letter in zip(choices, "ABCDE", strict=False)]
+    rng.shuffle(listed)
+    return f"I read {', '.join(listed)}. {reason.removesuffix('.')} {'ABCDE'[answer]}."
+
+
+def _save(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _convert(made: MiniScienceQA) -> None:
+    for split in COUNTS:
+        report = convert.convert(
+            "scienceqa", made.release / "problems.json", made.release / "images", made.data, split=split, style=STYLE,
+            workers=1, show_progress=False,
+        )  # fmt: skip
+        if report["quarantined"]:
+            raise AssertionError(f"{split}: {report['quarantine'][0]}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline.mini_scienceqa", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    try:
+        write(parser.parse_args(argv).out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
