@@ -38,7 +38,7 @@ ROWS = (
     ),
     Row(
         "Vision-Flan Chat, 13B",
-        {"mme/perception": "1490.6", "llava_bench/all": "78.3", "mmvet/total": "38.0", "cf/judge": "84.0"},
+        {"mme/perception": "1490.6", "llava_bench/all": "78.3", "mmvet/total": "38.0"},
         _VISION_FLAN,
     ),
     Row(

@@ -43,7 +43,9 @@ def read(workdir: epath.Path, evaluation: epath.Path | None = None) -> dict[str,
     for name in ("loss", "words_short", "words_long"):
         if facts.get(name) is not None:
             found[name] = float(facts[name])
-    found |= {f"loss/{task}": float(value) for task, value in facts.get("losses", {}).items()}
+    found |= {
+        f"loss/{task}": float(value) for task, value in facts.get("losses", {}).items() if value is not None
+    }
     for name in ("accuracy", "blind"):
         if facts.get(name) is not None:
             found[name] = 100.0 * facts[name]
@@ -68,7 +70,7 @@ def _hallucinated(workdir: epath.Path, step: str, tasks: Mapping[str, Any]) -> d
     built_in = bool(asked) and all(source["path"].startswith("mini:") for source in asked)
     vocabulary = mentions.load("mini" if built_in else "coco")
     there = invented = 0
-    for line in path.read_text().splitlines():
+    for line in filter(None, path.read_text().split("\n")):
         row = json.loads(line)
         if not tasks[row["task"]]["short"]:
             known = {*vocabulary.mentions(row["question"]), *vocabulary.mentions(row["reference"])}
