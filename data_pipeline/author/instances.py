@@ -144,7 +144,7 @@ def build(task: Task, loader: Loader) -> Built:
     for record in records:
         fields, wanted = _fields(task, record, faults)
         filtered += not wanted
-        if fields and wanted and (row := _row(task, record, fields, faults)) is not None:
+        if fields is not None and wanted and (row := _row(task, record, fields, faults)) is not None:
             rows.append(row)
     labels = sorted({row.right for row in rows}, key=_by_size)
     chosen = _chosen(task, rows)
@@ -156,14 +156,14 @@ class _Faults:
     """Collects records by what is wrong with them."""
 
     def __init__(self) -> None:
-        self.found: list[Fault] = []
+        self._found: dict[tuple[str, str], Fault] = {}
+
+    @property
+    def found(self) -> list[Fault]:
+        return list(self._found.values())
 
     def add(self, kind: str, detail: str, *keys: str) -> None:
-        for fault in self.found:
-            if (fault.kind, fault.detail) == (kind, detail):
-                fault.keys += keys
-                return
-        self.found.append(Fault(kind, detail, list(keys)))
+        self._found.setdefault((kind, detail), Fault(kind, detail)).keys.extend(keys)
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def _kept(task: Task, records: Sequence[Record], faults: _Faults) -> list[Record
     return [record for record in records if record.key not in left_out]
 
 
-def _fields(task: Task, record: Record, faults: _Faults) -> tuple[dict[str, Any], bool]:
-    """(the record's fields and those that are computed, none where that fails; whether `where` takes it)."""
+def _fields(task: Task, record: Record, faults: _Faults) -> tuple[dict[str, Any] | None, bool]:
+    """(the record's fields and those that are computed, None where that fails; whether `where` takes it)."""
     fields, at = dict(record.fields), ""
     try:
         for name, function in task.fields.items():
@@ -194,7 +194,7 @@ def _fields(task: Task, record: Record, faults: _Faults) -> tuple[dict[str, Any]
     # Whatever a person's function raises.
     except Exception as error:
         faults.add("function_failed", f"{at}: {told(error)}", record.key)
-        return {}, True
+        return None, True
 
 
 def _row(task: Task, record: Record, fields: dict[str, Any], faults: _Faults) -> _Row | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_pipeline.author.checks import Checked
+from data_pipeline.author.instances import Fault
 
-_SHOWN_KEYS, _SHOWN_ANSWERS = 5, 12
+# Faults of a kind, records of a fault, and answers.
+_SHOWN, _SHOWN_ANSWERS = 5, 12
 
 
 def lines_of(found: Checked) -> Iterator[str]:
@@ -35,15 +38,22 @@ def lines_of(found: Checked) -> Iterator[str]:
         yield f"  pictures  {small}{'' if small == large else f' to {large}'}"
     for note in found.notes:
         yield f"  note      {note}"
-    for fault in found.faults:
-        yield f"  FAULT     {fault.kind}: {fault.detail}"
+    for kind, same in itertools.groupby(found.faults, key=lambda fault: fault.kind):
+        yield from _of_kind(kind, list(same))
+    yield "  fit for review" if found.is_fit else f"  {len(found.faults)} faults"
+
+
+def _of_kind(kind: str, faults: Sequence[Fault]) -> Iterator[str]:
+    for fault in faults[:_SHOWN]:
+        yield f"  FAULT     {kind}: {fault.detail}"
         others = (f" (as {other})" for other in fault.others)
         shown = [key + next(others, "") for key in fault.keys]
-        for key in shown[:_SHOWN_KEYS]:
+        for key in shown[:_SHOWN]:
             yield f"              {key}"
-        if len(shown) > _SHOWN_KEYS:
+        if len(shown) > _SHOWN:
             yield f"              ... {len(shown):,} in all; --report=FILE names them"
-    yield "  fit for review" if found.is_fit else f"  {len(found.faults)} faults"
+    if len(faults) > _SHOWN:
+        yield f"  FAULT     {kind}: ... {len(faults):,} different ones in all; --report=FILE names them"
 
 
 def _answers(facts: dict[str, Any]) -> str:

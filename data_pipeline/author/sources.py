@@ -6,6 +6,7 @@ has, and fields that templates name. All but the pictures is read at once; a pic
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -247,9 +248,10 @@ def _pattern(path: str) -> re.Pattern[str]:
         raise UserError(f"path={path!r}: {error}; each field once") from None
 
 
-def picture_suffixes() -> set[str]:
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
     """.jpg and all others that Pillow reads."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
 # ---------------------------------------------------------------------------------------------------------

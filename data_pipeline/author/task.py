@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import re
 import string
 import traceback
+import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,13 +168,12 @@ def load_task_file(path: Path) -> TaskFile:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such task file; python -m data_pipeline.author new writes one")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    spec = importlib.util.spec_from_file_location(f"vflax_task_file_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path}: expected a Python file, NAME.py")
-    module = importlib.util.module_from_spec(spec)
+    source = path.read_bytes()
+    module = types.ModuleType(f"vflax_task_file_{path.stem}")
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        # Not imported: bytecode that is kept goes by the second of a change, and the digest is to be of what is run.
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     # Whatever a person's file raises; where in it is what they need to know.
     except (Exception, SystemExit) as error:
         raise UserError(f"{path}{line_of(error, path)}: {told(error)}") from None
@@ -184,7 +183,7 @@ def load_task_file(path: Path) -> TaskFile:
     names = [task.name for task in tasks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{path}: declared twice: {', '.join(twice)}; give each task a name of its own")
-    return TaskFile(path, tasks, digest)
+    return TaskFile(path, tasks, hashlib.sha256(source).hexdigest())
 
 
 def line_of(error: BaseException, path: Path) -> str:

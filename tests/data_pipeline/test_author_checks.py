@@ -195,6 +195,23 @@ def test_check_names_faults_and_ends_with_1_and_the_report_has_every_key(tmp_pat
     assert report["faults"][0]["keys"] == [f"owl/{n:02d}.png" for n in range(10)] and report["fit"] is False
 
 
+def test_of_faults_that_are_all_different_the_first_are_printed(tmp_path, data, capsys):
+    path = write_task(tmp_path / "t.py", fields="{'n': lambda r: int(r['label'] + r['file'])}")
+    assert main(["check", str(path), f"--data={data}"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("invalid literal for int") == 5
+    assert "FAULT     function_failed: ... 30 different ones in all" in out
+
+
+def test_records_without_a_field_are_none_that_is_lost(tmp_path):
+    """A constant answer is a fault of its own; that there are no instances would be another."""
+    for n in range(20):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    path = write_task(tmp_path / "t.py", source="pictures('.', path='*')", output="'noise'")
+    [found] = checked(path, tmp_path)
+    assert len(found.instances) == 20 and list(faults(found)) == ["one_answer"]
+
+
 def test_missing_data_is_an_error_in_words(tmp_path, capsys):
     assert main(["check", str(write_task(tmp_path / "t.py")), f"--data={tmp_path / 'no'}"]) == 1
     assert capsys.readouterr().err.startswith("error: --data=")
