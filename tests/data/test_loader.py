@@ -176,7 +176,7 @@ def test_a_program_that_forgets_to_close_ends_at_once_and_silently(tmp_path, dat
         from vflax.images import ImageRules
         from vflax.tokenizer import load_tokenizer
         source = SimpleNamespace(path={str(dataset)!r}, split="train", weight=1.0, count=0, cap=0,
-                                 include=(), exclude=())
+                                 include=(), exclude=(), strict=True)
         config = SimpleNamespace(
             sources=(source,), eval_split="test", order="mixed", tasks=0, budget=0,
             spread="samples", packing=True, max_length=256, slots=3,

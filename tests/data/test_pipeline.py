@@ -24,7 +24,7 @@ from vflax.tokenizer import load_tokenizer
 
 def source(path, **changes) -> SimpleNamespace:
     values = {"path": str(path), "split": "train", "weight": 1.0, "count": 0, "cap": 0}
-    values |= {"include": (), "exclude": ()}
+    values |= {"include": (), "exclude": (), "strict": True}
     return SimpleNamespace(**values | changes)
 
 
@@ -337,7 +337,9 @@ def test_other_sources_can_be_asked_too_without_being_part_of_the_held_out_loss(
 
 
 def questions(path, **changes) -> SimpleNamespace:
-    return SimpleNamespace(**{"path": str(path), "split": "train", "include": (), "exclude": ()} | changes)
+    return SimpleNamespace(
+        **{"path": str(path), "split": "train", "include": (), "exclude": (), "strict": True} | changes
+    )
 
 
 @pytest.mark.parametrize(

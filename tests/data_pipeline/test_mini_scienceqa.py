@@ -119,7 +119,7 @@ def test_nothing_is_asked_in_two_splits(made: MiniScienceQA, problems: dict[str,
 def test_a_solution_ends_with_the_right_choice(problems: dict[str, Any]) -> None:
     for problem in problems.values():
         right = problem["choices"][problem["answer"]]
-        assert problem["solution"].endswith((f" {right}.", f" the {right}."))
+        assert problem["solution"].endswith(f" {right} {'ABCDE'[problem['answer']]}.")
 
 
 def test_no_letter_is_right_more_often_than_chance_would_have_it(problems: dict[str, Any]) -> None:
