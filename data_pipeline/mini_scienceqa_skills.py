@@ -28,7 +28,10 @@ from data_pipeline.mini.scenes import (
     Scene,
 )
 
-_CORNERS = {"triangle": "three", "square": "four", "star": "five", "circle": "no"}
+_CORNERS = {
+    "circle": "no", "heart": "one", "moon": "two", "triangle": "three", "square": "four", "diamond": "four",
+    "star": "five",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,10 @@ def _cups(s: Sampler, held_out: bool) -> Draft:
 def _corners(s: Sampler, held_out: bool) -> Draft:
     shape = s.rng.choice(tuple(_CORNERS))
     number = _CORNERS[shape]
-    solution = f"The shape that has {number} corners is the {shape}."
-    return Draft(f"Which shape has {number} corners?", shape, tuple(_CORNERS), solution)
+    others = [name for name, own in _CORNERS.items() if own != number]
+    things = "corner" if number == "one" else "corners"
+    solution = f"The shape that has {number} {things} is the {shape}."
+    return Draft(f"Which shape has {number} {things}?", shape, others, solution)
 
 
 def _even(s: Sampler, held_out: bool) -> Draft:
@@ -208,9 +213,10 @@ def _more(s: Sampler, held_out: bool) -> Draft:
 def _behind(s: Sampler, held_out: bool) -> Draft:
     at = s.rng.randrange(4)
     ahead, behind = DIRECTIONS[at], DIRECTIONS[(at + 2) % 4]
-    return Draft(
-        f"You go {ahead}. Which direction is behind you?", behind, DIRECTIONS, f"Behind {ahead} is {behind}."
+    question = (
+        f"The {s.rng.choice(COLOR_NAMES)} {s.rng.choice(SHAPES)} goes {ahead}. Which direction is behind it?"
     )
+    return Draft(question, behind, DIRECTIONS, f"Behind {ahead} is {behind}.")
 
 
 # --- language science -------------------------------------------------------------------------------------------------
@@ -291,7 +297,7 @@ SKILLS = (
           "The text says who has what.", 2, _goods),
     Skill(_SOCIAL, "economics", "Goods", "Find out who has more", (6, 12),
           "The larger number is more.", 2, _more),
-    Skill(_SOCIAL, "geography", "Directions", "Name the direction behind you", (4, 10),
+    Skill(_SOCIAL, "geography", "Directions", "Name the opposite direction", (4, 10),
           "North is not south and east is not west.", 4, _behind),
     Skill(_LANGUAGE, "reading-comprehension", "Words", "Read a word", (1, 4),
           "A word has letters.", 4, _word),

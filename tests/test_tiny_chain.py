@@ -1,9 +1,10 @@
-"""The tiny chain 0 -> 1 -> 2 learns for real on a CPU, and its export says what the run said."""
+"""The tiny chain 0 -> 1 -> 2 learns for real on a CPU, its export says what the run said, and so do the pages on it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from tests import pages
 from tests.parity.greedy_hf import compare_greedy
 from vflax.metrics import read_metrics
 
@@ -103,3 +105,35 @@ def test_the_exports_answer_in_transformers_as_the_runs_do(chain: Chain) -> None
         assert json.loads((workdir / "export" / "export.json").read_text())["verified"] is True
         prompts, different, near_ties = compare_greedy(workdir, per_task=2, max_new_tokens=tokens)
         assert prompts >= 6 and different == 0, (workdir.name, different, near_ties)
+
+
+@pytest.fixture(scope="session")
+def reader(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of somebody who reads the pages, and has trained runs/tiny."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(chain.stage1, folder / "runs" / "tiny")
+    return folder
+
+
+def _readers_environment(chain: Chain) -> dict[str, str]:
+    return os.environ | {"JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(chain.stage1.parent / "cache")}
+
+
+@pytest.mark.parametrize("page", pages.FOLLOWED)
+def test_what_a_page_says_can_be_done(page: str, chain: Chain, reader: Path) -> None:
+    pages.follow(pages.followed(page), reader, _readers_environment(chain))
+    if page == "docs/quickstart.md":
+        printed = (reader / "log.txt").read_text()
+        assert "\nred\n" in printed and '"content":"red"' in printed  # the answer that stands on the page
+
+
+def test_the_way_of_one_sample_is_what_its_page_shows(chain: Chain, reader: Path) -> None:
+    page = pages.ROOT / "docs" / "concepts.md"
+    shown = subprocess.run(
+        [sys.executable, "-m", "tests.pages", page, reader], cwd=pages.ROOT, capture_output=True, text=True,
+        env=_readers_environment(chain),
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stdout + shown.stderr[-3000:]
+    entry = "PAIRS+color_of_shape_00332.png"
+    (picture,) = (chain.stage1.parent / "cache").glob(f"mini-*/release/stage1/images/{entry}")
+    assert picture.read_bytes() == (pages.ROOT / "docs" / "images" / "sample.png").read_bytes()

@@ -14,7 +14,9 @@ PARSE = """
 import argparse, json, os, runpy, sys, warnings
 from absl import app, flags, logging
 from vflax import config, config_flag
-import vflax.chat.__main__, vflax.generate.open, vflax.weights.export  # once, not in each process
+# Once, not in each process:
+import data_pipeline.convert, data_pipeline.mini_benchmarks, vflax.chat.__main__, vflax.evaluate.__main__, vflax.train
+import vflax.generate.open, vflax.preference.judge, vflax.study.__main__, vflax.weights.export
 
 def parse(main, flags_parser):
     flags_parser(sys.argv)
