@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.common import ROOT
 from vflax.errors import UserError
 from vflax.study import markdown, plots, report, shown
+from vflax.whole_file import replace
 
 BEGIN = "<!-- From here on written by python -m benchmarks.studies --publish -->"
 END = "<!-- To here -->"
@@ -91,7 +92,7 @@ def publish(work: Path, root: Path) -> None:
     results = root / "benchmarks" / "results" / "studies"
     results.mkdir(parents=True, exist_ok=True)
     for name, path in found.items():
-        report.save(results / f"{name}.json", path.read_bytes())
+        replace(results / f"{name}.json", path.read_bytes())
     write_docs(root)
     print(f"published: {', '.join(found)}")
 
@@ -116,7 +117,7 @@ def write_docs(root: Path) -> None:
     lines = markdown.overview(views) if views else [NOTHING]
     for view in views:
         lines += ["", *markdown.study(view, f"images/studies/{view['name']}-", 3)]
-    report.save(page, before + "\n".join([BEGIN, "", *lines, "", END]) + after)
+    replace(page, before + "\n".join([BEGIN, "", *lines, "", END]) + after)
 
 
 def _draw(folder: Path, results: dict[str, dict]) -> None:
@@ -126,7 +127,7 @@ def _draw(folder: Path, results: dict[str, dict]) -> None:
     for name, result in results.items():
         for plot in shown.study(result)["plots"]:
             drawn.add(folder / f"{name}-{plot['file']}")
-            report.save(folder / f"{name}-{plot['file']}", plots.png(result, plot["metric"], _DPI))
+            replace(folder / f"{name}-{plot['file']}", plots.png(result, plot["metric"], _DPI))
     for path in set(folder.glob("*.png")) - drawn:
         path.unlink()
 

@@ -15,11 +15,10 @@ in training of any stage of the mini dataset.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import csv
+import functools
 import gzip
-import hashlib
 import json
 import struct
 import sys
@@ -31,7 +30,7 @@ import numpy as np
 import PIL.Image
 from sklearn.datasets import load_digits
 
-from data_pipeline import cached, mini, mini_chat, mini_studio
+from data_pipeline import cached, mini_chat, mini_studio
 from data_pipeline.mini.draw import SHAPES
 from data_pipeline.mini.scenes import COLOR_NAMES, NUMBERS, PLACES, original_held_out
 from data_pipeline.mini_studio import Studio
@@ -59,10 +58,13 @@ def ensure(cache: Path | None = None) -> Path:
     Raises:
         UserError: the cache cannot be written.
     """
-    digest = hashlib.sha256(mini.version().encode())  # of scenes and renderer, too
-    for source in (__file__, str(mini_chat.__file__), str(mini_studio.__file__)):
-        digest.update(Path(source).read_bytes())
-    return cached.made(f"mini-benchmarks-{digest.hexdigest()[:12]}", write, "5 MB", cache)
+    return cached.made(f"mini-benchmarks-{version()}", write, "5 MB", cache)
+
+
+@functools.cache
+def version() -> str:
+    """A short hash of all that decides their bytes."""
+    return cached.version(__file__, str(mini_chat.__file__), str(mini_studio.__file__))
 
 
 def write(out: Path) -> None:
@@ -200,17 +202,7 @@ def _digits(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.mini_benchmarks", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
-    try:
-        write(parser.parse_args(argv).out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return cached.write_command("data_pipeline.mini_benchmarks", str(__doc__), write, argv)
 
 
 if __name__ == "__main__":

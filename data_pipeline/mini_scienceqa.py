@@ -16,9 +16,7 @@ In a config it is the source "mini:scienceqa", with the splits train, val and te
 
 from __future__ import annotations
 
-import argparse
 import functools
-import hashlib
 import json
 import os
 import random
@@ -30,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.datasets import load_digits
 
-from data_pipeline import cached, convert, mini, mini_scienceqa_skills
+from data_pipeline import cached, convert, mini_scienceqa_skills
 from data_pipeline.mini.render import render
 from data_pipeline.mini.scenes import Sampler, Scene
 from data_pipeline.mini_scienceqa_skills import SKILLS, Draft, Skill
@@ -84,10 +82,7 @@ def _make(root: Path) -> None:
 @functools.cache
 def version() -> str:
     """A short hash of all that decides its bytes."""
-    digest = hashlib.sha256(mini.version().encode())  # of scenes, renderer and converter, too
-    for source in (__file__, str(mini_scienceqa_skills.__file__)):
-        digest.update(Path(source).read_bytes())
-    return digest.hexdigest()[:12]
+    return cached.version(__file__, str(mini_scienceqa_skills.__file__))
 
 
 def write(out: Path) -> None:
@@ -195,17 +190,7 @@ def _convert(made: MiniScienceQA) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.mini_scienceqa", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
-    try:
-        write(parser.parse_args(argv).out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return cached.write_command("data_pipeline.mini_scienceqa", str(__doc__), write, argv)
 
 
 if __name__ == "__main__":

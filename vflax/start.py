@@ -63,35 +63,17 @@ def resolve_path(value: str, *, made_by: str = "") -> Path:
             on first use; or "cache:NAME", a folder under `cache_root` that is private to the config `made_by`.
     """
     kind, colon, name = value.partition(":")
-    if value == "mini:scienceqa":
-        from data_pipeline import mini_scienceqa
-
-        return mini_scienceqa.ensure().data
-    if value == "mini:benchmarks":
-        from data_pipeline import mini_benchmarks
-
-        return mini_benchmarks.ensure()
     if colon and kind == "mini":
-        from data_pipeline import mini  # only runs on built-in data need the offline side
+        from data_pipeline import built_in  # only runs on built-in data need the offline side
 
-        paths = mini.ensure()
-        known = {
-            "stage0": paths.stage0,
-            "stage1": paths.stage1,
-            "stage2": paths.stage2,
-            "tokenizer": paths.tokenizer,
-        }
-        if name not in known:
-            listed = ", ".join(f"mini:{k}" for k in (*known, "scienceqa", "benchmarks"))
-            raise UserError(f"{value!r}: the built-in data has {listed}")
-        return known[name]
+        return built_in.path(name)
     if colon and kind == "cache":
         recipe = json.dumps(configs.plain(configs.load_config(made_by)), sort_keys=True)
         parts = [vflax.__version__, recipe]
         if "mini:" in recipe:
-            from data_pipeline import mini
+            from data_pipeline import built_in
 
-            parts.append(mini.version())  # other built-in data makes another model
+            parts.append(built_in.version(recipe))
         return cache_root() / f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
     if bucket.is_url(value):
         return mirror.fetch(value)

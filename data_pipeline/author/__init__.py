@@ -19,7 +19,11 @@ from data_pipeline.author.tables import table
 from data_pipeline.author.task import Task
 from data_pipeline.author.tfds_directory import tfds_directory
 
+# What its files say they are of.
+TOOL = "data_pipeline.author"
+
 __all__ = [
+    "TOOL",
     "Task",
     "all_labels",
     "generated",

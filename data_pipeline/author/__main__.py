@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from data_pipeline.author import accept
+from data_pipeline.author import TOOL, accept
 from data_pipeline.author.checks import Checked, check
 from data_pipeline.author.export import METADATA, TEST, TRAIN, export
-from data_pipeline.author.files import TOOL, write_text
 from data_pipeline.author.instances import Loader
 from data_pipeline.author.report import as_json, lines_of
 from data_pipeline.author.review import write_sheet
 from data_pipeline.author.task import TaskFile, load_task_file
 from vflax.errors import UserError
+from vflax.whole_file import replace
 
 _EXAMPLES = ("charts", "cifar10", "mnist", "omniglot")
 
@@ -129,7 +129,7 @@ def _new(args: argparse.Namespace) -> int:
             .read_text("utf-8")
             .replace("@DATASET@", dataset or "DATASET")
         )
-    write_text(path, text)
+    replace(path, text)
     print(f"{path}: edit it, then\n  python -m {TOOL} check {path} --data=DIR")
     return 0
 
@@ -139,9 +139,7 @@ def _check(args: argparse.Namespace) -> int:
     for one in found:
         print("\n".join(lines_of(one)))
     if args.report is not None:
-        write_text(
-            args.report, json.dumps([as_json(one) for one in found], indent=1, ensure_ascii=False) + "\n"
-        )
+        replace(args.report, json.dumps([as_json(one) for one in found], indent=1, ensure_ascii=False) + "\n")
     _refuse_faulty(found, "the FAULT lines say why")
     return 0
 

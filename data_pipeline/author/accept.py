@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.author import TOOL
 from data_pipeline.author.checks import REVIEWED, Checked
-from data_pipeline.author.files import TOOL, write_text
 from data_pipeline.author.task import Task, TaskFile, same_name
 from vflax.errors import UserError
 from vflax.small_files import read_json
 from vflax.values import FLAG, NAME, TEXT, Kind, wrong
+from vflax.whole_file import replace
 
 # Of 20 samples, for each reviewer.
 LEAST = 18
@@ -200,7 +201,7 @@ def write_record(file: TaskFile, verdicts: Iterable[Verdict]) -> Path:
     path = record_path(file.path)
     tasks = {name: one for name, one in _read(path).items() if one["file"] == file.digest}
     tasks |= {verdict.task: verdict.record for verdict in verdicts}
-    write_text(path, json.dumps({"tool": TOOL, "tasks": tasks}, indent=1, ensure_ascii=False) + "\n")
+    replace(path, json.dumps({"tool": TOOL, "tasks": tasks}, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import vflax
+from data_pipeline.author import TOOL
 from data_pipeline.author.accept import accepted
 from data_pipeline.author.checks import Checked, check
-from data_pipeline.author.files import TOOL
 from data_pipeline.author.instances import Instance, Loader, Seen, ordering
 from data_pipeline.author.task import Task, TaskFile
 from vflax import folders

@@ -16,11 +16,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from data_pipeline.author import TOOL
 from data_pipeline.author.checks import REVIEWED, Checked
-from data_pipeline.author.files import TOOL, write_text
 from data_pipeline.author.instances import Instance, ordering
 from data_pipeline.author.task import Task
 from vflax import images
+from vflax.whole_file import replace
 
 # Pictures up to the first side are shown pixel by pixel, those over the second are made smaller.
 _SMALL, _LARGEST = 128, 1024
@@ -69,7 +70,7 @@ def write_sheet(found: Checked, file: str, folder: Path) -> Path:
         data=Markup(json.dumps(data).replace("<", "\\u003c")),
     )
     path = folder / f"{task.name}.html"
-    write_text(path, page)
+    replace(path, page)
     return path
 
 

@@ -6,7 +6,6 @@ All of it but the manifest's date is a pure function of the contexts, the prompt
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from data_pipeline.synthesize.contexts import Context
 from data_pipeline.synthesize.parsing import Pairs
 from vflax.conversation import IMAGE_MARKER
-from vflax.errors import UserError
+from vflax.whole_file import replace
 
 MANIFEST_FILE, REJECTS_FILE, ALL_FILE = "manifest.json", "rejects.jsonl", "all.json"
 
@@ -40,28 +39,9 @@ def llava_sample(
 def write_array(path: Path, samples: Iterable[dict[str, Any]]) -> None:
     """A JSON array, one sample a line."""
     lines = (json.dumps(sample, ensure_ascii=False) for sample in samples)
-    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+    replace(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     """JSON lines."""
-    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
-
-
-def write_text(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never a part.
-
-    Raises:
-        UserError: the disk is full, or the file cannot be written for another reason of the system's.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); the replies are kept: run again") from None
+    replace(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))

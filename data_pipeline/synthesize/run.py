@@ -27,7 +27,6 @@ from data_pipeline.synthesize.output import (
     llava_sample,
     write_array,
     write_lines,
-    write_text,
 )
 from data_pipeline.synthesize.parsing import TYPES, Pairs, Reject, judge
 from data_pipeline.synthesize.prompts import Prompts, read_prompts
@@ -37,6 +36,7 @@ from vflax.endpoint.asking import TOKEN_LIMITS, Asker, Request, Stop, laid_over,
 from vflax.endpoint.responses import Responses, Stored, open_nothing, open_responses
 from vflax.endpoint.session import KEY_VARIABLE, Endpoint, ask_all
 from vflax.errors import UserError
+from vflax.whole_file import replace
 
 _SECRET = re.compile(r"(api|access|private)[_-]?key|secret|passw|authorization|(access|auth)[_-]?token", re.I)
 _FIXED = ("model", "messages", "stream", "stream_options", "n")  # parameters that are not the user's to set
@@ -262,7 +262,7 @@ def _write(
             "tokens": dataclasses.asdict(asker.spent),
         },
     }
-    write_text(options.out / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    replace(options.out / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 

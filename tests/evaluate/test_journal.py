@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from vflax.errors import UserError
-from vflax.evaluate.journal import Journal, replace
+from vflax.evaluate.journal import Journal
+from vflax.whole_file import replace
 
 KEYS = [f"q{n}" for n in range(20)]
 IDENTITY = {"model": {"name": "m"}, "style": "llava"}

@@ -53,28 +53,15 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
-    """Opens the page from disk; whatever the browser complains of, or asks for, fails the test."""
-    errors: list[str] = []
-    contexts = []
+    with chromium.pages_of(browser, site) as found:
 
-    def open_it(width: int = 1280, **context: Any) -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, **context))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: errors.append(message.text))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on(
-            "request",
-            lambda sent: errors.append(sent.url) if sent.url[:5] not in ("file:", "data:") else None,
-        )
-        page.goto(site.as_uri())
-        page.locator("#pope .filters").scroll_into_view_if_needed()
-        page.wait_for_selector("#pope .sample")
-        return page
+        def open_it(width: int = 1280, **context: Any) -> Any:
+            page = found(width, **context)
+            page.locator("#pope .filters").scroll_into_view_if_needed()
+            page.wait_for_selector("#pope .sample")
+            return page
 
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert errors == []
+        yield open_it
 
 
 @pytest.fixture

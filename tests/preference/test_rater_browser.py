@@ -38,32 +38,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
-    """Opens the page from disk; whatever the browser complains of, or asks for, fails the test."""
-    errors: list[str] = []
-    contexts = []
-
-    def open_it(width: int = 1280, **context: Any) -> Any:
-        contexts.append(
-            browser.new_context(viewport={"width": width, "height": 800}, offline=True, **context)
-        )
-        page = contexts[-1].new_page()
-        watch(page, errors)
-        page.goto((site / "page.html").as_uri())
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert errors == []
-
-
-def watch(page: Any, errors: list[str]) -> None:
-    page.on("console", lambda message: errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "request",
-        lambda sent: errors.append(sent.url) if sent.url[:5] not in ("file:", "data:", "blob:") else None,
-    )
+    with chromium.pages_of(browser, site / "page.html", offline=True) as found:
+        yield found
 
 
 def begin(page: Any, name: str) -> Any:
@@ -245,7 +221,7 @@ def test_the_page_of_style_fits_and_asks_for_nothing(
     assert main(["style", *named(site), f"--out={tmp_path}"]) == 0
     errors: list[str] = []
     page = browser.new_page(viewport={"width": width, "height": 800})
-    watch(page, errors)
+    chromium.watch(page, errors)
     page.goto((tmp_path / "style.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator("img.plot").evaluate_all("nodes => nodes.every((node) => node.naturalWidth > 500)")

@@ -59,7 +59,8 @@ class Asked:
 class PageServer(ThreadingHTTPServer):
     """The server. Answers are taken from `answers`, first come first served; when there are none, `Answer()` is given.
 
-    asked: the requests for answers; left: set when a client went away before its answer was complete.
+    asked: the requests for answers; taken: set when one of them has its answer; left: set when a client went away
+        before its answer was complete.
     """
 
     daemon_threads = True
@@ -75,6 +76,7 @@ class PageServer(ThreadingHTTPServer):
         self.answers: list[Answer] = []
         self.asked: list[Asked] = []
         self.release = threading.Event()
+        self.taken = threading.Event()
         self.left = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -118,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         server.asked.append(Asked(body, self.headers.get("authorization")))
         answer = server.answers.pop(0) if server.answers else Answer()
+        server.taken.set()
         if answer.status != 200:
             error = {"message": answer.message, "type": "error", "param": answer.param, "code": answer.code}
             return self._send_json(answer.status, {"error": error}, answer.headers)

@@ -302,6 +302,7 @@ def test_a_conversation_goes_on_after_a_stop(page: Any, server: PageServer) -> N
     server.answers.append(Answer(["One"], hold=0))
     begin(page, "first")
     page.wait_for_selector(".body.waiting")
+    assert server.taken.wait(15)  # a request that is stopped on its way leaves its answer to the next one
     page.keyboard.press("Escape")
     page.wait_for_selector(".facts:has-text('Stopped')")
     ask(page, "second")

@@ -35,10 +35,10 @@ from vflax.evaluate.files import json_lines, json_object
 from vflax.evaluate.hosts import Hosts, joined
 from vflax.evaluate.infer import Model, infer
 from vflax.evaluate.jobs import STYLES, Job, asks, check_pictures, open_jobs, some
-from vflax.evaluate.journal import writing
 from vflax.evaluate.question import digest
 from vflax.evaluate.tasks import JUDGED, TASKS
 from vflax.small_files import parse_object
+from vflax.whole_file import writing
 
 STEPS = ("infer", "judge", "score")
 

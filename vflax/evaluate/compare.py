@@ -30,8 +30,8 @@ from rich.table import Table
 
 from vflax.errors import UserError
 from vflax.evaluate.files import Row, json_lines, json_object, keyed, need
-from vflax.evaluate.journal import replace
 from vflax.evaluate.result import ROUNDS, interval, without_nan
+from vflax.whole_file import replace
 
 # What makes two questions the same one, beside their key.
 _SAME = ("unit", "groups", "answer")

@@ -12,18 +12,18 @@ is left to do does not depend on who did what before.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from vflax.errors import UserError
 from vflax.evaluate.files import Row, json_lines, json_object, need
+from vflax.whole_file import replace, writing
 
 # Seconds of work that a power cut may cost; a kill costs what was not answered yet.
 _EVERY = 0.5
@@ -185,45 +185,3 @@ def _took(starts: Mapping[tuple[int, int], Sequence[Row]]) -> dict[str, Any]:
         "hosts": len(seconds),
         "starts": max(start for _, start in starts) + 1,
     }
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file so that a reader, and whoever comes after a kill or a power cut, sees the old one or the new one.
-
-    Half of a surrogate pair, where an answer was cut off, is written as JSON has it: \\ud83d.
-
-    Raises:
-        UserError: the disk does not take it.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, which keeps its name
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextlib.contextmanager
-def writing(where: Path) -> Iterator[None]:
-    """Tells an error of the disk inside as one of `where`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{where}: cannot be written ({error.strerror or error}); free the disk or name another place, and run "
-            "the same command again"
-        ) from None

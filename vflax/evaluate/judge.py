@@ -8,24 +8,24 @@ cannot be read, is asked for again. The grades are a function of the replies on 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from vflax.endpoint.account import Account, Prices, Tokens
-from vflax.endpoint.asking import TOKEN_LIMITS, Asker, Request, laid_over, stored_reply
-from vflax.endpoint.responses import Responses, Stored, open_responses
-from vflax.endpoint.session import Endpoint, ask_all
+from vflax.endpoint.account import Prices
+from vflax.endpoint.asking import Request, laid_over, stored_reply
+from vflax.endpoint.readings import Reading, gather
+from vflax.endpoint.readings import facts as readings_facts
+from vflax.endpoint.responses import Stored
+from vflax.endpoint.session import Endpoint
 from vflax.errors import UserError
 from vflax.evaluate.files import digest, json_object
-from vflax.evaluate.journal import replace
 from vflax.evaluate.judging import Judged
 from vflax.evaluate.predictions import join, of_vflax
 from vflax.evaluate.question import Question
+from vflax.whole_file import replace
 
 PREDICTIONS, GRADED, FACTS = "predictions.jsonl", "graded.jsonl", "judge.json"
 
@@ -95,41 +95,31 @@ def judge(
     said = join(of_vflax(path), {question.key: question for question in questions}, path, task.NAME)
     jobs = [(question, said[question.key].text) for question in questions if question.key in said]
     exam = _Exam(task, endpoint.model, task.RUNS if runs is None else runs, parameters)
-    if endpoint.budget is not None and not next(exam.attempts(*jobs[0], 0)).most_tokens:
-        raise UserError(f"--budget: needs a limit of tokens per reply ({' or '.join(TOKEN_LIMITS)})")
-
-    async def settle(asker: Asker, job: tuple[Question, str]) -> str | None:
-        for run in range(exam.times):
-            for request in exam.attempts(*job, run):
-                stored = await asker.ask(request)
-                if stored is None:
-                    return None
-                if exam.grade(job[0], stored) is not None:
-                    break
-        return ""
-
-    with open_responses(cache) as responses:
-        account = Account(endpoint.prices, endpoint.budget, *responses.tokens())
-        asker, stop, _ = ask_all(
-            endpoint, responses, account, jobs, len(jobs), settle, show_progress=show_progress
-        )
-        if stop.is_error:
-            raise UserError(f"{stop.reason}. Replies that came are kept in {cache}")
-        graded, used = [], []
-        for question, prediction in jobs:
-            found = _grades(exam, question, prediction, responses)
-            if found is None:
-                failed = next(iter(asker.failures.values()), "")
-                return stop.reason or f"{question.key} has no grade yet: {failed}"
-            grades, replies = found
-            row = {"key": question.key, "prediction": prediction, "grades": grades, "judge": endpoint.model}
-            graded.append(json.dumps(row, ensure_ascii=False) + "\n")
-            used += replies
+    readings, reason = gather(
+        endpoint,
+        cache,
+        jobs,
+        lambda job: [exam.attempts(*job, run) for run in range(exam.times)],
+        lambda job, stored: exam.grade(job[0], stored),
+        lambda job: f"{job[0].key} has no grade yet",
+        show_progress=show_progress,
+    )
+    if reason:
+        return reason
+    graded = []
+    for (question, prediction), reading in zip(jobs, readings, strict=True):
+        row = {
+            "key": question.key,
+            "prediction": prediction,
+            "grades": reading.values,
+            "judge": endpoint.model,
+        }
+        graded.append(json.dumps(row, ensure_ascii=False) + "\n")
     replace(folder / GRADED, "".join(graded))
     facts = {
         "judge": endpoint.model,
         "base_url": endpoint.url,
-        **_facts(exam, jobs, used, endpoint.prices),
+        **_facts(exam, jobs, readings, endpoint.prices),
         "predictions_sha256": digest([path]),
         "graded_sha256": digest([folder / GRADED]),
     }
@@ -151,51 +141,16 @@ def facts(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _grades(
-    exam: _Exam, question: Question, prediction: str, responses: Responses
-) -> tuple[list[Any], list[Stored]] | None:
-    """A grade, or None where no reply could be read, for each run; and the replies. None: replies are missing."""
-    grades: list[Any] = []
-    used = []
-    for run in range(exam.times):
-        grade = None
-        for request in exam.attempts(question, prediction, run):
-            stored = responses.get(request.key)
-            if stored is None:
-                return None
-            used.append(stored)
-            grade = exam.grade(question, stored)
-            if grade is not None:
-                break
-        grades.append(grade)
-    return grades, used
-
-
 def _facts(
-    exam: _Exam, jobs: Sequence[tuple[Question, str]], used: Sequence[Stored], prices: Prices | None
+    exam: _Exam, jobs: Sequence[tuple[Question, str]], read: Sequence[Reading], prices: Prices | None
 ) -> Mapping[str, Any]:
-    """What was asked for, what the endpoint says it is and when: of the replies that the grades are read from, so that
-    grading again gives the same file. parameters: of the first attempt."""
-    versions: Counter[str] = Counter()
-    for stored in used:
-        body = json.loads(stored.body)
-        versions[str(body.get("model") if isinstance(body, dict) else None)] += 1
-    tokens = sum((stored.tokens for stored in used), start=Tokens())
-    published = exam.task.judge_request(*jobs[0], 0).model
+    """What was asked for, and `readings.facts`, so that grading again gives the same file. parameters: of the first
+    attempt."""
     sent = next(exam.attempts(*jobs[0], 0)).parameters
-    first, last = (
-        datetime.fromtimestamp(which(stored.time for stored in used), UTC).isoformat(timespec="seconds")
-        for which in (min, max)
-    )
     return {
-        "versions": dict(sorted(versions.items())),
-        "date": first,
-        "last_date": last,
+        **readings_facts(read, prices),
         "runs": exam.times,
         "temperature": sent.get("temperature"),
         "parameters": sent,
-        "judge of published numbers": published,
-        "replies": len(used),
-        "tokens": asdict(tokens),
-        "cost": None if prices is None else prices.cost(tokens),
+        "judge of published numbers": exam.task.judge_request(*jobs[0], 0).model,
     }

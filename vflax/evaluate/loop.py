@@ -27,13 +27,13 @@ from vflax.evaluate.answering import prompt_of
 from vflax.evaluate.heldout import Answered, answer, heldout_loss, permute_images, records, score
 from vflax.evaluate.infer import Ask
 from vflax.evaluate.jobs import asks, lacking_pictures
-from vflax.evaluate.journal import replace
 from vflax.evaluate.question import limited
 from vflax.evaluate.result import Score
 from vflax.evaluate.tasks import COUNTED, JUDGED, TASKS, WITHOUT_JUDGE, Task
 from vflax.generate.processor import Processor
 from vflax.sharding import BATCH_AXES, platform
 from vflax.step import make_eval_step
+from vflax.whole_file import replace
 from vflax.workdir import ModelFiles
 from vflax.xla_options import compiler_options
 

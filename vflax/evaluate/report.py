@@ -16,11 +16,11 @@ from markupsafe import Markup
 
 import vflax
 from vflax.evaluate.files import json_lines, json_value
-from vflax.evaluate.journal import replace
 from vflax.evaluate.published import MEASURES, ROWS
 from vflax.evaluate.question import Question
 from vflax.evaluate.shown import OUTCOMES, Verdicts, browsed, confusions, outcome, yes_shares
 from vflax.evaluate.tasks import TASKS
+from vflax.whole_file import replace
 
 # Of the page, at most about so much of questions and answers, and of pictures; its tasks share that.
 _TEXT_BYTES = 16_000_000

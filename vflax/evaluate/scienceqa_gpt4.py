@@ -37,11 +37,11 @@ from vflax.evaluate import score as scoring
 from vflax.evaluate.answering import Remote
 from vflax.evaluate.files import json_value, need
 from vflax.evaluate.infer import Ask, infer
-from vflax.evaluate.journal import replace, writing
 from vflax.evaluate.question import Question
 from vflax.evaluate.scienceqa_data import Release, open_release
 from vflax.evaluate.scienceqa_ensemble import GPT4, OURS, REQUERY, Members, read_members
 from vflax.small_files import parse_object, read_text
+from vflax.whole_file import replace, writing
 
 # run_gpt3.py's.
 _MAX_TOKENS = 512

@@ -22,9 +22,9 @@ from rich.text import Text
 
 import vflax
 from vflax.errors import UserError
-from vflax.evaluate.journal import replace
 from vflax.evaluate.result import Score
 from vflax.evaluate.tasks import TASKS, format_of
+from vflax.whole_file import replace
 
 
 def score(

@@ -23,8 +23,9 @@ from vflax.evaluate.compare import sign_test
 from vflax.preference.agreement import agreement, kappa
 from vflax.preference.questions import TIE, ChatQuestion
 from vflax.preference.ratings import Key, Rated, read_judge, read_key, read_ratings
-from vflax.preference.saving import markdown_table, number, save, save_json, with_interval
+from vflax.preference.saving import markdown_table, number, save_json, with_interval
 from vflax.preference.wins import by_groups, win_rate
+from vflax.whole_file import replace
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raters[rated.name] = rated
     judged = read_judge(args.judge, key, list(key.models)) if args.judge else None
     found = aggregate(key, list(raters.values()), judged)
-    save(args.out / "aggregate.md", markdown(found))
+    replace(args.out / "aggregate.md", markdown(found))
     save_json(args.out / "aggregate.json", found)
     print(markdown(found))
     return EXIT_DONE

@@ -14,30 +14,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from vflax.constants import EXIT_AGAIN, EXIT_DONE
-from vflax.endpoint.account import Account, Tokens
-from vflax.endpoint.asking import TOKEN_LIMITS, Asker
-from vflax.endpoint.responses import Responses, Stored, open_responses
-from vflax.endpoint.session import Endpoint, ask_all, of_flags
+from vflax.endpoint.readings import Reading, gather
+from vflax.endpoint.readings import facts as readings_facts
+from vflax.endpoint.session import Endpoint, of_flags
 from vflax.endpoint.session import add_flags as add_endpoint_flags
 from vflax.errors import UserError
 from vflax.evaluate.files import digest
 from vflax.preference.pictures import picture_path
 from vflax.preference.questions import TIE, ChatQuestion, Model, read_models, read_questions
 from vflax.preference.ratings import VERDICTS
-from vflax.preference.saving import save, save_json
+from vflax.preference.saving import save_json
 from vflax.preference.verdict import ATTEMPTS, Exam
 from vflax.preference.wins import markdown, tally
 from vflax.small_files import parse_object
+from vflax.whole_file import replace
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
         "judge": facts,
         **tally(rows, [model.name for model in models], questions),
     }
-    save(args.out / VERDICTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    save(args.out / "judge.md", markdown(found))
+    replace(args.out / VERDICTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace(args.out / "judge.md", markdown(found))
     save_json(args.out / "judge.json", found)
     print(markdown(found))
     if unread := sum(row["verdict"] is None for row in rows):
@@ -134,35 +132,20 @@ def judge(
         )
     pairs = [_Pair(n, q, a, b) for a, b in combinations(models, 2) for n, q in enumerate(questions)]
     asked = [pair for pair in pairs if not pair.same]
-    if endpoint.budget is not None and asked and not next(exam.attempts(*asked[0].orders()[0])).most_tokens:
-        raise UserError(f"--budget: needs a limit of tokens per reply ({' or '.join(TOKEN_LIMITS)})")
-
-    async def settle(asker: Asker, pair: _Pair) -> str | None:
-        for order in pair.orders():
-            for request in exam.attempts(*order):
-                stored = await asker.ask(request)
-                if stored is None:
-                    return None
-                if exam.read(pair.question, stored) is not None:
-                    break
-        return ""
-
-    with open_responses(cache) as responses:
-        account = Account(endpoint.prices, endpoint.budget, *responses.tokens())
-        asker, stop, _ = ask_all(
-            endpoint, responses, account, asked, len(asked), settle, show_progress=show_progress
-        )
-        if stop.is_error:
-            raise UserError(f"{stop.reason}. Replies that came are kept in {cache}")
-        rows, used = [], []
-        for pair in pairs:
-            found = ([TIE, TIE], []) if pair.same else _read(exam, pair, responses)
-            if found is None:
-                failed = next(iter(asker.failures.values()), "")
-                return [], {}, stop.reason or f"question {pair.question.key} has no verdict yet: {failed}"
-            rows.append(pair.row(found[0]))
-            used += found[1]
-    return rows, _facts(exam, endpoint, used), ""
+    readings, reason = gather(
+        endpoint,
+        cache,
+        asked,
+        lambda pair: [exam.attempts(*order) for order in pair.orders()],
+        lambda pair, stored: exam.read(pair.question, stored),
+        lambda pair: f"question {pair.question.key} has no verdict yet",
+        show_progress=show_progress,
+    )
+    if reason:
+        return [], {}, reason
+    values = iter(reading.values for reading in readings)
+    rows = [pair.row([TIE, TIE] if pair.same else next(values)) for pair in pairs]
+    return rows, _facts(exam, endpoint, readings), ""
 
 
 @dataclass(frozen=True)
@@ -196,44 +179,15 @@ class _Pair:
         }  # fmt: skip
 
 
-def _read(exam: Exam, pair: _Pair, responses: Responses) -> tuple[list[str | None], list[Stored]] | None:
-    """What the kept replies to the two orders say, None where none could be read, and these replies. None: replies are
-    missing."""
-    read: list[str | None] = []
-    used = []
-    for order in pair.orders():
-        verdict = None
-        for request in exam.attempts(*order):
-            stored = responses.get(request.key)
-            if stored is None:
-                return None
-            used.append(stored)
-            verdict = exam.read(pair.question, stored)
-            if verdict is not None:
-                break
-        read.append(verdict)
-    return read, used
-
-
-def _facts(exam: Exam, endpoint: Endpoint, used: Sequence[Stored]) -> dict[str, Any]:
-    """What was asked for, what the endpoint says it is and when: of the replies that verdicts are read from.
-    parameters: of the first attempt."""
-    bodies = [json.loads(stored.body) for stored in used]
-    versions = Counter(str(body.get("model") if isinstance(body, dict) else None) for body in bodies)
-    tokens = sum((stored.tokens for stored in used), start=Tokens())
+def _facts(exam: Exam, endpoint: Endpoint, readings: Sequence[Reading]) -> dict[str, Any]:
+    """What was asked for, and `readings.facts`. parameters: of the first attempt."""
     sent = next(exam.attempts(ChatQuestion("", ""), "", "")).parameters
-    times = [datetime.fromtimestamp(stored.time, UTC).isoformat(timespec="seconds") for stored in used]
     return {
         "judge": exam.model,
         "base_url": endpoint.url,
-        "versions": dict(sorted(versions.items())),
+        **readings_facts(readings, endpoint.prices),
         "pictures": exam.images is not None,
         "temperature": sent.get("temperature"),
         "parameters": sent,
         "attempts": ATTEMPTS,
-        "date": min(times, default=None),
-        "last_date": max(times, default=None),
-        "replies": len(used),
-        "tokens": asdict(tokens),
-        "cost": None if endpoint.prices is None else endpoint.prices.cost(tokens),
     }

@@ -27,7 +27,8 @@ from vflax.errors import UserError
 from vflax.preference.pictures import data_url, picture_path
 from vflax.preference.questions import ChatQuestion, Model, read_models, read_questions
 from vflax.preference.ratings import KEY_FORMAT
-from vflax.preference.saving import save, save_json
+from vflax.preference.saving import save_json
+from vflax.whole_file import replace
 
 _PIXELS = 1024  # of the longer side of a picture on the page
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     items = draw(questions, models, args.pairs, args.repeats, args.seed)
     page, content = render(items, args.images)
     save_json(key, key_of(page, items, models))
-    save(args.out, content)
+    replace(args.out, content)
     repeated = sum(bool(item.repeats) for item in items)
     print(
         f"{args.out}: {len(items) - repeated} pairs, {repeated} of them twice, {len(content) / 1e6:.1f} MB\n"

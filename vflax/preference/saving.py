@@ -1,34 +1,18 @@
-"""Files of a result: each appears whole, or stays as it was."""
+"""How results are told, in JSON and Markdown."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vflax.evaluate.journal import writing
-
-
-def save(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one.
-
-    Raises:
-        UserError: the disk does not take it.
-    """
-    # Answers may hold halves of characters, which no file can.
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(data)
-        temporary.replace(path)
+from vflax.whole_file import replace
 
 
 def save_json(path: Path, value: Any) -> None:
-    """As `save`, indented."""
-    save(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Indented."""
+    replace(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from vflax.evaluate.result import ROUNDS, SHARE
+from vflax.evaluate.result import ROUNDS, SHARE, interval
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,9 @@ def draws(n: int) -> np.ndarray:
 
 
 def percentiles(drawn: np.ndarray) -> tuple[float | None, float | None]:
-    """Which hold the share SHARE of the draws; (None, None) where these are none."""
-    kept = drawn[np.isfinite(drawn)]
-    if not len(kept):
-        return None, None
-    low, high = np.percentile(kept, [50 * (1 - SHARE), 50 * (1 + SHARE)])
-    return float(low), float(high)
+    """Of `result.interval`; (None, None) where none of the draws is a number."""
+    low, high = interval(drawn)
+    return (None, None) if np.isnan(low) else (low, high)
 
 
 def _ratio(count: float, n: float) -> float | None:

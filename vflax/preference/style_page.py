@@ -13,7 +13,8 @@ from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vflax.preference.saving import markdown_table, number, save, save_json, with_interval
+from vflax.preference.saving import markdown_table, number, save_json, with_interval
+from vflax.whole_file import replace
 
 # {measure: (heading, whether it is a share)}, in the order in which they are told.
 LABELS = {
@@ -42,9 +43,9 @@ def write(out: Path, facts: _Facts) -> None:
     if follows := _follows_plot(facts):
         plots["follows.png"] = follows
     for name, data in plots.items():
-        save(out / name, data)
-    save(out / "style.md", markdown(facts))
-    save(out / "style.html", _page(facts, plots))
+        replace(out / name, data)
+    replace(out / "style.md", markdown(facts))
+    replace(out / "style.html", _page(facts, plots))
     save_json(out / "style.json", facts)
 
 

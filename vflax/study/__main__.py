@@ -15,14 +15,10 @@ or an error.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from etils import epath
@@ -32,10 +28,10 @@ from rich.console import Console
 from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
 from vflax.errors import UserError
 from vflax.goodput import duration
-from vflax.study import cost, measures, report
-from vflax.study.execute import Executor, Job, Slots, check_slots
-from vflax.study.grid import Cell, Run, Study, known_studies, load_study
-from vflax.study.recipe import config_of, differences, flags_of, folder_of
+from vflax.study import cost, report
+from vflax.study.execute import Executor, Slots, check_slots
+from vflax.study.grid import Study, known_studies, load_study
+from vflax.study.jobs import Place, all_runs, jobs_of, measures_of
 from vflax.study.result import build
 
 
@@ -83,54 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where things are: the folder of the studies, and the launches' folder."""
-
-    work: Path
-    runs: epath.Path
-    evaluate: tuple[str, ...]
-
-    def workdir(self, run: Run) -> epath.Path:
-        return self.runs / folder_of(run)
-
-    def finished(self, run: Run) -> bool:
-        """Whether the launch is done.
-
-        Raises:
-            UserError: there is another run under its name.
-        """
-        folder = self.workdir(run)
-        try:
-            status = json.loads((folder / "status.json").read_text())
-            if status["state"] != "done" or not (folder / "summary.json").exists():
-                return False
-            saved = json.loads((folder / "config.json").read_text())
-        except (FileNotFoundError, ValueError, KeyError):
-            return False
-        if wrong := differences(run, saved, str(self.work)):
-            raise UserError(
-                f"{folder}: not the run that the study means: {'; '.join(wrong)}; delete that folder"
-            )
-        return True
-
-    def evaluation(self, run: Run) -> epath.Path | None:
-        """What vflax.evaluate writes with these arguments; None: nothing is asked for."""
-        if not self.evaluate:
-            return None
-        digest = hashlib.sha256(json.dumps(self.evaluate).encode()).hexdigest()[:8]
-        return self.workdir(run) / f"evaluate-{digest}"
-
-    def evaluated(self, run: Run) -> bool:
-        folder = self.evaluation(run)
-        return folder is None or (folder / "report.json").exists()
-
-
 def _study(options: argparse.Namespace, console: Console) -> int:
     environment = dict(os.environ)
     seeds = _numbers(options.seeds)
     studies = [load_study(name, seeds) for name in _names(options.study)]
-    place = _Place(
+    place = Place(
         options.workdir.absolute(), epath.Path(options.runs or options.workdir.absolute() / "runs"),
         tuple(shlex.split(options.evaluate)),
     )  # fmt: skip
@@ -146,11 +99,11 @@ def _study(options: argparse.Namespace, console: Console) -> int:
     try:
         with lock.acquire(timeout=0):
             executor = Executor(
-                [] if options.report_only else _jobs(studies, place), slots, _printer(console)
+                [] if options.report_only else jobs_of(studies, place), slots, _printer(console)
             )
             executor.run()
             for study in studies:
-                found = _measures(study, place)
+                found = measures_of(study, place)
                 folder = place.work / study.name
                 if options.report_only:
                     _check_finished(len(found), folder)
@@ -236,9 +189,7 @@ def _slots(options: argparse.Namespace, environment: dict[str, str]) -> Slots:
     return slots
 
 
-def _show_cost(
-    studies: Sequence[Study], place: _Place, options: argparse.Namespace, console: Console
-) -> None:
+def _show_cost(studies: Sequence[Study], place: Place, options: argparse.Namespace, console: Console) -> None:
     """The grid, and what is left of it; then what that will cost."""
     for study in studies:
         there = sum(place.finished(cell.run) for cell in study.cells)
@@ -246,7 +197,7 @@ def _show_cost(
             f"{study.name}:{study.variant}: {study.title}\n  {len(study.arms)} arms x {len(study.seeds)} seeds = "
             f"{len(study.cells)} cells of {len(study.runs())} launches, {there} cells are there"
         )
-    left = [run for run in _runs(studies) if not place.finished(run)]
+    left = [run for run in all_runs(studies) if not place.finished(run)]
     if not left or options.topology == "none":
         return
     found = cost.estimate(left, options.topology, options.price, _printer(console), str(place.work))
@@ -263,104 +214,6 @@ def _show_cost(
     console.print(f"to be run: {found.launches} launches{steps}: {hours}{chips}{price}")
     for line in found.said:
         console.print(f"  {line}")
-
-
-def _runs(studies: Sequence[Study]) -> list[Run]:
-    """Every launch of all of them once, in an order in which each comes after what it starts from."""
-    found: dict[str, Run] = {}
-    for study in studies:
-        for run in study.runs():
-            found.setdefault(folder_of(run), run)
-    return list(found.values())
-
-
-def _jobs(studies: Sequence[Study], place: _Place) -> list[Job]:
-    """What is not done yet: preparations, starts that a config makes, launches, evaluations."""
-    logs = place.work / "logs"
-    titles = {folder_of(cell.run): _title(study, cell) for study in studies for cell in study.cells}
-    jobs: dict[str, Job] = {}
-    before: list[str] = []
-    for study in studies:
-        for one in study.prepare:
-            makes = Path(one.makes.replace("{work}", str(place.work)))
-            key = f"prepare {makes.name}"
-            if not makes.exists() and key not in jobs:
-                arguments = [word.replace("{work}", str(place.work)) for word in one.arguments]
-                jobs[key] = Job(key, key, one.module, arguments, (), makes.exists, logs / f"{makes.name}.log")
-                before.append(key)
-    runs = [run for run in _runs(studies) if not place.finished(run)]
-    made = _starts(runs, logs)
-    waiting = set()
-    for run in runs:
-        name = folder_of(run)
-        needs = [*before, *made[1].get(name, ())]
-        start = ""
-        if run.start is not None:
-            start = str(place.workdir(run.start))
-            needs += [folder_of(run.start)] if folder_of(run.start) in waiting else []
-        waiting.add(name)
-        folder = place.workdir(run)
-        jobs[name] = Job(
-            name, titles.get(name, name), "vflax.launch", flags_of(run, str(folder), str(place.work), start), needs,
-            partial(place.finished, run), logs / f"{name}.log", partial(_busy, folder),
-        )  # fmt: skip
-    for cell in [cell for study in studies for cell in study.cells if not place.evaluated(cell.run)]:
-        name, out = folder_of(cell.run), place.evaluation(cell.run)
-        key = f"{name} evaluated"
-        arguments = [f"--model={place.workdir(cell.run)}", f"--out={out}", *place.evaluate]
-        needs = [name] if name in waiting else []
-        jobs[key] = Job(
-            key, f"{titles[name]}, evaluation", "vflax.evaluate", arguments, needs,
-            partial(place.evaluated, cell.run), logs / f"{name}-evaluate.log",
-        )  # fmt: skip
-    return [*made[0], *jobs.values()]
-
-
-def _title(study: Study, cell: Cell) -> str:
-    return f"{study.name}, {cell.arm}, seed {cell.seed}"
-
-
-def _starts(runs: Sequence[Run], logs: Path) -> tuple[list[Job], dict[str, list[str]]]:
-    """Models that configs start from and that are not made yet: jobs, and which run waits for which. Left to the
-    launches, two of them at a time would want to make the same one."""
-    from vflax.start import unmade_start  # JAX, only after the command line is known to be right
-
-    jobs: dict[str, Job] = {}
-    waits: dict[str, list[str]] = {}
-    for run in runs:
-        config = config_of(run)
-        start = None if run.start is not None else unmade_start(config)
-        if start is None:
-            continue
-        key = start.name
-        waits[folder_of(run)] = [key]
-        jobs[key] = Job(
-            key, f"{config.init.checkpoint} ({config.init.make})", "vflax.launch",
-            [f"--config={config.init.make}", f"--workdir={start}"], (), (start / "summary.json").is_file,
-            logs / f"{key}.log", partial(_busy, epath.Path(start)),
-        )  # fmt: skip
-    return list(jobs.values()), waits
-
-
-def _busy(folder: epath.Path) -> bool:
-    """Whether a launch works in a local WORKDIR: one that a killed study has left behind goes on."""
-    path = Path(os.fspath(folder)) / ".lock"
-    if "://" in os.fspath(folder) or not path.exists():
-        return False
-    try:
-        with FileLock(path).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def _measures(study: Study, place: _Place) -> dict[tuple[str, int], dict[str, float]]:
-    """Of the cells that are finished."""
-    return {
-        (cell.arm, cell.seed): measures.read(place.workdir(cell.run), place.evaluation(cell.run))
-        for cell in study.cells
-        if place.finished(cell.run) and place.evaluated(cell.run)
-    }
 
 
 def _printer(console: Console) -> Callable[[str], None]:

@@ -113,10 +113,10 @@ def _identity(run: Run) -> dict[str, Any]:
     kept = {key: value for key, value in flat.items() if not _indifferent(key)}
     if run.start is not None:
         kept |= {"init.checkpoint": _identity(run.start), "init.make": ""}
-    if "mini:" in json.dumps(kept):
-        from data_pipeline import mini
+    if "mini:" in (text := json.dumps(kept)):
+        from data_pipeline import built_in
 
-        kept["mini"] = mini.version()  # other built-in data makes another model
+        kept["mini"] = built_in.version(text)
     return kept
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from markupsafe import Markup
 
 from vflax.errors import UserError
 from vflax.study import markdown, plots, shown
+from vflax.whole_file import replace
 
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
@@ -28,17 +28,13 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
         UserError: the folder cannot be written.
     """
     view = shown.study(result)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for plot in view["plots"]:
-            picture = plots.png(result, plot["metric"])
-            save(folder / plot["file"], picture)
-            plot["source"] = _embedded(picture)
-        save(folder / "report.md", _lines(markdown.study(view, "", 1)))
-        save(folder / "report.html", _page(view["title"], [view], index=False))
-        save(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from None
+    for plot in view["plots"]:
+        picture = plots.png(result, plot["metric"])
+        replace(folder / plot["file"], picture)
+        plot["source"] = _embedded(picture)
+    replace(folder / "report.md", _lines(markdown.study(view, "", 1)))
+    replace(folder / "report.html", _page(view["title"], [view], index=False))
+    replace(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def write_index(work: Path) -> None:
@@ -58,11 +54,8 @@ def write_index(work: Path) -> None:
     for view in views:
         folder = quote(view["name"])
         lines += ["", *markdown.study(view, f"{folder}/", 2), "", f"[Its page]({folder}/report.html)"]
-    try:
-        save(work / "studies.md", _lines(lines))
-        save(work / "index.html", _page("Studies", views, index=True))
-    except OSError as error:
-        raise UserError(f"{work}: the index cannot be written ({error.strerror})") from None
+    replace(work / "studies.md", _lines(lines))
+    replace(work / "index.html", _page("Studies", views, index=True))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -80,14 +73,6 @@ def read(path: Path) -> dict[str, Any]:
             "python -m vflax.study with --report-only"
         ) from None
     return result
-
-
-def save(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # Names may hold halves of characters, which no file can.
-    temporary.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
-    temporary.replace(path)
 
 
 def _page(title: str, views: Sequence[Mapping[str, Any]], *, index: bool) -> str:
