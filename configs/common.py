@@ -163,6 +163,7 @@ def base(stage: int | str, variant: str) -> ConfigDict:
                 "max_new_tokens": 64,
                 "data": "",  # a folder with one for each benchmark, as released
                 "limit": 0,  # of each subtask, split or subject only the first so many pictures; 0: all
+                "style": "llava",  # whose wording of their prompts, where one has it: vflax.evaluate's --style
                 "custom": False,  # these are sets of one's own in the benchmarks' formats
             },
             "cluster": {  # several hosts, docs/hosts.md; all numbers are ours

@@ -49,4 +49,5 @@ def get_config(variant: str = "13b") -> ConfigDict:
         common.start_from(config, "runs/stage0", "configs/llava15_pretrain.py:{size}")
     config.epochs = 12  # [LLaVA]
     config.data.eval_split = "val"  # the test split is what is scored
+    config.evaluate.style = "qcm_lea"  # as it is trained, where evaluate.tasks has scienceqa
     return config

@@ -15,6 +15,8 @@ from PIL import Image
 
 from data_pipeline import mini_benchmarks
 from tests import small
+from tests.evaluate.test_scienceqa import write_pictures
+from tests.evaluate.test_scienceqa import write_release as write_scienceqa
 from vflax import train
 from vflax.checkpoint import find_step
 from vflax.errors import UserError
@@ -152,7 +154,8 @@ def test_the_best_checkpoint_may_be_that_of_one_task_s_loss_of_those_that_are_in
 
 def options(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(
-        **{"tasks": ("loss",), "data": "", "limit": 0, "custom": True, "max_new_tokens": 2} | changes
+        **{"tasks": ("loss",), "data": "", "limit": 0, "style": "llava", "custom": True, "max_new_tokens": 2}
+        | changes
     )
 
 
@@ -161,6 +164,22 @@ def test_an_unknown_task_is_named():
         UserError, match=r"config\.evaluate\.tasks: bleu unknown; there are: loss, accuracy, mme"
     ):
         loop.check_tasks(options(tasks=("loss", "bleu")))
+
+
+def test_an_unknown_style_is_named():
+    with pytest.raises(UserError, match=r"config\.evaluate\.style='qcm': expected one of llava, plain"):
+        loop.check_tasks(options(style="qcm"))
+
+
+def test_a_benchmark_is_asked_in_the_style_that_the_config_names(tmp_path: Path):
+    write_scienceqa(tmp_path / "scienceqa")
+    write_pictures(tmp_path / "scienceqa")
+    task = loop.TASKS["scienceqa"]
+    questions = task.load(tmp_path / "scienceqa", custom=True)
+    for style in ("llava", "qcm_lea"):
+        asked = options(tasks=("scienceqa",), data=str(tmp_path), style=style)
+        (found,) = loop.open_benchmarks(asked, tmp_path)
+        assert [ask.text for ask in found.asked] == [task.prompt(question, style) for question in questions]
 
 
 def test_a_benchmark_that_needs_a_judge_is_refused():

@@ -26,7 +26,7 @@ from vflax.evaluate import score as scoring
 from vflax.evaluate.answering import prompt_of
 from vflax.evaluate.heldout import Answered, answer, heldout_loss, permute_images, records, score
 from vflax.evaluate.infer import Ask
-from vflax.evaluate.jobs import asks, lacking_pictures
+from vflax.evaluate.jobs import STYLES, asks, lacking_pictures
 from vflax.evaluate.question import limited
 from vflax.evaluate.result import Score
 from vflax.evaluate.tasks import COUNTED, JUDGED, TASKS, WITHOUT_JUDGE, Task
@@ -118,7 +118,7 @@ def open_benchmarks(options: Any, data: Path) -> list[Benchmark]:
         questions = limited(loaded, limit)
         if words := lacking_pictures(task, data / name, questions):
             raise UserError(words)
-        asked = asks(task, questions, "llava", min(task.MAX_TOKENS, options.max_new_tokens))
+        asked = asks(task, questions, options.style, min(task.MAX_TOKENS, options.max_new_tokens))
         found.append(Benchmark(task, data / name, mode, options.custom, limit, asked))
     return found
 
@@ -276,7 +276,7 @@ def _lines(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def check_tasks(options: Any) -> None:
-    """Refuse a name in config.evaluate.tasks that is none, and a benchmark that the loop cannot score.
+    """Refuse a name in config.evaluate.tasks or .style that is none, and a benchmark that the loop cannot score.
 
     Args:
         options: config.evaluate.
@@ -284,6 +284,8 @@ def check_tasks(options: Any) -> None:
     known = (*HELD_OUT, *TASKS)
     if unknown := sorted(set(options.tasks) - set(known)):
         raise UserError(f"config.evaluate.tasks: {', '.join(unknown)} unknown; there are: {', '.join(known)}")
+    if options.style not in STYLES:
+        raise UserError(f"config.evaluate.style={options.style!r}: expected one of {', '.join(STYLES)}")
     benchmarks = [name for name in options.tasks if name in TASKS]
     if judged := [name for name in benchmarks if name in JUDGED and name not in WITHOUT_JUDGE]:
         raise UserError(
