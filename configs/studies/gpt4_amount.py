@@ -57,7 +57,7 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
                  Claim("More GPT-4 data raises hallucination.", "[VF] section 5.2", Trend("hallucination"))]
                 if tiny else []
             ),
-            Claim("More GPT-4 data does not raise MME; it falls or stays.", "[VF] section 5.2", Trend("mme", -1)),
+            Claim("More GPT-4 data lowers MME (in the paper it falls or stays).", "[VF] section 5.2", Trend("mme", -1)),
             Claim("More GPT-4 data raises the share of yes.", "[VF] section 5.2", Trend("yes")),
             Claim("More GPT-4 data costs truth where things are not there: POPE.", "[VF] section 5.2",
                   Difference("pope", none, most)),

@@ -21,6 +21,10 @@ from vflax.study.grid import Arm, Cell, Claim, Difference, Metric, Run, Trend, k
         ({"claims": (Claim("So.", "there"),)}, "neither a test nor a reason"),
         ({"claims": (Claim("So.", "there", Difference("accuracy", "few", "most")),)}, "no arm 'most'"),
         ({"claims": (Claim("So.", "there", Difference("mme", "few", "many")),)}, "no metric 'mme'"),
+        (
+            {"claims": (Claim("So.", "there", Difference("accuracy", "few", "few", against="blind")),)},
+            "no metric 'blind'",
+        ),
         ({"claims": (Claim("So.", "there", Trend("accuracy", 1, ("few",))),)}, "a trend needs two arms"),
     ],
 )

@@ -87,6 +87,15 @@ def test_p_is_below_five_percent_exactly_where_the_interval_decides(test: Any):
     assert verdicts == {SHOWN, NOT_SHOWN, OPPOSITE}
 
 
+def test_an_arm_can_be_held_against_another_metric_of_its_own():
+    test = Difference("accuracy", "few", "few", against="blind")
+    metrics = (Metric("accuracy", "", ("accuracy",)), Metric("blind", "", ("blind",)))
+    cells = {cell: {"accuracy": 50.0, "blind": 40.0 - cell[1]} for cell in measured([1.0, 2.0])}
+    [claim] = build(study(metrics=metrics, claims=(Claim("It sees.", "nowhere", test),)), cells)["claims"]
+    assert (claim["verdict"], claim["mean"], claim["n"]) == (SHOWN, 11.5, 2)
+    assert claim["test"] == "accuracy: few above blind of few"
+
+
 def test_a_claim_without_a_test_says_what_would_be_needed():
     grid = study(claims=(Claim("People like it.", "nowhere", None, "a judge"),))
     [claim] = build(grid, measured([1.0, 2.0]))["claims"]

@@ -88,17 +88,22 @@ class Metric:
 
 @dataclass(frozen=True)
 class Difference:
-    """`arm` has more of the metric than `other`, by more than `least`."""
+    """`arm` has more of the metric than `other`, by more than `least`.
+
+    against: another metric that is taken of `other`, which may then be `arm` itself; "": the same one.
+    """
 
     metric: str
     arm: str
     other: str
     least: float = 0.0
+    against: str = ""
 
     @property
     def says(self) -> str:
         more = f" by more than {self.least:g}" if self.least else ""
-        return f"{self.metric}: {self.arm} above {self.other}{more}"
+        other = f"{self.against} of {self.other}" if self.against else self.other
+        return f"{self.metric}: {self.arm} above {other}{more}"
 
 
 @dataclass(frozen=True)
@@ -235,8 +240,8 @@ def _wrong_claim(claim: Claim, arms: Mapping[str, Arm], metrics: set[str]) -> li
         return [] if claim.why_not else [f"claim {claim.text!r} has neither a test nor a reason for none"]
     named = test.arms if isinstance(test, Trend) else (test.arm, test.other)
     wrong = [f"claim {claim.text!r}: no arm {name!r}" for name in named if name not in arms]
-    if test.metric not in metrics:
-        wrong.append(f"claim {claim.text!r}: no metric {test.metric!r}")
+    read = [test.metric, *([test.against] if isinstance(test, Difference) and test.against else [])]
+    wrong += [f"claim {claim.text!r}: no metric {name!r}" for name in read if name not in metrics]
     if isinstance(test, Trend) and not wrong:
         xs = [x for name in test.arms or arms if (x := arms[name].x)]
         if len(xs) < 2:

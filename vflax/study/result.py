@@ -93,7 +93,8 @@ def _tested(
         xs = {arm.name: arm.x for arm in study.arms if arm.x and (not test.arms or arm.name in test.arms)}
         change = statistics.slope({x: own[name] for name, x in xs.items()})
     else:
-        change = statistics.difference(own[test.arm], own[test.other])
+        other = values[(isinstance(test, Difference) and test.against) or test.metric]
+        change = statistics.difference(own[test.arm], other[test.other])
     told |= _finite(asdict(change) | {"p": _p(test, change)})
     if not finished:
         return told | {"verdict": UNFINISHED, "why": "some cells are not run yet"}
