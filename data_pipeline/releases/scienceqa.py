@@ -9,9 +9,9 @@ files are. The style INPUT-OUTPUT says in which order:
     LEA   lecture, explanation (the key `solution`), "The answer is B.", joined by blanks; what is empty is left out.
           Any other order of A with L, E or both does as well; what follows the answer is opened by "BECAUSE: ".
 
-Two blanks in a row become one, as there. Two things differ: AL, AE, ALE and AEL mean what they say (LLaVA's script
-takes the solution for L and the lecture for E there), and an answer whose lecture and solution are both empty does
-not begin with a blank.
+Two blanks in a row become one, as there. Three things differ: AL, AE, ALE and AEL mean what they say (LLaVA's script
+takes the solution for L and the lecture for E there), an answer whose lecture and solution are both empty does not
+begin with a blank, and "Question: " is left off at the opening alone (there wherever a prompt has it).
 
 The picture is SPLIT/PID/IMAGE, SPLIT being the problem's own `split` (train, val, test): --images is the official
 release's images folder, whichever the split. The task is scienceqa+SUBJECT, blanks in it replaced by _.
