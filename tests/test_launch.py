@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,48 @@ from tests import small
 from vflax import config_flag
 from vflax.metrics import read_metrics
 
+# Launches one command line after the other, each in a process of its own that has imported everything already.
+LAUNCHES = """
+import json, os, runpy, sys, warnings
+import vflax.train
+warnings.simplefilter("ignore")  # runpy on modules that are imported already
+for line in sys.stdin:
+    args, out, err = json.loads(line)
+    if (child := os.fork()) == 0:
+        for name, stream in ((out, 1), (err, 2)):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv = ["vflax/launch.py", *args]
+        try:
+            runpy.run_module("vflax.launch", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            sys.stdout.flush()
+            os._exit(end.code or 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vflax.launch", *args],
-        env=small.environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+
+@pytest.fixture(scope="module")
+def launches() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHES], env=small.environment(), text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        yield process
+
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(launches: subprocess.Popen[str], tmp_path: Path) -> Launch:
+    def launch(*args: str) -> subprocess.CompletedProcess[str]:
+        assert launches.stdin and launches.stdout
+        out, err = tmp_path / "out", tmp_path / "err"
+        print(json.dumps([args, str(out), str(err)]), file=launches.stdin, flush=True)
+        status = int(launches.stdout.readline())
+        return subprocess.CompletedProcess(args, status, out.read_text(), err.read_text())
+
+    return launch
 
 
 @pytest.mark.slow
@@ -93,7 +127,9 @@ def test_sigterm_saves_and_exits_with_75_and_the_run_continues(tmp_path: Path):
         ),
     ],
 )
-def test_wrong_input_is_one_clear_line_and_exit_status_1(args: list[str], words: list[str], tmp_path: Path):
+def test_wrong_input_is_one_clear_line_and_exit_status_1(
+    args: list[str], words: list[str], run: Launch, tmp_path: Path
+):
     result = run(*[a.replace("WORKDIR", str(tmp_path / "run")) for a in args])
     assert result.returncode == 1
     assert "Traceback" not in result.stderr, result.stderr
@@ -121,7 +157,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(tmp_path: Path):
     assert not (workdir / "status.json").exists()
 
 
-def test_help_names_flags_and_config_keys():
+def test_help_names_flags_and_config_keys(run: Launch):
     result = run("--help")
     assert result.returncode == 0
     words = " ".join(result.stdout.split())

@@ -54,6 +54,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(model):
         np.testing.assert_allclose(got[path], gradient, rtol=1e-4, atol=1e-7, err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_llava_reduction_is_the_mean_of_micro_batch_means(model):
     rows = toy.batch(2)
     means = [float(run(model, {k: v[i : i + 1] for k, v in rows.items()})[1]["loss"]) for i in range(2)]
@@ -112,6 +113,7 @@ def test_adapters_cost_no_gradient_of_what_they_stand_beside(adapted):
     assert all(tuple(trainable[f"decoder/layers/mlp/up/lora_{x}"].shape) in made for x in "ab")
 
 
+@pytest.mark.slow
 def test_with_dropout_accumulated_gradients_still_equal_those_of_the_whole_batch():
     adapted = toy.build(LoraConfig(4, 8.0, 0.2, (r"decoder/layers/.*",)))
     rows = toy.batch(4)

@@ -342,6 +342,7 @@ def test_only_adapters_and_bridge_learn_and_the_frozen_store_has_the_bytes_that_
         assert (last.read(name).tobytes() != start.read(name).tobytes()) == learns, name
 
 
+@pytest.mark.slow
 def test_a_continued_run_draws_the_masks_of_one_that_was_not_stopped(adapted: Path, tmp_path: Path):
     shutil.copytree(adapted, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")

@@ -24,6 +24,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_both_sides_have_the_same_losses_and_are_timed_in_turns() -> None:
     result = cpu.step(content.lognormal(64), "small", rounds=3, batch=2, model=MODEL, compiled=False)
     assert result["largest_relative_difference_of_losses"] <= cpu.TOLERANCE
@@ -53,6 +54,7 @@ def test_losses_that_are_no_numbers_end_the_comparison() -> None:
         cpu.largest_difference({"vflax": [2.0], "eager": [float("nan")]})
 
 
+@pytest.mark.slow
 def test_the_host_is_timed_apart_from_the_step() -> None:
     result = cpu.dispatch(content.lognormal(64), steps=4, model=MODEL)
     assert 0 < result["host_ms"]["least"] <= result["step_ms"]["most"]

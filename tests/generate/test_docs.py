@@ -22,6 +22,7 @@ from vflax.weights.source import FileSource
 PAGE = Path(__file__).parents[2] / "docs" / "generate.md"
 
 
+@pytest.mark.slow
 def test_the_pages_python_prints_the_answer_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

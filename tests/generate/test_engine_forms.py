@@ -60,7 +60,8 @@ def answers(engine: Engine) -> list[list[int]]:
     return [sink.wait().ids for sink in [begin(engine, p, max_tokens=12, ignore_eos=True) for p in own]]
 
 
-@pytest.mark.parametrize("kv_heads, mesh", [pytest.param(8, (1, 8), marks=pytest.mark.slow), (2, (4, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_heads, mesh", [(8, (1, 8)), (2, (4, 2))])
 def test_on_eight_devices_the_answers_are_those_of_one(
     tmp_path: Path, kv_heads: int, mesh: tuple[int, int]
 ) -> None:
@@ -84,6 +85,7 @@ def test_on_eight_devices_the_answers_are_those_of_one(
     one.close()
 
 
+@pytest.mark.slow
 def test_with_a_fixed_number_of_steps_a_call_the_answers_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_cache_in_8_bits_takes_a_third_of_the_memory() -> None:
     assert sizes[1] / sizes[0] == pytest.approx(14 / 40)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_requests_do_not_depend_on_each_other_either(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     own = small_engine.engine(tmp_path, dtype="bfloat16", slots=4)

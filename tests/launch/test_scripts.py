@@ -93,6 +93,7 @@ def launches(page: str) -> list[str]:
     return [launch for line in lines_of(page, "launch/") if (launch := line.partition(" -- ")[2])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_are_accepted(desk, page):
     """Each launch/*.sh command line of the page, with --dry-run, and by the launcher what it is handed."""

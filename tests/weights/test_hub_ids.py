@@ -52,6 +52,7 @@ def refused(endpoint: str, folder: Path, model: str, **env: str) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_an_export_of_a_hub_id_equals_the_export_of_its_folder(server: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     config = small.with_decoder(small.CONFIG, vocab_size=384)
