@@ -114,7 +114,7 @@ def test_the_tests_that_run_commands_are_there() -> None:
 
 def calls(command: Command) -> Iterator[list[str]]:
     """[module, argument, ...] of each program of ours in a command line."""
-    for part in re.split(r" -- (?=python)| [<>|] ?\S+$", re.sub(r"^(?:\w+=\S* )+", "", program(command))):
+    for part in re.split(r" -- (?=python)| [<>|] ?\S+$| &$", re.sub(r"^(?:\w+=\S* )+", "", program(command))):
         if match := re.match(r"python -m ((?:vflax|data_pipeline|benchmarks|tests\.serve)\b[\w.]*)", part):
             arguments = shlex.split(part[match.end() :])
             if match[1] == "vflax.supervise" and "--" not in arguments:
