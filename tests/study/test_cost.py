@@ -24,7 +24,7 @@ def test_a_cpu_study_costs_its_steps_and_samples(tmp_path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_a_slices_study_costs_chip_hours_at_a_price_and_each_program_is_compiled_once(tpu_compiler: None):
     said: list[str] = []
-    runs = [Run("configs/stage1.py:7b-lora", {"seed": seed, "steps": 100}) for seed in (1, 2)]
+    runs = [Run("configs/stage1.py:tiny", {"seed": seed, "steps": 100}) for seed in (1, 2)]
     found = cost.estimate(runs, "v5e-16", 1.5, said.append)
     assert len(said) == 1
     assert found.steps == 200
