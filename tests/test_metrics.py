@@ -47,11 +47,13 @@ SHOWN = ("loss 1.5000", "1,234 tok/s", "5.0 img/s", "MFU 25.0%", "wait 1.0%", "l
 def test_a_log_file_gets_one_plain_line_with_every_figure():
     out = io.StringIO()
     progress = ProgressLine(Console(file=out, width=80), start=0, total=2, seconds=0)
+    progress.update(1, FIGURES)
     progress.update(2, FIGURES)
     progress.close()
-    (line,) = filter(None, out.getvalue().splitlines())
+    first, line = filter(None, out.getvalue().splitlines())
     for part in ("step 2/2", *SHOWN):
         assert part in line
+    assert "step 1/2" in first and "left" not in first  # it compiles, and says nothing of the others
 
 
 def test_a_terminal_of_80_columns_shows_every_figure():

@@ -189,6 +189,17 @@ def test_a_model_that_the_export_at_the_end_would_refuse_is_refused_at_the_start
     assert not (tmp_path / "config.json").exists()
 
 
+def test_data_that_is_not_there_is_told_before_a_starting_point_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VFLAX_CACHE", str(tmp_path / "cache"))
+    config = small.config(init__checkpoint="cache:start", init__make="configs/stage0.py:tiny")
+    config.data.sources[0].path = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"data\.sources\[0\]: .*nowhere: there is no such directory"):
+        train.run_with_start(config, tmp_path / "run")
+    assert not list((tmp_path / "cache").glob("start-*"))
+
+
 @pytest.mark.slow
 def test_the_starting_point_is_made_by_the_config_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,8 +84,7 @@ class ProgressLine:
         self._total = total
         self._seconds = seconds
         self._last = -math.inf
-        self._started = time.perf_counter()
-        self._start = start
+        self._first: tuple[int, float] | None = None
         self._bar = _Bar(
             TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(bar_width=36), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), console=console, refresh_per_second=4,
@@ -102,10 +101,14 @@ class ProgressLine:
         )
         self._bar.update(self._task, completed=step, text=text)
         now = time.perf_counter()
+        if self._first is None:  # which compiles, and says nothing of the others
+            self._first = (step, now)
         if not self._console.is_terminal and (now - self._last > self._seconds or step == self._total):
             self._last = now
-            left = (now - self._started) / max(1, step - self._start) * (self._total - step)
-            line = f"step {step}/{self._total}  {text}  left {left / 60:.1f} min"
+            line = f"step {step}/{self._total}  {text}"
+            first, since = self._first
+            if step > first:
+                line += f"  left {(now - since) / (step - first) * (self._total - step) / 60:.1f} min"
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -63,9 +63,9 @@ def plot_loss(workdir: Path) -> Path:
 def contact_sheet(workdir: Path, answered: Sequence[Answered], count: int = 24) -> Path:
     """Draw WORKDIR/samples.png: held-out images with question, answer and prediction, tasks in turn."""
     chosen = _one_per_task_in_turn(answered, count)
-    columns = min(6, max(1, len(chosen)))
+    columns = min(4, max(1, len(chosen)))
     rows = max(1, math.ceil(len(chosen) / columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 3.5 * rows), dpi=100, squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 3.7 * rows), dpi=150, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, item in zip(axes.flat, chosen, strict=False):
@@ -74,9 +74,9 @@ def contact_sheet(workdir: Path, answered: Sequence[Answered], count: int = 24) 
             axis.imshow(question.images[0], interpolation="nearest")
         short = len(question.reference.split()) <= 5
         colour = "#333333" if not short else _GREEN if matches(item.prediction, question.reference) else _RED
-        axis.set_title(_wrap(question.text.replace("<image>", "").strip(), 34, 4), fontsize=7, loc="left")
-        text = f"answer: {_wrap(question.reference, 34, 3)}\nmodel: {_wrap(item.prediction, 34, 4)}"
-        axis.text(0, -0.04, text, fontsize=7, color=colour, va="top", transform=axis.transAxes)
+        axis.set_title(_wrap(question.text.replace("<image>", "").strip(), 30, 4), fontsize=9, loc="left")
+        text = f"answer: {_wrap(question.reference, 30, 3)}\nmodel: {_wrap(item.prediction, 30, 4)}"
+        axis.text(0, -0.04, text, fontsize=9, color=colour, va="top", transform=axis.transAxes)
     path = workdir / "samples.png"
     figure.tight_layout(h_pad=3.0)
     figure.savefig(path)
@@ -130,9 +130,12 @@ def write_summary(workdir: Path, facts: Mapping[str, Any], answered: Sequence[An
             f"<th>blind</th><th>words</th></tr>{body}</table><p>blind: the same questions with the images permuted "
             "inside each task. majority: always the commonest answer. words: median length of an answer.</p>"
         )
-    pictures = "".join(f'<p><img src="{name}" style="max-width:100%"></p>' for name in images)
+    pictures = "".join(
+        f'<p><a href="{name}"><img src="{name}" style="max-width:100%"></a></p>' for name in images
+    )
     title = f"vflax stage {facts['stage']} ({facts['variant']})"
-    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}
 table{{border-collapse:collapse}}td,th{{border:1px solid #ddd;padding:.2rem .6rem;text-align:left}}</style>
 <h1>{title}</h1><table>{rows}</table>{table}{pictures}</html>
@@ -157,8 +160,8 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "held-out accuracy",
                 f"{evaluation['accuracy']:.1%} over {evaluation['short_tasks']} tasks (majority "
-                f"{evaluation['majority']:.1%}, blind {evaluation['blind']:.1%}; {evaluation['above_blind']} tasks "
-                "stand 25 points or more above blind)",
+                f"{evaluation['majority']:.1%}, blind {evaluation['blind']:.1%}; 25 points or "
+                f"more above blind: {evaluation['above_blind']})",
             )
         )
     for name, value in evaluation.get("benchmarks", {}).items():

@@ -22,6 +22,7 @@ from vflax.checkpoint import Checkpointer, saved_steps
 from vflax.constants import EXIT_AGAIN, EXIT_DONE
 from vflax.data.packing import PLAN_VERSION
 from vflax.data.pipeline import Data, build_data
+from vflax.data.preflight import check_sources
 from vflax.errors import UserError
 from vflax.evaluate.loop import Evaluation, Evaluator, check_best_metric, check_tasks, open_benchmarks
 from vflax.flops import device_peak, train_step_flops
@@ -51,6 +52,7 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
         # A run that has a checkpoint of its own reads nothing but its WORKDIR.
         begun = bool(saved_steps(workdir))
         if start is not None and not begun:
+            check_sources(config.data, resolve_path)
             _say(f"{config.init.checkpoint} is not there yet: making it with {config.init.make} in {start}")
             status = run_with_start(configs.load_config(config.init.make), start)
             if status != EXIT_DONE:

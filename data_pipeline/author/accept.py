@@ -214,7 +214,10 @@ def accepted(file: TaskFile, found: Checked) -> tuple[dict[str, Any] | None, str
     path = record_path(file.path)
     record = _read(path).get(found.task.name)
     if record is None:
-        return None, f"not accepted: no word of it in {path}"
+        return (
+            None,
+            f"not accepted: {path} does not name it; have it reviewed (review, accept), or say --unreviewed",
+        )
     if record["file"] != file.digest:
         return None, f"{file.path.name} changed since it was accepted; have it reviewed again"
     if record["data"] != found.digest:

@@ -23,7 +23,7 @@ import hashlib
 import json
 import re
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,12 +87,15 @@ def check(task: Task, loader: Loader, show_progress: bool = True) -> Checked:
 
 
 def _of_pictures(built: Built, pictures: list[Seen]) -> Iterator[Fault]:
-    by_problem: dict[str, list[str]] = defaultdict(list)
+    by_problem: dict[tuple[str, bool], Fault] = {}
     for item, picture in zip(built.instances, pictures, strict=True):
         if picture.problem:
-            by_problem[picture.problem].append(item.key)
-    for problem, keys in by_problem.items():
-        yield Fault("unreadable_picture", problem, keys)
+            kind = picture.problem, bool(picture.place)
+            fault = by_problem.setdefault(kind, Fault("unreadable_picture", picture.problem))
+            fault.keys.append(item.key)
+            if picture.place:
+                fault.others.append(picture.place)
+    yield from by_problem.values()
 
 
 def _repeated(built: Built, pictures: list[Seen]) -> Iterator[Fault]:

@@ -45,7 +45,7 @@ class Instance:
 @dataclass
 class Fault:
     """What is wrong, and at which records. kind: one word for counting; detail: one line for a person; others: the
-    records that those at `keys` are like, where they are."""
+    records that those at `keys` are like, or the files that they name and that cannot be opened."""
 
     kind: str
     detail: str
@@ -98,13 +98,14 @@ class Loader:
 class Seen:
     """A picture that was decoded to its last byte. problem: why it could not be; "" where it could.
 
-    file: its name in a release. digest: see sources.Picture. size: in pixels.
+    file: its name in a release. digest: see sources.Picture. size: in pixels. place: the file that cannot be opened.
     """
 
     file: str
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     problem: str = ""
+    place: str = ""
 
 
 def _see(record: Record) -> Seen:
@@ -114,7 +115,7 @@ def _see(record: Record) -> Seen:
     except images.ImageError as error:
         return Seen(record.file, problem=error.reason)
     except OSError as error:
-        return Seen(record.file, problem=error.strerror or str(error))
+        return Seen(record.file, problem=error.strerror or str(error), place=str(error.filename or ""))
     return Seen(record.file + _suffix(record.file, picture), picture.digest, size)
 
 

@@ -46,7 +46,9 @@ def lines_of(found: Checked) -> Iterator[str]:
 def _of_kind(kind: str, faults: Sequence[Fault]) -> Iterator[str]:
     for fault in faults[:_SHOWN]:
         yield f"  FAULT     {kind}: {fault.detail}"
-        others = (f" (as {other})" for other in fault.others)
+        others = (
+            f": {other}" if kind == "unreadable_picture" else f" (as {other})" for other in fault.others
+        )
         shown = [key + next(others, "") for key in fault.keys]
         for key in shown[:_SHOWN]:
             yield f"              {key}"

@@ -155,13 +155,13 @@ def _of_workdir(workdir: Path) -> View:
 def _of_config(flag: str, model: str | None = None) -> View:
     """`model`: the config that says which tokenizer and model; None: the same."""
     from vflax.config import load_config
-    from vflax.start import checkpoint_path, open_start
+    from vflax.start import open_start, unmade_start
 
     config = load_config(flag)
     start = load_config(model or flag)
     # The weights that a tiny config starts from are made by another config on first use. A page need not wait for
     # that: the tokenizer and the shape of the model are those of the first in the chain.
-    while start.init.make and not _exists(checkpoint_path(start)):
+    while unmade_start(start) is not None:
         start = load_config(start.init.make)
     opened = open_start(start)
     rules = opened.config.vision
@@ -175,10 +175,6 @@ def _of_config(flag: str, model: str | None = None) -> View:
         config.data.slots,
     )
     return _view(f"config {flag}", format)
-
-
-def _exists(checkpoint: Path | None) -> bool:
-    return checkpoint is not None and checkpoint.exists()
 
 
 def _config_of_mini(path: Path) -> str | None:

@@ -45,6 +45,19 @@ def test_unreadable_pictures_are_named(tmp_path, data):
     assert checked(left_out, data)[0].is_fit
 
 
+def test_a_picture_that_is_not_there_is_named_by_its_path(tmp_path, data, capsys):
+    rows = (f"{animal}/{n:02}.png,{animal}\n" for animal in ("cat", "dog", "owl") for n in range(10))
+    (data / "list.csv").write_text("file,label\n" + "".join(rows))
+    file = write_task(tmp_path / "t.py", source="table('list.csv', image='file')")
+    missing = data / "cat" / "04.png"
+    missing.unlink()
+    [found] = checked(file, data)
+    [fault] = [fault for fault in found.faults if fault.kind == "unreadable_picture"]
+    assert (fault.detail, fault.others) == ("No such file or directory", [str(missing)])
+    assert main(["check", str(file), f"--data={data}"]) == 1
+    assert f"{fault.keys[0]}: {missing}" in capsys.readouterr().out
+
+
 def test_a_duplicate_is_named_with_what_it_is_like(tmp_path, data):
     (data / "cat" / "99.png").write_bytes((data / "cat" / "00.png").read_bytes())
     [found] = checked(write_task(tmp_path / "t.py"), data)

@@ -150,6 +150,28 @@ def test_two_people_solve_a_sheet_by_keyboard_and_the_task_is_accepted(file, dat
     assert [one["solved"] for one in kept["reviewers"]] == [20, 18]
 
 
+def test_keys_go_on_from_an_empty_box_and_escape_leaves_one(file, data, context):
+    page = opened(context, sheet(file, data))
+    begin(page, "Ann Other")
+    press(page, "ArrowRight")
+    assert page.get_by_alt_text("Picture of sample 2").is_visible()
+    page.keyboard.type("cat")
+    press(page, "ArrowLeft")  # in the text
+    assert page.get_by_alt_text("Picture of sample 2").is_visible()
+    press(page, "Escape", "ArrowLeft")
+    assert page.get_by_alt_text("Picture of sample 1").is_visible()
+
+
+def test_enter_goes_to_the_question_that_is_open(file, data, context):
+    page = opened(context, sheet(file, data))
+    begin(page, "Ann Other")
+    page.keyboard.type("maybe")
+    press(page, "Enter", "Enter")
+    assert page.evaluate("document.activeElement.textContent") == "Yes"
+    press(page, "e")
+    assert page.locator("#table tbody tr").first.inner_text().split("\t")[1] == "maybe"
+
+
 def test_the_key_is_not_shown_before_the_answer_and_the_answer_not_changed_after_it(file, data, context):
     path = sheet(file, data)
     page = opened(context, path)

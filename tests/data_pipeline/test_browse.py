@@ -385,6 +385,20 @@ def test_pictures_are_made_smaller_but_small_ones_keep_their_pixels(tmp_path, vi
     assert copy["file"] == small["file"] and len(list((page / "images").iterdir())) == 2
 
 
+def test_a_start_that_is_being_made_is_not_waited_for(tmp_path, monkeypatch):
+    from data_pipeline import mini
+    from vflax.config import load_config
+    from vflax.start import checkpoint_path
+
+    made = mini.ensure()
+    monkeypatch.setattr(mini, "ensure", lambda: made)
+    monkeypatch.setenv("VFLAX_CACHE", str(tmp_path))
+    start = checkpoint_path(load_config("configs/stage1.py:tiny"))
+    assert start is not None
+    (start / "checkpoints").mkdir(parents=True)
+    assert choose(made.stage1, config="configs/stage1.py:tiny").max_length > 0
+
+
 def test_a_picture_that_cannot_be_decoded_is_said_so_in_its_place(tmp_path, view):
     page = site(tmp_path, [example(0, images=[b"<html>404</html>"])], view)
     assert "not an image" in shown(page)[0]["images"][0]["error"]

@@ -343,6 +343,16 @@ def read_specs(config: Any, resolve_path: Callable[[str], str | os.PathLike[str]
     ]
 
 
+def check_sources(config: Any, resolve_path: Callable[[str], str | os.PathLike[str]]) -> None:
+    """Refuse, before anything that takes long, sources that cannot be opened. config: config.data.
+
+    Raises:
+        UserError: no such directory or split, or it is damaged.
+    """
+    for k, spec in enumerate(read_specs(config, resolve_path)):
+        open_source(spec.path, spec.split, f"data.sources[{k}]")
+
+
 def read_rules(config: Any) -> MixtureRules:
     """What config.data says of all sources together."""
     return MixtureRules(config.tasks or None, config.budget or None, config.spread, config.order)

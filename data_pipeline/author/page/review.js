@@ -149,9 +149,8 @@
     $("export").disabled = open > 0;
     $("exported").textContent = open ? "Export needs all of them." : "";
     $("table").tBodies[0].replaceChildren(...given.map((one, n) => {
-      const cells = isDone(one)
-        ? [one.answer || "(none)", sheet.samples[n].answer, saidNo(one).map(([, , about]) => about).join(", ") || "–", one.comment]
-        : ["", "", "not done", ""];
+      const said = isDone(one) ? saidNo(one).map(([, , about]) => about).join(", ") || "–" : "not done";
+      const cells = one.shown ? [one.answer || "(none)", sheet.samples[n].answer, said, one.comment] : ["", "", said, ""];
       const row = make("tr", { className: isDone(one) && !saidNo(one).length ? "" : "bad" }, make("td", { textContent: n + 1 }));
       row.append(...cells.map((text) => make("td", { textContent: text })));
       return row;
@@ -178,11 +177,13 @@
     const typing = event.target.tagName === "INPUT" && !event.target.readOnly;
     const one = given[at];
     if (typing) {
-      if (event.target === $("comment") && (event.key === "Enter" || event.key === "Escape")) {
+      const leaves = event.key === "Escape" || (event.target === $("comment") && event.key === "Enter");
+      if (leaves) {
         event.preventDefault();
-        $("comment").blur();
+        event.target.blur();
       }
-      return;
+      // In an empty box there is nothing that arrows could go through.
+      if (event.target.value || !event.key.startsWith("Arrow")) return;
     }
     if (event.key === "ArrowLeft" && at > 0) go(at - 1);
     else if (event.key === "ArrowRight" && at < given.length - 1) go(at + 1);
@@ -192,7 +193,10 @@
       if (asked) say(asked[0], event.key === "y");
     } else if (one.shown && event.key === "c") $("comment").focus();
     // On a button Enter presses it.
-    else if (event.key === "Enter" && isDone(one) && event.target.tagName !== "BUTTON") next();
+    else if (event.key === "Enter" && one.shown && event.target.tagName !== "BUTTON") {
+      if (isDone(one)) next();
+      else document.querySelector(".question.now button").focus();
+    }
     else return;
     event.preventDefault();
   }
