@@ -137,7 +137,8 @@ def write_summary(workdir: Path, facts: Mapping[str, Any], answered: Sequence[An
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}
-table{{border-collapse:collapse;display:block;overflow-x:auto}}td,th{{border:1px solid #ddd;padding:.2rem .6rem;text-align:left}}</style>
+table{{border-collapse:collapse;display:block;overflow-x:auto}}
+td,th{{border:1px solid #ddd;padding:.2rem .6rem;text-align:left}}</style>
 <h1>{title}</h1><table>{rows}</table>{table}{pictures}</html>
 """
     (workdir / "summary.html").write_text(page)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests import small
 from vflax.study.__main__ import main
@@ -152,6 +153,19 @@ def test_the_result_of_another_variant_is_not_written_over(
     assert main([f"--study={file}:b", f"--workdir={tmp_path / 'w'}", "--report-only"]) == 1
     assert "is of small:a, not of :b" in capsys.readouterr().err
     assert (tmp_path / "w" / "small" / "result.json").read_bytes() == before
+
+
+def test_one_study_at_a_time_runs_in_a_folder_and_pages_can_be_made_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    work = tmp_path / "w"
+    work.mkdir()
+    flags = [f"--study={write_study(tmp_path)}", f"--workdir={work}", "--topology=none"]
+    with FileLock(work / ".lock"):
+        assert main(flags) == 1
+        assert "another study runs in it" in capsys.readouterr().err and not (work / "runs").exists()
+        assert main([*flags, "--report-only"]) == 0
+    assert (work / "small" / "report.html").exists()
 
 
 def test_a_folder_of_another_run_is_never_taken_for_the_studys(

@@ -15,6 +15,7 @@ or an error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -97,7 +98,8 @@ def _study(options: argparse.Namespace, console: Console) -> int:
     place.work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.work / ".lock")
     try:
-        with lock.acquire(timeout=0):
+        # Pages may be made while another process runs the study: every file is written whole.
+        with contextlib.nullcontext() if options.report_only else lock.acquire(timeout=0):
             executor = Executor(
                 [] if options.report_only else jobs_of(studies, place), slots, _printer(console)
             )
