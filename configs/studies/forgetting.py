@@ -75,7 +75,7 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
         metrics=(
             Metric("cf", f"CF, mean of {len(sets)} of its 4 sets, %" if tiny else "CF, mean of 4 sets, %", ("cf",),
                    paper=_CF, paper_label=f"CF ({source}; GPT-4 style: LLaVA-1.5)"),
-            *((Metric(name, f"{name}, %", (f"cf/{name}",)) for name in sets) if tiny else ()),
+            *((Metric(name, f"{name}, %", (f"cf/{name}/strict",)) for name in sets) if tiny else ()),
         ),
         claims=(
             Claim("Tuned on human-labelled tasks a model forgets less than on GPT-4-style answers.", source,
@@ -87,7 +87,8 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
         notes=(
             "Vision-Flan has tasks on such images (cinic-10 has CIFAR-10's classes, MNIST-M its digits), and so has "
             "the miniature's stage 1, in words other than CF's; the arm without them shows what they do.",
-            "Stage 0 learns captions only: that it does not answer a question is no forgetting.",
+            "Stage 0 has learned captions alone. It describes a picture whatever it is asked, and CF counts a "
+            "description that names the label: its number is of what it knows, not of answering.",
             "A small tower learns little of photographs at 32 pixels: the height of all numbers is the model's, not "
             "the recipe's." if photographs else
             "The images are handwritten digits; photographs need VFLAX_PHOTOGRAPHS, see the study's file.",
