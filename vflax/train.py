@@ -47,6 +47,7 @@ def run_with_start(config: ConfigDict, workdir: Path) -> int:
         The exit status: 0 finished, 75 saved and to be run again.
     """
     configs.check_values(config)
+    check_tasks(config.evaluate)
     start = unmade_start(config)
     with claimed(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         # A run that has a checkpoint of its own reads nothing but its WORKDIR.
@@ -107,7 +108,6 @@ def _run(
     # --- Where we are: devices, and whether this is a continued run. Until all checks are passed nothing is changed.
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    check_tasks(config.evaluate)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     resumed = checkpointer.latest_step()
     plain = configs.plain(config)

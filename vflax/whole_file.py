@@ -18,7 +18,6 @@ def replace(path: Path, content: str | bytes) -> None:
     Raises:
         UserError: the disk does not take it.
     """
-    # Half of a surrogate pair, where an answer was cut off, has no bytes of its own.
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -140,9 +140,7 @@ def _check(args: argparse.Namespace) -> int:
         print("\n".join(lines_of(one)))
     if args.report is not None:
         replace(args.report, json.dumps([as_json(one) for one in found], indent=1, ensure_ascii=False) + "\n")
-    _refuse_faulty(
-        found, "the FAULT lines say why. A record that is damaged for good goes by its key into leave_out"
-    )
+    _refuse_faulty(found, "the FAULT lines say why")
     return 0
 
 

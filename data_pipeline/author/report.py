@@ -54,6 +54,8 @@ def _of_kind(kind: str, faults: Sequence[Fault]) -> Iterator[str]:
             yield f"              {key}"
         if len(shown) > _SHOWN:
             yield f"              ... {len(shown):,} in all; --report=FILE names them"
+    if kind == "unreadable_picture":
+        yield "              leave_out takes the keys of those that cannot be had"
     if len(faults) > _SHOWN:
         yield f"  FAULT     {kind}: ... {len(faults):,} different ones in all; --report=FILE names them"
 
