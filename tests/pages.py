@@ -26,8 +26,10 @@ from markdown_it import MarkdownIt
 from tests.small import free_port
 
 ROOT = Path(__file__).parents[1]
-# Every command of these pages is run by tests/test_tiny_chain.py, on a model that it has trained.
+# Every command of these pages that needs nothing special is run by tests/test_tiny_chain.py: of the first two as it
+# stands, on a model that it has trained; of the others with fewer training steps and questions.
 FOLLOWED = ("docs/quickstart.md", "docs/troubleshooting.md")
+SHORTENED = ("docs/author.md", "docs/scienceqa.md")
 # How to get vflax and what it wants; .ci/run does it as README says.
 SETUP = re.compile(
     r"python3 -m venv |\. \.venv/bin/activate|(?:\.venv/bin/)?pip install |\.venv/bin/python -m (?:pytest|mkdocs) "
@@ -121,21 +123,31 @@ def _without_comment(line: str) -> str:
 
 
 def followed(page: str) -> list[Command]:
-    """What is run of a page in FOLLOWED: all that needs nothing special."""
+    """What is run of a page in FOLLOWED or SHORTENED: all that needs nothing special."""
     return [command for command in commands(ROOT / page) if not (command.needs or SETUP.match(command.text))]
 
 
-def follow(asked: Sequence[Command], folder: Path, environment: Mapping[str, str]) -> None:
+def follow(
+    asked: Sequence[Command],
+    folder: Path,
+    environment: Mapping[str, str],
+    more: Mapping[str, str] | None = None,
+) -> None:
     """Run commands of a page in `folder`, in their order and as they stand, but for the server's port.
 
     Each must end with 0. A server runs until the last of them has ended, and must then end with 0 on Ctrl-C.
+
+    Args:
+        asked, folder, environment: see above.
+        more: {module: flags that it gets too}, for what takes long as it stands.
     """
     programs = Path(sys.executable).parent
     own = {**environment, "PATH": f"{programs}{os.pathsep}{environment['PATH']}", "PYTHONPATH": str(ROOT)}
     port, server = str(free_port()), None
     with (folder / "log.txt").open("w+") as log:
         for command in asked:
-            text = command.text.replace(":8000", f":{port}")
+            text = re.sub(r"(?<=:)8000\b", port, command.text).removesuffix(" &")
+            text += "".join(f" {flags}" for name, flags in (more or {}).items() if f" -m {name} " in text)
             print(f"$ {text}", file=log, flush=True)
             if " -m vflax.serve " in text:
                 shell = ["bash", "-c", f"exec {text} --port={port}"]

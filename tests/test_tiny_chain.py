@@ -1,4 +1,7 @@
-"""The tiny chain 0 -> 1 -> 2 learns for real on a CPU, its export says what the run said, and so do the pages on it."""
+"""The tiny chain 0 -> 1 -> 2 learns for real on a CPU, its export says what the run said, and so do the pages on it.
+
+What the pages say of one's own task and of ScienceQA, and a study, start from its stage 0, with few steps.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from data_pipeline.author.task import load_task_file
 from tests import pages
+from tests.data_pipeline.author_files import write_review
 from tests.parity.greedy_hf import compare_greedy
 from vflax.metrics import read_metrics
 
@@ -38,20 +43,27 @@ class Chain:
         return json.loads(((self.stage1, self.stage2)[stage - 1] / "summary.json").read_text())
 
 
+def _environment(cache: Path) -> dict[str, str]:
+    return os.environ | {"JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(cache)}
+
+
 def _launch(config: str, workdir: Path, cache: Path, *flags: str) -> str:
     command = [sys.executable, "-m", "vflax.launch", f"--config={config}", f"--workdir={workdir}", *flags]
-    result = subprocess.run(
-        command, capture_output=True, text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(cache)},
-    )  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, env=_environment(cache))
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first launch that needs them puts the built-in data and the tiny stage 0."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def chain(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("chain")
-    stage1, stage2, cache = folder / "stage1", folder / "stage2", folder / "cache"
+    stage1, stage2 = folder / "stage1", folder / "stage2"
     started = time.monotonic()
     printed = _launch("configs/stage1.py:tiny", stage1, cache)
     _launch("configs/stage2.py:tiny", stage2, cache, f"--config.init.checkpoint={stage1}")
@@ -115,25 +127,119 @@ def reader(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _readers_environment(chain: Chain) -> dict[str, str]:
-    return os.environ | {"JAX_PLATFORMS": "cpu", "VFLAX_CACHE": str(chain.stage1.parent / "cache")}
-
-
 @pytest.mark.parametrize("page", pages.FOLLOWED)
-def test_what_a_page_says_can_be_done(page: str, chain: Chain, reader: Path) -> None:
-    pages.follow(pages.followed(page), reader, _readers_environment(chain))
+def test_what_a_page_says_can_be_done(page: str, cache: Path, reader: Path) -> None:
+    pages.follow(pages.followed(page), reader, _environment(cache))
     if page == "docs/quickstart.md":
         printed = (reader / "log.txt").read_text()
         assert "\nred\n" in printed and '"content":"red"' in printed  # the answer that stands on the page
 
 
-def test_the_way_of_one_sample_is_what_its_page_shows(chain: Chain, reader: Path) -> None:
+def test_the_way_of_one_sample_is_what_its_page_shows(cache: Path, reader: Path) -> None:
     page = pages.ROOT / "docs" / "concepts.md"
     shown = subprocess.run(
         [sys.executable, "-m", "tests.pages", page, reader], cwd=pages.ROOT, capture_output=True, text=True,
-        env=_readers_environment(chain),
+        env=_environment(cache),
     )  # fmt: skip
     assert shown.returncode == 0, shown.stdout + shown.stderr[-3000:]
     entry = "PAIRS+color_of_shape_00332.png"
-    (picture,) = (chain.stage1.parent / "cache").glob(f"mini-*/release/stage1/images/{entry}")
+    (picture,) = cache.glob(f"mini-*/release/stage1/images/{entry}")
     assert picture.read_bytes() == (pages.ROOT / "docs" / "images" / "sample.png").read_bytes()
+
+
+def test_a_task_of_ones_own_is_trained_on_and_stands_in_the_report(cache: Path, tmp_path: Path) -> None:
+    """The way of docs/author.md, from the task file to the pages, with the two reviewers' part in between."""
+    asked = pages.followed("docs/author.md")
+    (at,) = (at for at, command in enumerate(asked) if " accept " in command.text)
+    environment = _environment(cache)
+    pages.follow(asked[:at], tmp_path, environment)
+    file = tmp_path / "charts.py"
+    names = [task.name for task in load_task_file(file).tasks]
+    assert sorted(sheet.stem for sheet in (tmp_path / "reviews").glob("*.html")) == sorted(names)
+    for number, name in enumerate(names):
+        for person in ("Ann Other", "Bo Third"):
+            export = tmp_path / f"{name}.{person.lower().replace(' ', '-')}.json"
+            write_review(export, file, None, person, task_at=number)
+    pages.follow(asked[at:], tmp_path, environment, {"vflax.launch": "--config.steps=20"})
+
+    facts = json.loads((tmp_path / "runs" / "charts" / "summary.json").read_text())
+    assert facts["steps"] == 20
+    found = facts["evaluation"]["tasks"]
+    assert found.keys() == {"BARS+tallest", "BARS+count"} == set(names)
+    report = (tmp_path / "runs" / "charts" / "summary.html").read_text()
+    for name in names:
+        assert found[name]["short"] and found[name]["n"] == 25, found[name]
+        assert 0 < found[name]["majority"] < 1 and 0 <= found[name]["accuracy"] <= 1
+        assert name in report
+    metadata = json.loads((tmp_path / "release" / "metadata.json").read_text())
+    assert "Ann Other" in json.dumps(metadata) and (tmp_path / "pages" / "charts" / "index.html").is_file()
+
+
+def test_the_tiny_chain_of_scienceqa_goes_as_its_page_says(cache: Path, tmp_path: Path) -> None:
+    short = {
+        "vflax.launch": "--config.steps=20",
+        "vflax.evaluate": "--limit=2",
+        "vflax.evaluate.scienceqa_gpt4": "--limit=2",
+    }
+    pages.follow(pages.followed("docs/scienceqa.md"), tmp_path, _environment(cache), short)
+    runs = tmp_path / "runs"
+    losses = [r["loss"] for r in read_metrics(runs / "scienceqa-tiny" / "metrics.jsonl") if "loss" in r]
+    assert len(losses) == 20 and losses[-1] < losses[0]
+    for name in ("scienceqa-eval", "scienceqa-gpt4"):
+        score = json.loads((runs / name / "scienceqa" / "score.json").read_text())
+        # So many of each of the three subjects, and every one has an answer, whatever it says.
+        assert score["n"] == 6 and score["missing"] == 0
+    assert {"ours", "gpt4", "complement", "upper_bound"} <= score["metrics"].keys()
+
+
+# An installed study as it stands, but for how long it trains and how much it asks.
+_SHORT_STUDY = """
+import dataclasses
+
+from configs.studies import two_stage_vs_mixed
+
+SHORT = {
+    "steps": 2,
+    "evaluate.tasks": ("accuracy", "pope"),
+    "evaluate.samples_per_task": 1,
+    "evaluate.limit": 4,
+    "evaluate.max_new_tokens": 4,
+}
+
+
+def short(run):
+    start = run.start and short(run.start)
+    return dataclasses.replace(run, changes={**run.changes, **SHORT}, start=start)
+
+
+def get_study(variant="tiny", seeds=(42,)):
+    study = two_stage_vs_mixed.get_study(variant, seeds)
+    cells = tuple(dataclasses.replace(cell, run=short(cell.run)) for cell in study.cells)
+    return dataclasses.replace(study, cells=cells)
+"""
+
+
+def test_an_installed_study_runs_its_grid_and_reports(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.py").write_text(_SHORT_STUDY)
+    ran = subprocess.run(
+        [sys.executable, "-m", "vflax.study", f"--study={tmp_path / 'short.py'}", f"--workdir={tmp_path / 'w'}",
+         "--topology=none"],
+        cwd=pages.ROOT, capture_output=True, text=True, env=_environment(cache),
+    )  # fmt: skip
+    logs = "".join(path.read_text()[-2000:] for path in (tmp_path / "w" / "logs").glob("*.log"))
+    assert ran.returncode == 0, ran.stdout + ran.stderr + logs
+    folder = tmp_path / "w" / "two_stage_vs_mixed"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["cells"] == {"wanted": 3, "finished": 3}
+    assert {claim["verdict"] for claim in result["claims"]} == {"cannot"}
+    assert any(claim["why"].startswith("one seed says nothing") for claim in result["claims"])
+    for metric in ("accuracy", "pope", "words"):
+        (plot,) = folder.glob(f"*{metric}*.png")
+        assert plot.read_bytes().startswith(b"\x89PNG")
+    report = (folder / "report.md").read_text()
+    assert all(arm in report for arm in ("stage 1", "two stages", "mixed"))
+    # Stage 2 started from the cell that is stage 1, which was run once.
+    runs = list((tmp_path / "w" / "runs").iterdir())
+    assert len(runs) == 3
+    starts = {json.loads((run / "config.json").read_text())["init"]["checkpoint"] for run in runs}
+    assert starts == {"cache:stage0-tiny", *(str(run) for run in runs if run.name.startswith("stage1-"))}

@@ -60,10 +60,15 @@ def checked(path: Path, data: Path | None) -> list[checks.Checked]:
 
 
 def write_review(
-    path: Path, file: Path, data: Path | None, reviewer: str, no: dict[str, list[int]] | None = None
+    path: Path,
+    file: Path,
+    data: Path | None,
+    reviewer: str,
+    no: dict[str, list[int]] | None = None,
+    task_at: int = 0,
 ) -> Path:
-    """As the sheet of the file's first task exports it; `no` names the samples that got a no to a question."""
-    found = checked(file, data)[0]
+    """As the sheet of a task of the file exports it, the first; `no` names the samples that got a no to a question."""
+    found = checked(file, data)[task_at]
     ratings = ("solved", "clear", "right", "enough")
     samples: list[dict[str, Any]] = [
         {"id": item.key, "key": item.answer, "answer": item.answer, "comment": ""}

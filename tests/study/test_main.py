@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,32 +16,50 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests import small
+from data_pipeline import built_in
+from tests import pages, small
 from vflax.study.__main__ import main
+from vflax.study.grid import known_studies
 
 STUDY = """
-from vflax.study.grid import Arm, Cell, Claim, Metric, Run, Study, Trend
+from vflax.study.grid import Arm, Cell, Claim, Metric, Preparation, Run, Study, Trend
 
 def get_study(variant="x", seeds=None):
-    arms = (Arm("8 tasks", 8), Arm("34 tasks", 34))
-    def run(arm, seed):
-        changes = {{"seed": seed, "steps": {steps}, "data.tasks": int(arm.x), "evaluate.tasks": ("loss",)}}
-        return Run({config!r}, changes)
-    def second(arm, seed):
-        return Run({config!r}, {{"seed": seed, "steps": 2, "init.make": "", "model.vision": {{}}}}, run(arm, seed))
-    cells = tuple(Cell(arm.name, seed, run(arm, seed)) for seed in seeds or (1, 2) for arm in arms)
-    return Study("small", variant, "few or many", "Few or many?", "tasks", arms, cells,
-                 (Metric("loss", "held-out loss, nats", ("loss",), better="lower"),),
-                 (Claim("It falls.", "here", Trend("loss", -1)),))
+    arms = (Arm("one stage", {steps}), Arm("two stages", {steps} + 2))
+    def first(seed):
+        return Run({first!r}, {{"seed": seed, "steps": {steps}}})
+    def second(seed):
+        return Run({second!r}, {{"seed": seed, "steps": 2}}, first(seed))
+    made = {{"one stage": first, "two stages": second}}
+    claims = (Claim("It falls.", "here", Trend("loss", -1)),)
+    if variant == "one":
+        arms, claims = arms[:1], ()
+    cells = tuple(Cell(arm.name, seed, made[arm.name](seed)) for seed in seeds or (1, 2) for arm in arms)
+    return Study("small", variant, "one stage or two", "One stage or two?", "steps", arms, cells,
+                 (Metric("loss", "held-out loss, nats", ("loss",), better="lower"),
+                  Metric("pope", "POPE format, accuracy in %", ("pope/accuracy",))),
+                 claims, prepare=(Preparation("{{work}}/prepared", "tests.study.touch", ("{{work}}/prepared",)),))
+"""
+# The small config for a run that starts from another one: the model comes with the weights.
+SECOND = """
+from ml_collections import ConfigDict
+
+from vflax.config import load_config
+
+def get_config():
+    config = load_config({first!r})
+    config.model.vision, config.model.decoder, config.tokenizer = ConfigDict(), ConfigDict(), ""
+    return config
 """
 
 
 def write_study(folder: Path, steps: int = 3) -> Path:
-    """A study file of four runs of the small config."""
-    config = folder / "small_config.py"
-    config.write_text(small.FILE)
+    """A study file of four runs of the small config, of which two start from the other two."""
+    first, second = folder / "small_config.py", folder / "second_config.py"
+    first.write_text(small.FILE)
+    second.write_text(SECOND.format(first=str(first)))
     file = folder / "small_study.py"
-    file.write_text(STUDY.format(config=str(config), steps=steps))
+    file.write_text(STUDY.format(first=str(first), second=str(second), steps=steps))
     return file
 
 
@@ -53,20 +73,23 @@ def study(file: Path, workdir: Path, *flags: str) -> subprocess.CompletedProcess
     )
 
 
-def wait_for(path: Path, seconds: float = 120.0) -> None:
-    until = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} did not come"
-        time.sleep(0.05)
+def executed(work: Path) -> dict[str, int]:
+    """{log: how often its command was run}."""
+    return {path.name: len(re.findall("^[$] ", path.read_text(), re.M)) for path in (work / "logs").iterdir()}
+
+
+def starts(run: Path) -> int:
+    """How often a launch has begun to work in a WORKDIR; one that finds all done does not."""
+    lines = [json.loads(line) for line in (run / "goodput.jsonl").read_text().splitlines()]
+    return sum(line["event"] == "start" for line in lines)
 
 
 @pytest.mark.slow
 def test_a_study_goes_on_after_kill_9_and_runs_only_what_is_missing(tmp_path: Path):
     file, work = write_study(tmp_path), tmp_path / "w"
-    dry = study(file, work, "--dry-run")
+    dry = study(file, work, "--dry-run", "--topology=none")
     assert dry.returncode == 0, dry.stderr
     assert "2 arms x 2 seeds = 4 cells of 4 launches, 0 cells are there" in dry.stdout
-    assert "to be run: 4 launches (12 steps" in dry.stdout
     assert not work.exists()
 
     # Killed in the first launch: that one goes on alone, and is waited for.
@@ -74,7 +97,7 @@ def test_a_study_goes_on_after_kill_9_and_runs_only_what_is_missing(tmp_path: Pa
         command(file, work, "--topology=none"), env=small.environment(), stdout=subprocess.DEVNULL
     )
     try:
-        while not list((work / "runs").glob("*/config.json")):
+        while not (begun := list((work / "runs").glob("*/config.json"))):
             assert process.poll() is None
             time.sleep(0.05)
     finally:
@@ -86,8 +109,16 @@ def test_a_study_goes_on_after_kill_9_and_runs_only_what_is_missing(tmp_path: Pa
     assert result["cells"] == {"wanted": 4, "finished": 4}
     [claim] = result["claims"]
     assert claim["n"] == 2 and claim["verdict"] in ("shows it", "does not show it", "shows the opposite")
-    starts = [len((run / "goodput.jsonl").read_text().split('"begin"')) for run in (work / "runs").iterdir()]
-    assert len(starts) == 4
+    # Every run was begun once, and so was what is prepared. The one that went on alone may have ended between two looks
+    # at it: asked once more it does no work.
+    assert [starts(run) for run in (work / "runs").iterdir()] == [1, 1, 1, 1]
+    alone = f"{begun[0].parent.name}.log"
+    jobs = {f"{run.name}.log": 1 for run in (work / "runs").iterdir()} | {"prepared.log": 1}
+    assert executed(work) in (jobs, jobs | {alone: 2})
+    assert (work / "prepared").read_text() == "begun\ndone\n"
+    runs = {run.name.partition("-")[0]: run for run in (work / "runs").iterdir()}
+    origin = json.loads((runs["second_config"] / "config.json").read_text())["init"]["checkpoint"]
+    assert Path(origin).parent == work / "runs" and Path(origin).name.startswith("small_config-")
 
     # All there: nothing is run. One is lost: that one is.
     logs = {path: path.stat().st_size for path in (work / "logs").iterdir()}
@@ -101,11 +132,35 @@ def test_a_study_goes_on_after_kill_9_and_runs_only_what_is_missing(tmp_path: Pa
     part = study(file, work, "--report-only")
     assert part.returncode == 0, part.stderr
     assert json.loads((work / "small" / "result.json").read_text())["claims"][0]["verdict"] == "unfinished"
+    before = executed(work)
     done = study(file, work, "--topology=none")
+    assert executed(work) == before | {f"{lost.name}.log": before[f"{lost.name}.log"] + 1}
     assert "[1/1]" in done.stdout and "[2/" not in done.stdout
     assert json.loads((work / "small" / "result.json").read_text()) == result | {
         "seconds": pytest.approx(result["seconds"], rel=10)
     }
+
+
+@pytest.mark.slow
+def test_a_cell_is_evaluated_once_and_its_score_is_found(tmp_path: Path):
+    file, work = Path(f"{write_study(tmp_path)}:one"), tmp_path / "w"
+    asked = f"--tasks=pope --data={built_in.path('benchmarks')} --custom --limit=4 --max-tokens=2"
+    flags = ("--seeds=1", "--topology=none", "--evaluate", asked)
+    ran = study(file, work, *flags)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    [run] = (work / "runs").iterdir()
+    jobs = {"prepared.log": 1, f"{run.name}.log": 1, f"{run.name}-evaluate.log": 1}
+    assert executed(work) == jobs
+    result = json.loads((work / "small" / "result.json").read_text())
+    assert result["cells"] == {"wanted": 1, "finished": 1}
+    [score] = run.glob("evaluate-*/pope/score.json")
+    [pope] = [metric for metric in result["metrics"] if metric["name"] == "pope"]
+    assert pope["arms"]["one stage"]["mean"] == json.loads(score.read_text())["metrics"]["accuracy"]
+
+    # All there: nothing is run again. Asked otherwise the cell has no score yet.
+    assert study(file, work, *flags).returncode == 0 and executed(work) == jobs
+    other = study(file, work, *flags[:-1], asked.replace("=4", "=2"), "--report-only")
+    assert other.returncode == 1 and "is of 1 cells, and 0 are found now" in other.stderr
 
 
 @pytest.mark.slow
@@ -122,6 +177,29 @@ def test_a_study_told_to_stop_saves_its_launches_and_says_so(tmp_path: Path):
     assert process.returncode == 75
     [run] = (work / "runs").iterdir()
     assert json.loads((run / "status.json").read_text())["state"] == "preempted"
+
+
+@pytest.mark.slow
+def test_the_dry_runs_of_the_pages_count_cells_launches_and_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked = [
+        command.text
+        for page in ("README.md", "docs/studies.md")
+        for command in pages.commands(pages.ROOT / page)
+        if re.match(r"\S*python -m vflax.study --study=\w+:tiny .*--dry-run$", command.text)
+    ]
+    assert len(asked) == 2
+    monkeypatch.chdir(tmp_path)
+    for text in asked:
+        assert main(shlex.split(text)[3:]) == 0
+        told = capsys.readouterr().out
+        for name in known_studies() if "--study=all:" in text else ["two_stage_vs_mixed"]:
+            assert re.search(
+                rf"^{name}:tiny: .*\n  \d+ arms x 3 seeds = \d+ cells of \d+ launches, 0 cells", told, re.M
+            )
+        assert re.search(r"^to be run: \d+ launches .* of training, one after the other$", told, re.M)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
