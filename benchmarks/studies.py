@@ -1,17 +1,20 @@
 """All studies of the paper's claims in small, and how their results get into docs/studies.md.
 
     python -m benchmarks.studies --workdir=runs/studies --publish
+    python -m benchmarks.studies --workdir=runs/studies --publish --photographs=DIR
     python -m benchmarks.studies --workdir=runs/studies --publish --report-only     what is there; runs nothing
 
-runs python -m vflax.study; what stands after "--" is passed on to it (-- --parallel=2). With --publish each
-WORKDIR/STUDY/result.json becomes benchmarks/results/studies/STUDY.json, and of all of these the plots in
-docs/images/studies and the last part of docs/studies.md are made; the same results make the same bytes. Exit status:
-that of the study, which is published only if it is 0.
+runs python -m vflax.study, with --photographs forgetting:tiny-photographs in place of forgetting:tiny; what stands
+after "--" is passed on to it (-- --parallel=2). With --publish each WORKDIR/STUDY/result.json becomes
+benchmarks/results/studies/STUDY.json, and of all of these the plots in docs/images/studies and the last part of
+docs/studies.md are made; the same results make the same bytes. Exit status: that of the study, which is published only
+if it is 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from pathlib import Path
 from benchmarks.common import ROOT
 from vflax.errors import UserError
 from vflax.study import markdown, plots, report, shown
+from vflax.study.grid import known_studies
 from vflax.whole_file import replace
 
 BEGIN = "<!-- From here on written by python -m benchmarks.studies --publish -->"
@@ -43,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="of the studies (runs/studies)",
     )
-    add("--study", default="all:tiny", metavar="NAME[:VARIANT],..", help="which are run (all:tiny)")
+    add("--study", metavar="NAME[:VARIANT],..", help="which are run (all:tiny)")
+    add(
+        "--photographs",
+        metavar="DIR",
+        help="CIFAR-10 and MNIST, see python -m data_pipeline.photographs --help",
+    )
     add("--publish", action="store_true", help="the results in --workdir, those of other studies too")
     add("--report-only", action="store_true", help="run nothing")
     add("arguments", nargs="*", metavar="-- ARGUMENT", help="of python -m vflax.study")
@@ -57,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.executable,
             "-m",
             "vflax.study",
-            f"--study={options.study}",
+            f"--study={options.study or ','.join(_all_tiny(bool(options.photographs)))}",
             f"--workdir={options.workdir}",
         ]
-        status = subprocess.run([*command, *options.arguments]).returncode
+        own = {"VFLAX_PHOTOGRAPHS": options.photographs} if options.photographs else {}
+        status = subprocess.run([*command, *options.arguments], env=os.environ | own).returncode
         if status:
             return status
     if options.publish:
@@ -70,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+def _all_tiny(photographs: bool) -> list[str]:
+    pictured = "forgetting" if photographs else ""
+    return [f"{name}:tiny{'-photographs' if name == pictured else ''}" for name in known_studies()]
 
 
 def publish(work: Path, root: Path) -> None:

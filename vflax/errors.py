@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,3 +26,13 @@ def naming(file: Path, remedy: str = "") -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{file}: {error}{'; ' + remedy if remedy else ''}") from None
+
+
+def line_of(error: BaseException, path: Path) -> str:
+    """Where in the file it was raised: ", line 12"; "" where in none of its lines."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    here = path.resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == here]
+    return f", line {lines[-1]}" if lines else ""

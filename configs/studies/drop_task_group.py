@@ -31,7 +31,7 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
         group = arm.name.removeprefix("without ").replace(" ", "_")
         return common.variation(variant, seed, samples | common.without(variant, groups[group]))
 
-    source = "[VF] section 5"
+    source = "[VF], on groups of tasks"
     own = [Metric("llava_bench", "LLaVA-Bench", ("llava_bench",))]
     if tiny:
         own += [
@@ -46,7 +46,9 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
         name="drop_task_group",
         variant=variant,
         title="without a kind of task",
-        question="Stage 1 without all tasks of a kind, on as many samples of the others: what is lost?",
+        question="Stage 1 without all tasks of a kind"
+        + (", on as many samples of the others" if tiny else "")
+        + ": what is lost?",
         axis="",
         arms=arms,
         cells=common.grid(arms, common.seeds_of(variant, seeds), make),
@@ -64,5 +66,8 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
             Claim("Without classification MME falls.", source,
                   Difference("mme", "all tasks", "without classification")),
         ),
-        notes=("Which task is of which kind is our own reading: the paper's list is not published as a file.",),
+        notes=(
+            "Which task is of which kind is our own reading: the paper's list is not published as a file.",
+            *((common.AT_THE_FLOOR, common.ONE_START) if tiny else ()),
+        ),
     )  # fmt: skip

@@ -52,5 +52,6 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
         notes=(
             "Each seed draws other tasks: the spread over seeds is that of the choice of tasks, too.",
             "What is asked is the same for every arm: few tasks cannot teach all of it, and that is the question.",
+            *((common.AT_THE_FLOOR, common.ONE_START) if variant == "tiny" else ()),
         ),
     )

@@ -35,7 +35,7 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
         return common.variation(variant, seed, {"freeze": rules})
 
     every = common.capability(variant)
-    source = "[VF] section 5.3"
+    source = "[VF], on tuned modules"
     return Study(
         name="tuned_modules",
         variant=variant,
@@ -54,6 +54,8 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
         ),
         notes=(
             "The tiny stage 0 trains all three parts together on captions, there being nothing pretrained to align.",
+            common.AT_THE_FLOOR,
+            common.ONE_START,
         )
         if variant == "tiny"
         else ("The paper has no arm in which the tower learns.",),

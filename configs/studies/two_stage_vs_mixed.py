@@ -29,7 +29,7 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
             return mixed(variant, seed)
         return gpt4_amount.stage2(variant, seed, 1000 if arm.name == "two stages" else 0)
 
-    label = "[VF] Table 2 and section 5"
+    label = "[VF] Table 2 and on mixed data"
     return Study(
         name="two_stage_vs_mixed",
         variant=variant,
@@ -63,7 +63,11 @@ def get_study(variant: str = "13b", seeds: Sequence[int] | None = None) -> Study
                 else [Claim("... and on MM-Vet.", label, Difference("mmvet", "two stages", "mixed"))]
             ),
         ),
-        notes=("Both ways see every sample as often; the mixture in one schedule, at stage 1's rate.",)
+        notes=(
+            "Both ways see every sample as often; the mixture in one schedule, at stage 1's rate.",
+            common.AT_THE_FLOOR,
+            common.ONE_START,
+        )
         if tiny
         else (),
     )  # fmt: skip

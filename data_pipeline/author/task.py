@@ -9,7 +9,6 @@ import functools
 import hashlib
 import re
 import string
-import traceback
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 
 from data_pipeline.author.options import Options
 from data_pipeline.author.sources import Source
-from vflax.errors import UserError
+from vflax.errors import UserError, line_of
 from vflax.values import COUNT, ID, NAME, TEXT, Kind, wrong
 
 # [VF] of each task at most so many instances were kept.
@@ -184,16 +183,6 @@ def load_task_file(path: Path) -> TaskFile:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{path}: declared twice: {', '.join(twice)}; give each task a name of its own")
     return TaskFile(path, tasks, hashlib.sha256(source).hexdigest())
-
-
-def line_of(error: BaseException, path: Path) -> str:
-    """Where in the file it was raised: ", line 12"; "" where in none of its lines."""
-    if isinstance(error, SyntaxError):
-        return f", line {error.lineno}"
-    here = path.resolve()
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == here]
-    return f", line {lines[-1]}" if lines else ""
 
 
 def told(error: BaseException) -> str:

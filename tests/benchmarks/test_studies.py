@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,12 +109,15 @@ def test_the_command_runs_the_studies_and_publishes_what_went_well(
     project: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     ran: list[list[str]] = []
+    pictures: list[str] = []
     status = 75
 
-    def instead(command: list[str]) -> SimpleNamespace:
+    def instead(command: list[str], env: Mapping[str, str]) -> SimpleNamespace:
         ran.append(command[1:])
+        pictures.append(env.get("VFLAX_PHOTOGRAPHS", ""))
         return SimpleNamespace(returncode=status)
 
+    monkeypatch.delenv("VFLAX_PHOTOGRAPHS", raising=False)
     monkeypatch.setattr(subprocess, "run", instead)
     monkeypatch.setattr(published, "ROOT", project)
     given = [f"--workdir={work}", "--publish", "--study=one:tiny", "--", "--parallel=2"]
@@ -126,6 +130,8 @@ def test_the_command_runs_the_studies_and_publishes_what_went_well(
 
     assert published.main([f"--workdir={work}", "--publish", "--report-only"]) == 0
     assert len(ran) == 2
+    assert published.main([f"--workdir={work}", "--photographs=DIR"]) == 0
+    assert "forgetting:tiny-photographs,gpt4_amount:tiny," in ran[2][2] and pictures[1:] == ["", "DIR"]
     assert published.main([f"--workdir={work / 'none'}", "--publish", "--report-only"]) == 1
     assert "error: " in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.evaluate import tables
 from vflax.errors import UserError
 from vflax.evaluate import llava_bench, score
+from vflax.evaluate.files import json_lines
 from vflax.evaluate.judging import Request
 from vflax.evaluate.llava_bench_data import BenchQuestion
 
@@ -139,6 +140,18 @@ def test_every_format_gives_the_scripts_numbers(format: str, tmp_path: Path) -> 
     assert (found.metrics["conv/gpt4"], found.metrics["conv/model"], found.metrics["std"]) == (90, 65, 0)
     assert (found.n, found.missing, found.unparsed) == (4, 0, 0)
     assert [verdict.score for verdict in found.verdicts] == [0.5, 0.6, 0.8, 0.5]
+
+
+def test_answers_tell_how_long_they_are_and_what_they_mention_that_nothing_else_does(tmp_path: Path) -> None:
+    data = write_release(tmp_path / "data")
+    answers = ["A dog and a cat.", "A dog.", "", "A bench beside a dog on a couch."]
+    lines = [{"key": str(n), "prediction": answers[n], "grades": [[8, 6]]} for n in range(4)]
+    contexts = json_lines(data / "context.jsonl")
+    write_lines(data / "context.jsonl", [row | {"caption": "A dog on a sofa."} for row in contexts])
+    found = run_of(write_lines(tmp_path / "own.jsonl", lines), data=data)
+    assert found.metrics["words"] == 3.5  # 5, 2, 0, 8
+    assert found.metrics["hallucinated"] == pytest.approx(100 * 2 / 6)  # cat, bench; a couch is a sofa
+    assert "words" not in run_of(write_llava(tmp_path / "review.jsonl", ROWS), data=data).metrics
 
 
 @pytest.mark.parametrize("suffix", ["tsv", "json"])

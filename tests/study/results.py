@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.study.grids import run
-from vflax.study.grid import Arm, Cell, Claim, Difference, Metric, Same, Study, Trend
+from vflax.study.grid import Arm, Cell, Claim, Difference, Metric, NoWorse, Study, Trend
 from vflax.study.result import build
 
 ODD = "a|b <script>alert(1)</script> $x_1$ \"*'`[l](m)\n\ud800"
@@ -44,7 +44,7 @@ def made(
         "claims": (
             Claim("Many tasks beat few.", "[VF] Table 3", Difference("mme", many, few)),
             Claim("The loss falls.", "[VF] Figure 1", Trend("loss", -1)),
-            Claim("POPE stays.", "[VF] section 4", Same("pope", many, few, 3.0)),
+            Claim("POPE stays.", "[VF] section 4", NoWorse("pope", many, few, 3.0)),
             Claim("People like it.", "[VF] section 5", Difference("llava_bench", many, few)),
             Claim("GPT-4 likes it.", "[VF] section 6", None, "a judge"),
         ),

@@ -46,6 +46,14 @@ def test_a_job_runs_after_those_that_it_needs(tmp_path: Path):
     assert [line for line in said if line.startswith("[2/2] b: done")]
 
 
+def test_what_is_done_before_its_turn_comes_is_not_run(tmp_path: Path):
+    (tmp_path / "a").write_text("begun\ndone\n")
+    executor, said = execute([job(tmp_path, "b", needs=("a",)), job(tmp_path, "a")], slots())
+    assert not executor.failed and (tmp_path / "b").exists()
+    assert [line for line in said if "starts" in line] == ["b: starts"]
+    assert not (tmp_path / "a.log").exists()
+
+
 def test_what_fails_is_told_with_its_own_words_and_only_what_needs_it_is_left_out(tmp_path: Path):
     jobs = [
         job(tmp_path, "a", "1"), job(tmp_path, "b", needs=("a",)), job(tmp_path, "c", needs=("b",)), job(tmp_path, "d"),

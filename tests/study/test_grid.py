@@ -9,6 +9,7 @@ import pytest
 from tests.study.grids import run, study
 from vflax.errors import UserError
 from vflax.study.grid import Arm, Cell, Claim, Difference, Metric, Run, Trend, known_studies, load_study
+from vflax.study.recipe import config_of, folder_of
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,35 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path):
     (tmp_path / "mine.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="no get_study"):
         load_study(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\nwhile:\n", r"mine\.py, line 2: SyntaxError"),
+        ("x = 1\n\nimport no_such_module\n", r"mine\.py, line 3: ModuleNotFoundError: .*no_such_module"),
+        ("def get_study(variant):\n    return 1\n", r"mine\.py: TypeError: .*seeds"),
+        ("def get_study(variant, seeds=None):\n    return 1 / 0\n", r"mine\.py, line 2: ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_fails_is_told_with_its_line(text: str, said: str, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_study(f"{tmp_path / 'mine.py'}:small", (1,))
+
+
+def test_photographs_are_a_variant_of_their_own_that_asks_for_its_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("VFLAX_PHOTOGRAPHS", raising=False)
+    with pytest.raises(UserError, match=r"VFLAX_PHOTOGRAPHS=DIR .*CIFAR-10"):
+        load_study("forgetting:tiny-photographs")
+    monkeypatch.setenv("VFLAX_PHOTOGRAPHS", "photographs")
+    found, without = load_study("forgetting:tiny-photographs"), load_study("forgetting:tiny")
+    assert (found.variant, len(found.cells)) == ("tiny-photographs", len(without.cells))
+    assert found.prepare and not without.prepare
+    shared = {folder_of(run) for run in found.runs()} & {folder_of(run) for run in without.runs()}
+    assert shared == set()
+    hidden = {config_of(cell.run).data.sources[0].exclude for cell in found.cells if "without" in cell.arm}
+    assert hidden == {("HANDWRITING+*",)}
 
 
 @pytest.mark.parametrize("name", known_studies())

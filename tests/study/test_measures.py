@@ -40,7 +40,8 @@ def run(folder: Path) -> epath.Path:
         own = folder / "eval" / step / "pope"
         own.mkdir(parents=True)
         metrics = {"yes_ratio": 40.0, "f1/random": None}
-        (own / "score.json").write_text(json.dumps({"task": "pope", "score": score, "metrics": metrics}))
+        told = {"task": "pope", "score": score, "metrics": metrics, "n": 40, "unparsed": 10}
+        (own / "score.json").write_text(json.dumps(told))
     return epath.Path(folder)
 
 
@@ -49,6 +50,7 @@ def test_a_run_tells_its_accuracies_in_percent_and_the_benchmarks_of_its_last_st
         "samples": 100.0, "seconds": 12.5, "loss": 1.5, "loss/A+x": 2.0, "accuracy": 50.0, "words_short": 1.0,
         "words_long": 20.0, "words/A+x": 1.0, "words/A+y": 1.0, "words/B+long": 30.0, "accuracy/A+x": 25.0,
         "accuracy/A+y": 75.0, "blind/A+x": 0.0, "blind/A+y": 50.0, "pope": 70.0, "pope/yes_ratio": 40.0,
+        "pope/unparsed": 25.0,
     }  # fmt: skip
 
 
@@ -70,7 +72,8 @@ def test_what_the_evaluation_command_wrote_comes_on_top(tmp_path: Path):
     workdir = run(tmp_path)
     own = tmp_path / "evaluate" / "llava_bench"
     own.mkdir(parents=True)
-    (own / "score.json").write_text(json.dumps({"task": "llava_bench", "score": 60.0, "metrics": {}}))
+    told = {"task": "llava_bench", "score": 60.0, "metrics": {}, "n": 0, "unparsed": 0}
+    (own / "score.json").write_text(json.dumps(told))
     assert read(workdir, epath.Path(tmp_path / "evaluate"))["llava_bench"] == 60.0
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from tests.study.grids import run, study
 from vflax.errors import UserError
-from vflax.study.grid import Arm, Cell, Claim, Difference, Metric, Same, Trend
+from vflax.study.grid import Arm, Cell, Claim, Difference, Metric, NoWorse, Trend
 from vflax.study.result import CANNOT, NOT_SHOWN, OPPOSITE, SHOWN, UNFINISHED, build
 
 ABOVE = Difference("accuracy", "many", "few")
 FIVE_ABOVE = Difference("accuracy", "many", "few", 5.0)
 RISES, FALLS = Trend("accuracy"), Trend("accuracy", -1)
-SAME = Same("accuracy", "many", "few", 5.0)
+NO_WORSE = NoWorse("accuracy", "many", "few", 5.0)
 
 
 def measured(differences: list[float]) -> dict[tuple[str, int], dict[str, float]]:
@@ -58,12 +58,12 @@ def claimed(test: Any, differences: list[float], **changes: Any) -> dict[str, An
         (FALLS, [-10.0, -10.5], SHOWN),
         (FALLS, [10.0, -9.0], NOT_SHOWN),
         (FALLS, [10.0, 10.5], OPPOSITE),
-        (SAME, [1.0, 1.2], SHOWN),
-        (SAME, [-1.0, -1.2], SHOWN),
-        (SAME, [1.0, 4.0], NOT_SHOWN),
-        (SAME, [4.9, 5.1], NOT_SHOWN),
-        (SAME, [10.0, 10.2], OPPOSITE),
-        (SAME, [-10.0, -10.2], OPPOSITE),
+        (NO_WORSE, [1.0, 1.2], SHOWN),
+        (NO_WORSE, [-1.0, -1.2], SHOWN),
+        (NO_WORSE, [10.0, 10.2], SHOWN),
+        (NO_WORSE, [-1.0, -4.0], NOT_SHOWN),
+        (NO_WORSE, [-4.9, -5.1], NOT_SHOWN),
+        (NO_WORSE, [-10.0, -10.2], OPPOSITE),
     ],
 )
 def test_a_verdict_is_where_the_whole_interval_lies(test: Any, differences: list[float], verdict: str):
@@ -75,7 +75,7 @@ def test_a_verdict_is_where_the_whole_interval_lies(test: Any, differences: list
     assert found["low"] <= found["mean"] <= found["high"]
 
 
-@pytest.mark.parametrize("test", [ABOVE, FIVE_ABOVE, RISES, FALLS, SAME], ids=lambda test: test.says)
+@pytest.mark.parametrize("test", [ABOVE, FIVE_ABOVE, RISES, FALLS, NO_WORSE], ids=lambda test: test.says)
 def test_p_is_below_five_percent_exactly_where_the_interval_decides(test: Any):
     draw = random.Random(1)
     verdicts = set()
@@ -118,10 +118,43 @@ def test_arms_that_were_measured_for_other_seeds_decide_nothing():
         assert (claim["verdict"], claim["why"]) == (CANNOT, "no seed has accuracy in all arms of the claim")
 
 
-def test_one_seed_decides_nothing():
-    found = claimed(ABOVE, [30.0])
-    assert (found["verdict"], found["n"], found["mean"], found["low"]) == (CANNOT, 1, 30.0, None)
+@pytest.mark.parametrize("test", [ABOVE, FIVE_ABOVE, RISES, NO_WORSE], ids=lambda test: test.says)
+def test_one_seed_decides_nothing_and_is_no_test_of_the_study(test: Any):
+    found = claimed(test, [3.0])
+    assert (found["verdict"], found["n"], found["mean"], found["low"]) == (
+        CANNOT,
+        1,
+        pytest.approx(3.0),
+        None,
+    )
+    assert (found["p"], found["p_holm"]) == (None, None)
     assert "give more seeds" in found["why"]
+
+
+@pytest.mark.parametrize("test", [ABOVE, RISES, NO_WORSE], ids=lambda test: test.says)
+def test_arms_at_the_floor_decide_nothing_and_one_above_it_does(test: Any):
+    def found(floor: float) -> dict[str, Any]:
+        return claimed(
+            test, [10.0, 10.5], metrics=(Metric("accuracy", "accuracy, %", ("accuracy",), floor=floor),)
+        )
+
+    # few: 51 and 52, many: 61 and 62.5, with an interval from 52.2 to 71.3
+    assert found(52.0)["verdict"] == SHOWN
+    low = found(53.0)
+    assert (low["verdict"], low["p"], low["p_holm"]) == (CANNOT, None, None)
+    assert low["mean"] == pytest.approx(10.25) and "no arm is beyond doubt above 53" in low["why"]
+
+
+def test_seeds_that_share_a_run_are_one_value():
+    shared = run(7)
+    cells = (
+        *(Cell("few", seed, shared) for seed in (1, 2)),
+        *(Cell("many", seed, run(seed)) for seed in (1, 2)),
+    )
+    [metric] = build(study(cells=cells), measured([10.0, 11.0]))["metrics"]
+    assert (metric["arms"]["few"]["n"], metric["arms"]["few"]["low"]) == (1, None)
+    assert metric["arms"]["few"]["values"].keys() == {"1", "2"}
+    assert metric["arms"]["many"]["n"] == 2
 
 
 def test_an_unfinished_study_tells_what_is_there_and_gives_no_verdict():
@@ -137,7 +170,7 @@ def test_an_unfinished_study_tells_what_is_there_and_gives_no_verdict():
 def test_holms_p_counts_the_tests_of_the_study_and_no_others():
     claims = (
         Claim("Many beat few.", "nowhere", ABOVE),
-        Claim("Many are as few.", "nowhere", SAME),
+        Claim("Many are as few.", "nowhere", NO_WORSE),
         Claim("Untested.", "nowhere", None, "a judge"),
     )
     one, two, none = build(study(claims=claims), measured([10.0, 11.0]))["claims"]

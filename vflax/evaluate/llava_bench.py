@@ -22,6 +22,7 @@ from vflax.evaluate.llava_bench_data import COCO, WILD, BenchQuestion, load, row
 from vflax.evaluate.predictions import Name, Said, format_of_rows, join, without_answers
 from vflax.evaluate.question import Question, by_number, limited
 from vflax.evaluate.result import Score, Verdict, make
+from vflax.preference import mentions
 
 NAME = "llava_bench"
 MODES = {
@@ -238,13 +239,34 @@ def score(
     missing = (None,) * reviews
     metrics = _Metrics(verdicts, [pairs.get(q.key, missing) for q in asked], mode)
     found = metrics.reviews(np.ones(len(verdicts), np.int64), metrics.rule)
-    numbers = metrics.flat(found)
+    numbers = metrics.flat(found) | _of_texts(asked, joined)
     made = make(
         NAME, mode, format, verdicts, metrics, "all",
         groups=metrics.groups(found, names), printed=_printed(found, mode, names),
         manifest={"predictions_sha256": digest(paths), "custom": custom, "limit": limit, "reviews": reviews},
     )  # fmt: skip
     return dataclasses.replace(made, metrics=numbers, score=numbers["all"])
+
+
+def _of_texts(questions: Sequence[Question], said: Mapping[str, Said]) -> dict[str, float]:
+    """words: of an answer, the median. hallucinated: CHAIR_i (Rohrbach et al., 2018), percent of the things of COCO's
+    vocabulary that answers mention and neither question, context nor GPT-4's answer does. Of reviews without data: {}.
+    """
+    answered = [(q, said[q.key].text) for q in questions if q.key in said and isinstance(q, BenchQuestion)]
+    if not any(text for _, text in answered):
+        return {}
+    vocabulary = mentions.load("coco")
+    there = invented = 0
+    for question, text in answered:
+        # In the wild the letters of a context stand on lines of their own (llava_bench_data._context).
+        context = question.context[::2] if set(question.context[1::2]) == {"\n"} else question.context
+        known = {
+            name for own in (question.text, context, question.answer) for name in vocabulary.mentions(own)
+        }
+        named = vocabulary.mentions(text)
+        there, invented = there + len(named), invented + sum(name not in known for name in named)
+    words = float(np.median([len(text.split()) for _, text in answered]))
+    return {"words": words} | ({"hallucinated": 100.0 * invented / there} if there else {})
 
 
 def _verdict(question: Question, said: Said | None, pairs: Sequence[_Pair] | None, strict: bool) -> Verdict:

@@ -32,7 +32,7 @@ from vflax.goodput import duration
 from vflax.study import cost, report
 from vflax.study.execute import Executor, Slots, check_slots
 from vflax.study.grid import Study, known_studies, load_study
-from vflax.study.jobs import Place, all_runs, jobs_of, measures_of
+from vflax.study.jobs import Place, all_runs, jobs_of, measures_of, unmade_starts
 from vflax.study.result import build
 
 
@@ -88,6 +88,12 @@ def _study(options: argparse.Namespace, console: Console) -> int:
         options.workdir.absolute(), epath.Path(options.runs or options.workdir.absolute() / "runs"),
         tuple(shlex.split(options.evaluate)),
     )  # fmt: skip
+    if options.evaluate_on and "://" in os.fspath(place.runs):
+        raise UserError(
+            f"--evaluate-on with --runs={options.runs}: what evaluates elsewhere must write where this machine reads, "
+            "and it writes into folders; give a --runs that both see as a folder, or leave --evaluate-on out: then it "
+            "runs here"
+        )
     slots = _slots(options, environment)
     for study in studies:
         _check_variant(study, place.work / study.name)
@@ -199,6 +205,10 @@ def _show_cost(studies: Sequence[Study], place: Place, options: argparse.Namespa
             f"{study.name}:{study.variant}: {study.title}\n  {len(study.arms)} arms x {len(study.seeds)} seeds = "
             f"{len(study.cells)} cells of {len(study.runs())} launches, {there} cells are there"
         )
+        if len(study.seeds) == 1:
+            console.print(
+                "  one seed says nothing of chance, every claim will end as 'cannot': --seeds=42,43,44 decides them"
+            )
     left = [run for run in all_runs(studies) if not place.finished(run)]
     if not left or options.topology == "none":
         return
@@ -214,6 +224,8 @@ def _show_cost(studies: Sequence[Study], place: Place, options: argparse.Namespa
     price = "" if found.price is None else f", ${found.price:,.0f}"
     steps = "" if found.steps is None else f" ({found.steps:,} steps, {found.samples:,.0f} samples)"
     console.print(f"to be run: {found.launches} launches{steps}: {hours}{chips}{price}")
+    if starts := unmade_starts(left):
+        console.print(f"  made before, and not counted: {', '.join(starts)}")
     for line in found.said:
         console.print(f"  {line}")
 

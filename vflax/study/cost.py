@@ -86,7 +86,7 @@ def _planned(run: Run) -> Any:
     first = next(run.chain())
     if first is not run:
         start = config_of(first)
-        config.init, config.tokenizer = start.init, start.tokenizer
+        config.init, config.tokenizer, config.model = start.init, start.tokenizer, start.model
     return config
 
 

@@ -203,7 +203,7 @@ class Executor:
                 self._say(f"{job.title}: a process of an earlier start still works on it; waiting for it")
             waited = True
             time.sleep(_LOOK)
-        if waited and job.done():
+        if job.done():  # by that process, between two looks, too
             return None
         job.log.parent.mkdir(parents=True, exist_ok=True)
         command = self._slots.command(job, index)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vflax.config import find_file
-from vflax.errors import UserError
+from vflax.errors import UserError, line_of
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -73,6 +73,7 @@ class Metric:
         read: names of measures or globs, "accuracy/READING+*".
         without: measures to leave out, likewise.
         better: "higher", "lower", or "" where neither is.
+        floor: what one same answer to everything gets; an arm that is not above it shows nothing. None: no such number.
         paper: {arm: what the paper measured}, in the unit of its own benchmark.
         paper_label: what that is and where it stands, "MME (Table 3)".
     """
@@ -82,6 +83,7 @@ class Metric:
     read: tuple[str, ...]
     without: tuple[str, ...] = ()
     better: str = "higher"
+    floor: float | None = None
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     paper_label: str = ""
 
@@ -123,8 +125,9 @@ class Trend:
 
 
 @dataclass(frozen=True)
-class Same:
-    """The metric of two arms differs by no more than `margin`, which is chosen before anything is run."""
+class NoWorse:
+    """`arm` has at most `margin` less of the metric than `other`: a test of non-inferiority, whose margin is chosen
+    before anything is run."""
 
     metric: str
     arm: str
@@ -133,7 +136,7 @@ class Same:
 
     @property
     def says(self) -> str:
-        return f"{self.metric}: {self.arm} within {self.margin:g} of {self.other}"
+        return f"{self.metric}: {self.arm} at most {self.margin:g} below {self.other}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Claim:
 
     text: str
     source: str
-    test: Difference | Trend | Same | None = None
+    test: Difference | Trend | NoWorse | None = None
     why_not: str = ""
 
 
@@ -271,11 +274,19 @@ def load_study(name: str, seeds: Sequence[int] = ()) -> Study:
     if spec is None or spec.loader is None:
         raise UserError(f"--study={name}: {file} is no Python file, so it is no study")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_study"):
-        raise UserError(f"--study={name}: {file} has no get_study(variant, seeds), so it is no study")
     given = {"variant": variant} if variant else {}
-    return module.get_study(**given, **({"seeds": tuple(seeds)} if seeds else {}))
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_study"):
+            raise UserError(f"{file} has no get_study(variant, seeds), so it is no study")
+        return module.get_study(**given, **({"seeds": tuple(seeds)} if seeds else {}))
+    except UserError as error:
+        raise UserError(f"--study={name}: {error}") from None
+    # Whatever a person's file raises; where in it is what they need to know.
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"--study={name}: {file}{line_of(error, Path(file))}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def known_studies() -> list[str]:

@@ -59,6 +59,8 @@ class Place:
         if not self.evaluate:
             return None
         digest = hashlib.sha256(json.dumps(self.evaluate).encode()).hexdigest()[:8]
+        if "://" in os.fspath(self.runs):  # vflax.evaluate writes into folders, not into buckets
+            return epath.Path(self.work) / "evaluations" / f"{folder_of(run)}-{digest}"
         return self.workdir(run) / f"evaluate-{digest}"
 
     def evaluated(self, run: Run) -> bool:
@@ -145,6 +147,11 @@ def _starts(runs: Sequence[Run], logs: Path) -> tuple[list[Job], dict[str, list[
             logs / f"{key}.log", partial(_busy, epath.Path(start)),
         )  # fmt: skip
     return list(jobs.values()), waits
+
+
+def unmade_starts(runs: Sequence[Run]) -> list[str]:
+    """What is made before the first of these launches, "NAME (the config that makes it)" each."""
+    return [job.title for job in _starts(runs, Path())[0]]
 
 
 def _busy(folder: epath.Path) -> bool:

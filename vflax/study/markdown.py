@@ -48,13 +48,14 @@ def study(view: Mapping[str, Any], pictures: str, level: int) -> list[str]:
 def overview(views: Sequence[Mapping[str, Any]]) -> list[str]:
     """The claims of several studies in one table; a study's name leads to its section."""
     lines = [f"{shown.tally([claim for view in views for claim in view['claims']])}.", ""]
-    lines += [_row("study", "claim", "source", "difference (95 %)", "verdict"), "|---" * 5 + "|"]
+    lines += [_row("study", "claim", "source", "difference (95 %)", "p, Holm", "verdict"), "|---" * 6 + "|"]
     for view in views:
         link = f"[{_text(view['name'])}](#{view['name'].lower()})"
         for claim in view["claims"]:
             lines.append(
-                _row(link, _text(claim["text"]), _text(claim["source"]), _difference(claim), _verdict(claim))
-            )
+                _row(link, _text(claim["text"]), _text(claim["source"]), _difference(claim), _text(claim["p_holm"]),
+                     _verdict(claim))
+            )  # fmt: skip
     return lines
 
 

@@ -6,6 +6,7 @@
     hallucinated               CHAIR_i of long held-out answers: percent of the things they mention (COCO's objects,
                                or those of the built-in data) that neither question nor reference does
     NAME, NAME/METRIC          of a benchmark, of the loop or of vflax.evaluate: its score and its other metrics
+    NAME/unparsed              percent of its answers in which nothing that was asked for could be read
     seconds, samples           of the training, as its goodput has them
 
 Names of tasks are the data's.
@@ -89,6 +90,8 @@ def _scores(folder: epath.Path) -> Iterator[epath.Path]:
 def _score(score: Mapping[str, Any]) -> dict[str, float]:
     values = {score["task"]: score["score"]}
     values |= {f"{score['task']}/{name}": value for name, value in score["metrics"].items()}
+    if score["n"]:
+        values[f"{score['task']}/unparsed"] = 100.0 * score["unparsed"] / score["n"]
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

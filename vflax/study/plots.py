@@ -42,7 +42,7 @@ def png(result: Mapping[str, Any], metric: Mapping[str, Any], dpi: int = 200) ->
         own = figure.subplots()
     _draw_own(own, result, metric)
     figure.legend(
-        *own.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False
+        *own.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8, frameon=False
     )
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
@@ -79,6 +79,10 @@ def _draw_own(axes: Axes, result: Mapping[str, Any], metric: Mapping[str, Any]) 
         [math.nan if own["high"] is None else own["high"] - own["mean"] for own in measured.values()],
         fmt="o", color=_MEAN, markersize=7, capsize=5, linewidth=1.3, label=_said_of_means(measured),
     )  # fmt: skip
+    if metric["floor"] is not None:
+        axes.axhline(
+            metric["floor"], color=_SEED, linewidth=1, linestyle=":", label="one same answer", zorder=0
+        )
     axes.set_ylim(*_limits(axes.get_ylim(), [v for own in measured.values() for v in own["values"].values()]))
     axes.set_ylabel(_plain(metric["label"], 42), fontsize=9)
     _label_places(axes, result, result["arms"], places)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vflax.study import statistics
-from vflax.study.grid import Claim, Difference, Metric, Same, Study, Trend
+from vflax.study.grid import Claim, Difference, Metric, NoWorse, Run, Study, Trend
 from vflax.study.measures import value_of
 
 SHOWN, NOT_SHOWN, OPPOSITE = "shows it", "does not show it", "shows the opposite"
@@ -54,17 +54,29 @@ def _metric(study: Study, metric: Metric, values: Mapping[str, Mapping[int, floa
     arms = {}
     for arm in study.arms:
         own = values[arm.name]
-        arms[arm.name] = _finite(asdict(statistics.estimate(list(own.values())))) | {
+        arms[arm.name] = _finite(asdict(statistics.estimate(_of_distinct_runs(study, arm.name, own)))) | {
             "values": {str(seed): value for seed, value in sorted(own.items())}
         }
     return {
         "name": metric.name,
         "label": metric.label,
         "better": metric.better,
+        "floor": metric.floor,
         "arms": arms,
         "paper": dict(metric.paper),
         "paper_label": metric.paper_label,
     }
+
+
+def _of_distinct_runs(study: Study, arm: str, values: Mapping[int, float]) -> list[float]:
+    """An arm's values; one where several seeds share a run, which says nothing of chance."""
+    runs: list[Run] = []
+    found = []
+    for cell in study.cells:
+        if cell.arm == arm and cell.seed in values and cell.run not in runs:
+            runs.append(cell.run)
+            found.append(values[cell.seed])
+    return found
 
 
 def _claims(
@@ -90,7 +102,7 @@ def _tested(
         return told | {"verdict": CANNOT, "why": claim.why_not}
     own = values[test.metric]
     if isinstance(test, Trend):
-        xs = {arm.name: arm.x for arm in study.arms if arm.x and (not test.arms or arm.name in test.arms)}
+        xs = {arm.name: arm.x for arm in study.arms if arm.x and arm.name in _arms_of(study, test)}
         change = statistics.slope({x: own[name] for name, x in xs.items()})
     else:
         other = values[(isinstance(test, Difference) and test.against) or test.metric]
@@ -104,18 +116,44 @@ def _tested(
         return told | {"verdict": CANNOT, "why": f"no seed has {test.metric} in all arms of the claim"}
     if math.isnan(change.low):
         return told | {"verdict": CANNOT, "why": "one seed says nothing of chance: give more seeds"}
+    if why := _at_the_floor(study, test, own):
+        return told | {"p": None, "verdict": CANNOT, "why": why}
     verdict, why = _verdict(test, change)
     return told | {"verdict": verdict, "why": why}
 
 
-def _verdict(test: Difference | Trend | Same, change: statistics.Estimate) -> tuple[str, str]:
+def _at_the_floor(
+    study: Study, test: Difference | Trend | NoWorse, values: Mapping[str, Mapping[int, float]]
+) -> str:
+    """Why a claim cannot be decided where no arm of it does what is asked; empty: one does.
+
+    A difference between arms that are all no better than one same answer is one of habits, such as how often a model
+    says no word that is asked for, and not of what they can do.
+    """
+    [floor] = [metric.floor for metric in study.metrics if metric.name == test.metric]
+    if floor is None:
+        return ""
+    for arm in _arms_of(study, test):
+        found = statistics.estimate(_of_distinct_runs(study, arm, values[arm]))
+        if (found.mean if math.isnan(found.low) else found.low) > floor:
+            return ""
+    return f"no arm is beyond doubt above {floor:g}, which one same answer to everything gets"
+
+
+def _arms_of(study: Study, test: Difference | Trend | NoWorse) -> list[str]:
+    if isinstance(test, Trend):
+        return [arm.name for arm in study.arms if arm.x and (not test.arms or arm.name in test.arms)]
+    return [test.arm, test.other]
+
+
+def _verdict(test: Difference | Trend | NoWorse, change: statistics.Estimate) -> tuple[str, str]:
     """By the interval alone: it must lie on one side of what the claim draws as its line."""
-    if isinstance(test, Same):
-        if -test.margin <= change.low and change.high <= test.margin:
-            return SHOWN, f"the whole interval lies within {test.margin:g}"
-        if change.low > test.margin or change.high < -test.margin:
-            return OPPOSITE, f"the whole interval lies beyond {test.margin:g}"
-        return NOT_SHOWN, f"the interval reaches beyond {test.margin:g}"
+    if isinstance(test, NoWorse):
+        if change.low > -test.margin:
+            return SHOWN, f"the whole interval lies above -{test.margin:g}"
+        if change.high < -test.margin:
+            return OPPOSITE, f"the whole interval lies below -{test.margin:g}"
+        return NOT_SHOWN, f"the interval reaches below -{test.margin:g}"
     sign = test.sign if isinstance(test, Trend) else 1
     least = 0.0 if isinstance(test, Trend) else test.least
     low, high = (change.low, change.high) if sign > 0 else (-change.high, -change.low)
@@ -126,14 +164,15 @@ def _verdict(test: Difference | Trend | Same, change: statistics.Estimate) -> tu
     return NOT_SHOWN, "the interval holds no difference as well as one: it may be chance"
 
 
-def _p(test: Difference | Trend | Same, change: statistics.Estimate) -> float:
+def _p(test: Difference | Trend | NoWorse, change: statistics.Estimate) -> float:
     """Of a true value on the line that the claim draws: below 0.05 where the interval lies on one side of it."""
-    if isinstance(test, Trend):
+    if isinstance(test, Trend) or math.isnan(change.low):
         return change.p
-    line = test.margin if isinstance(test, Same) else test.least
-    if isinstance(test, Difference) and abs(change.mean) < line:
+    if isinstance(test, NoWorse):
+        return statistics.p_at(change, -test.margin)
+    if abs(change.mean) < test.least:
         return 1.0  # less than the claim asks for, on either side
-    return statistics.p_at(change, math.copysign(line, change.mean))
+    return statistics.p_at(change, math.copysign(test.least, change.mean))
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,9 +55,7 @@ def study(result: Mapping[str, Any]) -> dict[str, Any]:
             }
             for file, metric in zip(_files(measured), measured, strict=True)
         ],
-        "columns": [
-            {"label": m["label"], "better": _BETTER[m["better"]], "paper": _paper(m)} for m in measured
-        ],
+        "columns": [{"label": m["label"], "better": _better(m), "paper": _paper(m)} for m in measured],
         "rows": [
             {"arm": arm["name"], "cells": [_cell(m, arm["name"], len(result["seeds"])) for m in measured]}
             for arm in result["arms"]
@@ -73,13 +71,18 @@ def tally(claims: Sequence[Mapping[str, Any]]) -> str:
     ends = ", ".join(
         f"{count} {VERDICTS[verdict][0]} {verdict}" for verdict, count in counts.items() if count
     )
-    return f"{_count(len(claims), 'claim')}: {ends}" if claims else "no claims"
+    doubtful = sum(claim["doubtful"] for claim in claims)
+    but = f"; of these verdicts {doubtful} may be chance among so many tests (p, Holm)" if doubtful else ""
+    return f"{_count(len(claims), 'claim')}: {ends}{but}" if claims else "no claims"
 
 
 def _claim(claim: Mapping[str, Any], places: int) -> dict[str, Any]:
     mark, tint = VERDICTS[claim["verdict"]]
     why = claim["why"]
-    if claim["verdict"] in (SHOWN, OPPOSITE) and claim["p_holm"] is not None and claim["p_holm"] > 1 - LEVEL:
+    doubtful = (
+        claim["verdict"] in (SHOWN, OPPOSITE) and claim["p_holm"] is not None and claim["p_holm"] > 1 - LEVEL
+    )
+    if doubtful:
         why += "; but among all tests of the study one such may well be chance (Holm)"
     return {
         "text": claim["text"],
@@ -88,6 +91,7 @@ def _claim(claim: Mapping[str, Any], places: int) -> dict[str, Any]:
         "verdict": claim["verdict"],
         "mark": mark,
         "tint": tint,
+        "doubtful": doubtful,
         "why": why,
         "difference": "" if claim["mean"] is None else f"{claim['mean']:+,.{places}f}",
         "interval": _between(claim, places, "+"),
@@ -104,9 +108,17 @@ def _cell(metric: Mapping[str, Any], arm: str, seeds: int) -> dict[str, str]:
     return {
         "mean": "" if own["mean"] is None else f"{own['mean']:,.{places}f}",
         "half": "" if half is None else f"± {half:,.{places}f}",
-        "some": f"{own['n']} of {seeds} seeds" if own["n"] not in (0, seeds) else "",
+        "some": _some(own, seeds),
         "paper": "" if paper is None else f"{paper:,g}" if abs(paper) < 1000 else f"{paper:,.1f}",
     }
+
+
+def _some(own: Mapping[str, Any], seeds: int) -> str:
+    """Over how many seeds or runs a mean is, where not over a run of each seed."""
+    known = len(own["values"])
+    if known not in (0, seeds):
+        return f"{known} of {seeds} seeds"
+    return f"{_count(own['n'], 'run')} for all seeds" if own["n"] < known else ""
 
 
 def _seeds(result: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -133,6 +145,11 @@ def _caption(metric: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> st
             within = _between(own, places)
             points.append(f"{arm['name']} {own['mean']:,.{places}f}" + (f" ({within})" if within else ""))
     return f"{metric['label']}: {'; '.join(points)}"
+
+
+def _better(metric: Mapping[str, Any]) -> str:
+    floor = "" if metric["floor"] is None else f"{metric['floor']:g}: one same answer to everything"
+    return "; ".join(filter(None, (_BETTER[metric["better"]], floor)))
 
 
 def _paper(metric: Mapping[str, Any]) -> str:
