@@ -113,8 +113,29 @@ def test_one_seed_has_no_interval(tmp_path: Path):
 def test_a_verdict_that_may_be_chance_among_all_tests_says_so(tmp_path: Path):
     result = made()
     result["claims"][0] |= {"p": 0.02, "p_holm": 0.06}
-    text, _ = wrote(tmp_path, result)
+    text, page = wrote(tmp_path / "small", result)
     assert len(re.findall("may well be chance", text)) == 1
+    report.write_index(tmp_path)
+    for told in (page, (tmp_path / "studies.md").read_text(), (tmp_path / "index.html").read_text()):
+        assert "of these verdicts 1 may be chance among so many tests (p, Holm)" in told
+    assert "| 0.060 | ✓ **shows it** |" in (tmp_path / "studies.md").read_text()
+
+
+def test_a_floor_is_told_and_drawn(tmp_path: Path):
+    with_floor = (Metric("pope", "POPE format, F1 in %", ("pope",), floor=66.0),)
+    low = made(metrics=with_floor, claims=())
+    text, page = wrote(tmp_path, low)
+    for told in (text, page):
+        assert "higher is better; 66: one same answer to everything" in told
+    without = made(metrics=(Metric("pope", "POPE format, F1 in %", ("pope",)),), claims=())
+    assert drawn(low, 0).tobytes() != drawn(without, 0).tobytes()
+
+
+def test_an_arm_whose_seeds_share_a_run_says_so(tmp_path: Path):
+    result = made()
+    result["metrics"][0]["arms"]["0 tasks"] |= {"n": 1, "low": None, "high": None}
+    text, _ = wrote(tmp_path, result)
+    assert re.search(r"^\| 0 tasks \| [\d.]+ \(1 run for all seeds\) \|", text, re.M)
 
 
 def test_odd_names_stay_text(tmp_path: Path):
