@@ -260,11 +260,8 @@ def _of_texts(questions: Sequence[Question], said: Mapping[str, Said]) -> dict[s
     for question, text in answered:
         # In the wild the letters of a context stand on lines of their own (llava_bench_data._context).
         context = question.context[::2] if set(question.context[1::2]) == {"\n"} else question.context
-        known = {
-            name for own in (question.text, context, question.answer) for name in vocabulary.mentions(own)
-        }
-        named = vocabulary.mentions(text)
-        there, invented = there + len(named), invented + sum(name not in known for name in named)
+        wrong, named = vocabulary.invented(text, (question.text, context, question.answer))
+        there, invented = there + named, invented + len(wrong)
     words = float(np.median([len(text.split()) for _, text in answered]))
     return {"words": words} | ({"hallucinated": 100.0 * invented / there} if there else {})
 

@@ -49,11 +49,11 @@ class Vocabulary:
         there."""
         if not (question.reference or question.objects):
             return None
-        there = {
-            name
-            for own in (question.text, question.reference, *question.objects)
-            for name in self.mentions(own)
-        }
+        return self.invented(text, (question.text, question.reference, *question.objects))
+
+    def invented(self, text: str, known: Iterable[str]) -> tuple[list[str], int]:
+        """The mentions in a text of what none of the known texts mentions, and how many mentions there are."""
+        there = {name for own in known for name in self.mentions(own)}
         said = self.mentions(text)
         return [name for name in said if name not in there], len(said)
 

@@ -26,6 +26,7 @@ from etils import epath
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from vflax.bucket import is_url
 from vflax.constants import EXIT_AGAIN, EXIT_DONE, EXIT_ERROR
 from vflax.errors import UserError
 from vflax.goodput import duration
@@ -88,7 +89,7 @@ def _study(options: argparse.Namespace, console: Console) -> int:
         options.workdir.absolute(), epath.Path(options.runs or options.workdir.absolute() / "runs"),
         tuple(shlex.split(options.evaluate)),
     )  # fmt: skip
-    if options.evaluate_on and "://" in os.fspath(place.runs):
+    if options.evaluate_on and is_url(place.runs):
         raise UserError(
             f"--evaluate-on with --runs={options.runs}: what evaluates elsewhere must write where this machine reads, "
             "and it writes into folders; give a --runs that both see as a folder, or leave --evaluate-on out: then it "

@@ -13,6 +13,7 @@ from pathlib import Path
 from etils import epath
 from filelock import FileLock, Timeout
 
+from vflax.bucket import is_url
 from vflax.errors import UserError
 from vflax.study import measures
 from vflax.study.execute import Job
@@ -59,7 +60,7 @@ class Place:
         if not self.evaluate:
             return None
         digest = hashlib.sha256(json.dumps(self.evaluate).encode()).hexdigest()[:8]
-        if "://" in os.fspath(self.runs):  # vflax.evaluate writes into folders, not into buckets
+        if is_url(self.runs):  # vflax.evaluate writes into folders, not into buckets
             return epath.Path(self.work) / "evaluations" / f"{folder_of(run)}-{digest}"
         return self.workdir(run) / f"evaluate-{digest}"
 
@@ -157,7 +158,7 @@ def unmade_starts(runs: Sequence[Run]) -> list[str]:
 def _busy(folder: epath.Path) -> bool:
     """Whether a launch works in a local WORKDIR: one that a killed study has left behind goes on."""
     path = Path(os.fspath(folder)) / ".lock"
-    if "://" in os.fspath(folder) or not path.exists():
+    if is_url(folder) or not path.exists():
         return False
     try:
         with FileLock(path).acquire(timeout=0):

@@ -74,9 +74,8 @@ def _hallucinated(workdir: epath.Path, step: str, tasks: Mapping[str, Any]) -> d
     for line in filter(None, path.read_text().split("\n")):
         row = json.loads(line)
         if not tasks[row["task"]]["short"]:
-            known = {*vocabulary.mentions(row["question"]), *vocabulary.mentions(row["reference"])}
-            said = vocabulary.mentions(row["answer"])
-            there, invented = there + len(said), invented + sum(name not in known for name in said)
+            wrong, named = vocabulary.invented(row["answer"], (row["question"], row["reference"]))
+            there, invented = there + named, invented + len(wrong)
     return {"hallucinated": 100.0 * invented / there} if there else {}
 
 
